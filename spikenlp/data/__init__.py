@@ -1,0 +1,6 @@
+"""Data sets and vocabularies."""
+
+from spikenlp.data.glue import GLUE_TASKS, GlueTask, get_task, load_glue
+from spikenlp.data.tokenization import wordpiece_tokenizer
+
+__all__ = ["GLUE_TASKS", "GlueTask", "get_task", "load_glue", "wordpiece_tokenizer"]

@@ -1,0 +1,303 @@
+"""Losses across time steps: SDT, TET and Temporal Model Calibration (TMC).
+
+With z_t the logits at step t, y the label, CE the cross entropy and sg the stop-gradient:
+
+    SDT   CE(mean_t z_t, y)
+    TET   (1 - a) * mean_t CE(z_t, y) + a * MSE(z_t, phi)             Deng et al., ICLR 2022
+    TMC   mean_t [ CE(z_t, y) + w * theta_t ** lambda_t ]             Yan et al., ICML 2025
+          zbar_t   = (sg(z_1 + ... + z_{t-1}) + z_t) / t
+          p_t      = softmax(zbar_t)[y]
+          theta_t  = mean_B(p_t) / mean_B(1 - p_t)    theta_reduction="batch" (the released code)
+          theta_t  = p_t / (1 - p_t), one per sample  theta_reduction="sample" (the paper's analysis)
+          lambda_t = (T - t + 1) / T
+
+Every loss takes `timestep_logits` [B, T, C] (or [B, T, L, C] for token labels [B, L]) of any
+floating dtype, whatever network they come from, computes in float32 and returns the mean over the
+samples whose label is not -100.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import warnings
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE_INDEX = -100
+THETA_MAX = 1e4
+"""Upper bound of theta (p = 0.9999). Beyond it the term is constant and only CE has a gradient."""
+LITERAL_CONFIDENCE = (3 - math.sqrt(5)) / 2
+"""Target confidence at which literal TMC's first step settles, whatever the number of classes."""
+
+
+def sdt_loss(timestep_logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Standard direct training: cross entropy of the mean logits (one output: MSE of the mean).
+
+    Args:
+        timestep_logits: z, [B, T, C].
+        labels: y, int64 [B] in [0, C), -100 is ignored; with C = 1, float targets [B].
+        label_smoothing: in [0, 1), of the cross entropy.
+
+    Returns:
+        float32 scalar.
+
+    Raises:
+        ValueError: shapes that do not fit, labels out of range, NaN or infinite logits.
+
+    >>> sdt_loss(torch.zeros(2, 4, 2), torch.tensor([0, 1])).item()
+    0.6931471824645996
+    """
+    logits, labels = _prepare(timestep_logits, labels)
+    if logits.shape[-1] == 1:
+        return F.mse_loss(logits.mean(1)[:, 0], labels)
+    return F.cross_entropy(logits.mean(1), labels, label_smoothing=label_smoothing)
+
+
+def tet_loss(
+    timestep_logits: Tensor,
+    labels: Tensor,
+    *,
+    mse_weight: float = 0.0,
+    mse_target: float = 1.0,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Temporal efficient training (Deng et al., ICLR 2022, eq. 9): the mean of the losses per step.
+
+    Args:
+        timestep_logits, labels, label_smoothing: as in `sdt_loss`.
+        mse_weight: a, weight in [0, 1] of the mean squared distance of all logits from a constant.
+        mse_target: phi, that constant.
+
+    Returns:
+        float32 scalar.
+
+    Raises:
+        ValueError: as `sdt_loss`; `mse_weight` outside [0, 1], or not 0 in regression.
+    """
+    if not 0 <= mse_weight <= 1:
+        raise ValueError(f"mse_weight must be in [0, 1], got {mse_weight}")
+    logits, labels = _prepare(timestep_logits, labels)
+    if logits.shape[-1] == 1:
+        if mse_weight:
+            raise ValueError("mse_weight regularises class logits; in regression it must be 0")
+        return F.mse_loss(logits[..., 0], labels[:, None].expand(logits.shape[:2]))
+    loss = _mean_cross_entropy(logits, labels, label_smoothing)
+    if mse_weight:
+        loss = (1 - mse_weight) * loss + mse_weight * (logits - mse_target).square().mean()
+    return loss
+
+
+def tmc_loss(
+    timestep_logits: Tensor,
+    labels: Tensor,
+    *,
+    theta_reduction: Literal["batch", "sample"] = "batch",
+    theta_weight: float | Literal["auto"] = 1.0,
+    theta_lambda: Literal["linear", "constant"] = "linear",
+    theta_odds: bool = True,
+    theta_max: float = THETA_MAX,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Temporal model calibration (Yan et al., ICML 2025): CE plus the odds of the running mean.
+
+    Args:
+        timestep_logits, labels, label_smoothing: as in `sdt_loss`. TMC has no regression form.
+        theta_reduction: "batch" takes the odds of the mean confidence of the batch, as the authors'
+            code does (the loss then depends on how a batch is cut into micro-batches); "sample"
+            takes the odds of each sample.
+        theta_weight: w. 1 is the paper; "auto" is `few_class_weight(C)`, which tasks with few
+            classes need: literal TMC trains a binary task at T = 2 towards the wrong class.
+        theta_lambda: "linear" (the paper) or "constant" (ablation: lambda_t = 1).
+        theta_odds: False is the ablation theta_t = p_t.
+        theta_max: upper bound of theta, > 0.
+
+    Returns:
+        float32 scalar, finite for finite logits.
+
+    Raises:
+        ValueError: as `sdt_loss`; C = 1; an argument outside the above.
+
+    >>> tmc_loss(torch.zeros(2, 1, 2), torch.tensor([0, 1]), theta_weight="auto").item()
+    0.831...
+    """
+    if theta_reduction not in ("batch", "sample"):
+        raise ValueError(f"theta_reduction must be 'batch' or 'sample', got {theta_reduction!r}")
+    if theta_lambda not in ("linear", "constant"):
+        raise ValueError(f"theta_lambda must be 'linear' or 'constant', got {theta_lambda!r}")
+    if not theta_max > 0:
+        raise ValueError(f"theta_max must be > 0, got {theta_max}")
+    logits, labels = _prepare(timestep_logits, labels)
+    _, steps, classes = logits.shape
+    if classes == 1:
+        raise ValueError(
+            "TMC calibrates the confidence of classes, and regression (one output) has none: use "
+            "'sdt' or 'tet'"
+        )
+    weight = _resolve_weight(theta_weight, classes, steps)
+    log_p, log_not_p = _log_confidence(_running_mean(logits), labels)
+    if theta_reduction == "batch":
+        log_p, log_not_p = (
+            x.logsumexp(0, keepdim=True) - math.log(len(x)) for x in (log_p, log_not_p)
+        )
+    log_theta = log_p - log_not_p if theta_odds else log_p
+    exponent = _lambdas(steps, logits.device) if theta_lambda == "linear" else 1.0
+    term = (exponent * log_theta.clamp_max(math.log(theta_max))).exp()
+    return _mean_cross_entropy(logits, labels, label_smoothing) + weight * term.mean()
+
+
+def gradient_scaling_factor(
+    timestep_logits: Tensor, labels: Tensor, *, theta_weight: float | Literal["auto"] = 1.0
+) -> Tensor:
+    """g_t, by which TMC ("sample") scales the cross entropy's gradient of the target logit.
+
+    g_t = 1 - w * (lambda_t * theta_t ** lambda_t / t) / (1 - P_t) with P_t = softmax(z_t)[y]: below
+    1 where the running mean is sure already, negative where TMC lowers the target logit.
+
+    Args:
+        timestep_logits: [B, T, C]; labels: [B]; as in `tmc_loss`.
+
+    Returns:
+        float32 [B, T] (samples labelled -100 left out).
+    """
+    with torch.no_grad():
+        logits, labels = _prepare(timestep_logits, labels)
+        _, steps, classes = logits.shape
+        if classes == 1:
+            raise ValueError("g_t is defined for classification (C >= 2)")
+        weight = _resolve_weight(theta_weight, classes, steps)
+        log_p, log_not_p = _log_confidence(_running_mean(logits), labels)
+        _, log_not_p_step = _log_confidence(logits, labels)
+        lambdas = _lambdas(steps, logits.device)
+        log_theta = log_p - log_not_p
+        t = torch.arange(1, steps + 1, device=logits.device)
+        term = weight * lambdas / t * (lambdas * log_theta - log_not_p_step).exp()
+        return 1 - term.where(log_theta <= math.log(THETA_MAX), 0.0)
+
+
+def few_class_weight(num_classes: int) -> float:
+    """w_C, the weight with which TMC's first step settles at the same chance-normalised confidence.
+
+    Literal TMC's first step settles at p* = 0.382 whatever C is, which is below chance for C = 2.
+    Asking for p*_C = 1 / C + 0.382 (1 - 1 / C) gives w_C = (1 - p*_C)^2 / p*_C: 0.138 for C = 2,
+    0.289 for 3, 0.697 for 10, and 1 as C grows. Our own; derived in docs/tmc.md.
+    """
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be >= 2, got {num_classes}")
+    confidence = 1 / num_classes + LITERAL_CONFIDENCE * (1 - 1 / num_classes)
+    return (1 - confidence) ** 2 / confidence
+
+
+TEMPORAL_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "sdt": sdt_loss,
+    "tet": tet_loss,
+    "tmc": tmc_loss,
+}
+
+
+def get_temporal_loss(name: str, **options) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss called `name`, with `options` bound: a function of (timestep_logits, labels).
+
+    Raises:
+        ValueError: unknown name, or an option that this loss does not have.
+    """
+    if name not in TEMPORAL_LOSSES:
+        raise ValueError(f"unknown temporal loss {name!r}: choose from {sorted(TEMPORAL_LOSSES)}")
+    loss = TEMPORAL_LOSSES[name]
+    known = {
+        p.name for p in inspect.signature(loss).parameters.values() if p.kind == p.KEYWORD_ONLY
+    }
+    if unknown := sorted(set(options) - known):
+        raise ValueError(f"{name} has no option {unknown}: choose from {sorted(known)}")
+    return functools.partial(loss, **options)
+
+
+def _prepare(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Checked logits [N, T, C] in float32 and labels [N], ignored samples dropped."""
+    if logits.dim() not in (3, 4):
+        raise ValueError(
+            "timestep_logits must have shape [B, T, C], or [B, T, L, C] for token labels, got "
+            f"{tuple(logits.shape)}"
+        )
+    if logits.dim() == 4:
+        logits = logits.transpose(1, 2)
+    if labels.dim() == logits.dim() - 1 and labels.shape[-1] == 1 == logits.shape[-1]:
+        labels = labels.squeeze(-1)
+    if labels.shape != logits.shape[:-2]:
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)} do not fit timestep_logits of shape "
+            f"{tuple(logits.shape)}: expected {tuple(logits.shape[:-2])}"
+        )
+    if logits.shape[-2] < 1 or logits.shape[-1] < 1:
+        raise ValueError(f"timestep_logits need T >= 1 and C >= 1, got shape {tuple(logits.shape)}")
+    logits = logits.reshape(-1, *logits.shape[-2:]).float()
+    labels = labels.reshape(-1)
+    if logits.shape[-1] == 1:
+        labels = labels.float()
+    elif labels.is_floating_point():
+        raise ValueError(f"labels of a classification must be integers, got {labels.dtype}")
+    kept = labels != IGNORE_INDEX
+    logits, labels = logits[kept], labels[kept]
+    if len(labels) == 0:
+        raise ValueError(f"no sample to learn from: the batch is empty or all {IGNORE_INDEX}")
+    _require(torch.isfinite(logits).all(), "timestep_logits contain NaN or infinity")
+    if logits.shape[-1] == 1:
+        _require(torch.isfinite(labels).all(), "labels contain NaN or infinity")
+    else:
+        _require(
+            ((labels >= 0) & (labels < logits.shape[-1])).all(),
+            f"labels must lie in [0, {logits.shape[-1]}), or be {IGNORE_INDEX} to be ignored",
+        )
+    return logits, labels
+
+
+def _require(condition: Tensor, message: str) -> None:
+    if condition.device.type == "cpu":
+        if not condition:
+            raise ValueError(message)
+    else:
+        torch._assert_async(condition, message)
+
+
+def _mean_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    labels = labels[:, None].expand(logits.shape[:2])
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=label_smoothing)
+
+
+def _running_mean(logits: Tensor) -> Tensor:
+    """zbar [N, T, C], with gradient to the present step only."""
+    history = (logits.cumsum(1) - logits).detach()
+    t = torch.arange(1, logits.shape[1] + 1, device=logits.device)[:, None]
+    return (history + logits) / t
+
+
+def _log_confidence(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """log p and log(1 - p) of the label, [N, T], from logits [N, T, C]."""
+    index = labels[:, None, None].expand(*logits.shape[:2], 1)
+    total = logits.logsumexp(-1)
+    others = logits.scatter(-1, index, -math.inf).logsumexp(-1)
+    return logits.gather(-1, index)[..., 0] - total, others - total
+
+
+def _lambdas(steps: int, device: torch.device) -> Tensor:
+    return torch.arange(steps, 0, -1, device=device) / steps
+
+
+def _resolve_weight(theta_weight: float | str, classes: int, steps: int) -> float:
+    if theta_weight == "auto":
+        return few_class_weight(classes)
+    if isinstance(theta_weight, str) or not theta_weight >= 0:
+        raise ValueError(f"theta_weight must be a number >= 0 or 'auto', got {theta_weight!r}")
+    if theta_weight == 1 and classes <= 3 and steps <= 4:
+        warnings.warn(
+            f"literal TMC (theta_weight=1) with {classes} classes and T={steps}: at chance its "
+            "first steps push towards the wrong class. Use theta_weight='auto' unless you want to "
+            "show that.",
+            stacklevel=3,
+        )
+    return float(theta_weight)

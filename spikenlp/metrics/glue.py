@@ -1,0 +1,82 @@
+"""GLUE's metrics, as an `evaluate` module that needs no hub, and for the Trainer.
+
+Accuracy for every classification; F1 of class 1 beside it for MRPC and QQP; Matthews correlation
+(MCC) beside it for CoLA; Pearson and Spearman correlation for STS-B.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+from scipy.stats import ConstantInputWarning, pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from spikenlp.data.glue import get_task
+
+
+class GlueMetric(evaluate.Metric):
+    """Scores of one task: `GlueMetric("qqp").compute(predictions=[0, 1], references=[0, 1])`.
+
+    `predictions` and `references` are class ids, for "stsb" numbers. All scores lie in [-1, 1].
+    """
+
+    def __init__(self, task_name: str, **kwargs: Any):
+        super().__init__(config_name=get_task(task_name).name, **kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        value = "float32" if get_task(self.config_name).labels is None else "int64"
+        return evaluate.MetricInfo(
+            description=__doc__ or "",
+            citation="Wang et al., GLUE, ICLR 2019",
+            features=datasets.Features(
+                {"predictions": datasets.Value(value), "references": datasets.Value(value)}
+            ),
+            format="numpy",
+        )
+
+    def _compute(self, *, predictions: Any, references: Any) -> dict[str, float]:
+        return _scores(self.config_name, np.asarray(predictions), np.asarray(references))
+
+
+def glue_metrics(task_name: str) -> Callable[[np.ndarray, np.ndarray], dict[str, float]]:
+    """Scores of a task as a function of logits [N, C] and labels [N].
+
+    Raises:
+        ValueError: an unknown task; when called, logits that are not finite.
+    """
+    task = get_task(task_name)
+
+    def metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        if not np.isfinite(logits).all():
+            raise ValueError(f"{task.name}: the logits contain NaN or infinity")
+        predictions = logits.reshape(-1) if task.labels is None else logits.argmax(-1)
+        return _scores(task.name, predictions, np.asarray(labels).reshape(-1))
+
+    return metrics
+
+
+def _scores(task_name: str, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    if task_name == "stsb":
+        return {
+            "pearson": _correlation(pearsonr, predictions, references),
+            "spearman": _correlation(spearmanr, predictions, references),
+        }
+    scores = {"accuracy": float(accuracy_score(references, predictions))}
+    if task_name in ("mrpc", "qqp"):
+        scores["f1"] = float(f1_score(references, predictions, zero_division=0.0))
+    elif task_name == "cola":
+        scores["mcc"] = float(matthews_corrcoef(references, predictions))
+    return scores
+
+
+def _correlation(function: Callable[..., Any], x: np.ndarray, y: np.ndarray) -> float:
+    """Of constant predictions 0, as MCC has it, where the formula gives 0 / 0."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        correlation = float(function(x, y).statistic)
+    return 0.0 if np.isnan(correlation) else correlation

@@ -1,0 +1,1 @@
+"""Spiking models, one folder each, as transformers models."""

@@ -1,0 +1,89 @@
+"""Configuration of the spiking BERT."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class SpikingBertConfig(PreTrainedConfig):
+    """BERT's fields, and what makes it spike.
+
+    Args:
+        num_timesteps: T >= 1. It may be changed on a loaded model (`model.config.num_timesteps`);
+            amplitudes are calibrated for the T that they were calibrated with.
+        architecture: "default": a float residual stream with post-LayerNorm; every weight matrix of
+            the encoder reads spikes, and keys, values and the attention context are spikes too.
+        neuron: "rounding" (`RoundingIF`), or the classic "if", "lif", "plif".
+        ternary: spikes {-1, 0, 1}, else {0, 1}.
+        nonlinearity: "running": softmax attention, GELU, LayerNorm and tanh act on the running mean
+            of their input; "step": on each step. See `spikenlp.models.over_time`.
+        collapsed: each rounding neuron becomes its (2T + 1)-level rounding, and there is no time
+            axis. About the cost of a dense BERT; not spiking.
+        beta: decay of "lif", initial decay of "plif".
+        surrogate: surrogate gradient of the classic neurons.
+        attention_probs_dropout_prob: 0 with "running", where each step would draw another mask and
+            the differences between steps would amplify it. `hidden_dropout_prob` draws one mask for
+            all steps.
+
+    Raises:
+        ValueError: a field outside the above.
+    """
+
+    model_type = "spiking_bert"
+    keys_to_ignore_at_inference = ["hidden_states", "attentions"]
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.0
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    classifier_dropout: float | int | None = None
+    tie_word_embeddings: bool = True
+
+    num_timesteps: int = 4
+    architecture: Literal["default"] = "default"
+    neuron: Literal["rounding", "if", "lif", "plif"] = "rounding"
+    ternary: bool = True
+    nonlinearity: Literal["running", "step"] = "running"
+    collapsed: bool = False
+    beta: float | int = 0.5
+    surrogate: Literal["triangle", "rectangle", "sigmoid", "arctan"] = "triangle"
+
+    def validate_spiking(self):
+        """Run by `@strict` when a config is built or loaded."""
+        if self.num_timesteps < 1:
+            raise ValueError(f"num_timesteps must be >= 1, got {self.num_timesteps}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of "
+                f"num_attention_heads={self.num_attention_heads}"
+            )
+        if self.collapsed and self.neuron != "rounding":
+            raise ValueError(
+                f"collapsed=True replaces rounding neurons, but neuron={self.neuron!r}: set "
+                "neuron='rounding' or collapsed=False"
+            )
+        if self.nonlinearity == "running" and self.attention_probs_dropout_prob:
+            raise ValueError(
+                "attention_probs_dropout_prob must be 0 with nonlinearity='running' (got "
+                f"{self.attention_probs_dropout_prob}): use hidden_dropout_prob"
+            )
+        if not 0 < self.beta <= 1:
+            raise ValueError(f"beta must be in (0, 1], got {self.beta}")
+
+
+__all__ = ["SpikingBertConfig"]

@@ -1,0 +1,662 @@
+"""Spiking BERT: transformers' BERT whose encoder exchanges spikes over T time steps.
+
+The embedding is a float current, computed once and injected at each step. In each layer
+
+    query, key, value <- spikes of the residual stream      (one neuron population, shared)
+    key, value        -> spikes                             softmax attention on them
+    attention.output  <- spikes of the attention context
+    intermediate      <- spikes of the residual stream
+    output            <- spikes of GELU(intermediate)
+
+Softmax, LayerNorm, GELU and residual sums are float, and act over time as `config.nonlinearity`
+says (`spikenlp.models.over_time`). Sub-modules bear the names of transformers' BERT, neurons apart.
+Inside, tensors are [T, B, ...]; whatever leaves the model has the batch first. No state is kept
+between calls.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    MaskedLMOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import BertEmbeddings, eager_attention_forward
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from typing_extensions import Self
+
+from spikenlp.models.over_time import NONLINEARITIES, OverTime
+from spikenlp.models.spiking_bert.configuration_spiking_bert import SpikingBertConfig
+from spikenlp.neurons import IF, LIF, PLIF, RoundingIF, SpikingNeuron
+
+
+@dataclass
+class SpikingBertModelOutput(BaseModelOutputWithPooling):
+    """`last_hidden_state` [B, L, D], `pooler_output` [B, D] and `hidden_states` are means over time.
+
+    timestep_hidden_state: [B, T, L, D], with `output_timesteps=True`; its mean is the above.
+    timestep_pooler_output: [B, T, D], likewise.
+    """
+
+    timestep_hidden_state: Tensor | None = None
+    timestep_pooler_output: Tensor | None = None
+
+
+@dataclass
+class SpikingMaskedLMOutput(MaskedLMOutput):
+    """`timestep_logits` [B, T, L, V], with `output_timesteps=True`; `logits` is its mean."""
+
+    timestep_logits: Tensor | None = None
+
+
+@dataclass
+class SpikingSequenceClassifierOutput(SequenceClassifierOutput):
+    """`timestep_logits` [B, T, C], None when collapsed; `logits` [B, C] is its mean over time."""
+
+    timestep_logits: Tensor | None = None
+
+
+@dataclass
+class SpikingTokenClassifierOutput(TokenClassifierOutput):
+    """`timestep_logits` [B, T, L, C], None when collapsed; `logits` [B, L, C] is its mean."""
+
+    timestep_logits: Tensor | None = None
+
+
+@dataclass
+class SpikingQuestionAnsweringOutput(QuestionAnsweringModelOutput):
+    """`timestep_start_logits` and `timestep_end_logits` [B, T, L]; None when collapsed."""
+
+    timestep_start_logits: Tensor | None = None
+    timestep_end_logits: Tensor | None = None
+
+
+class TimeSharedDropout(nn.Module):
+    """Dropout of [T, ...] that draws one mask for all steps, as one forward of one example."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        return x * F.dropout(torch.ones_like(x[:1]), self.p)
+
+
+class SpikingBlock(nn.Module):
+    """A part of the encoder that owns neurons."""
+
+    def __init__(self, config: SpikingBertConfig):
+        super().__init__()
+        self.config = config
+
+    @property
+    def over_time(self) -> OverTime:
+        return NONLINEARITIES[self.config.nonlinearity]
+
+    def make_neuron(self, channels: int) -> SpikingNeuron:
+        config = self.config
+        if config.neuron == "rounding":
+            return RoundingIF(channels, ternary=config.ternary)
+        classic: dict[str, Any] = {
+            "ternary": config.ternary,
+            "surrogate": config.surrogate,
+            "channels": channels,
+            "learn_amplitude": True,
+        }
+        if config.neuron == "if":
+            return IF(**classic)
+        return (LIF if config.neuron == "lif" else PLIF)(config.beta, **classic)
+
+    def fire(self, neuron: nn.Module, current: Tensor) -> Tensor:
+        """Spikes of `current` [T, B, L, C]; when collapsed, its rounding, [1, B, L, C]."""
+        if self.config.collapsed:
+            return neuron.collapsed(current[0], self.config.num_timesteps)[None]
+        return neuron(current)
+
+
+class SpikingBertSelfAttention(SpikingBlock):
+    def __init__(self, config: SpikingBertConfig):
+        super().__init__(config)
+        self.num_attention_heads = config.num_attention_heads
+        self.attention_head_size = config.hidden_size // config.num_attention_heads
+        self.scaling = self.attention_head_size**-0.5
+        self.is_causal = False
+        self.neuron = self.make_neuron(config.hidden_size)
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key_neuron = self.make_neuron(config.hidden_size)
+        self.value_neuron = self.make_neuron(config.hidden_size)
+
+    def fold_time_into_heads(self, x: Tensor) -> Tensor:
+        """[T, B, L, D] -> [B, T * heads, L, D / heads], so that one mask serves all steps."""
+        steps, batch, length, _ = x.shape
+        x = x.view(steps, batch, length, self.num_attention_heads, self.attention_head_size)
+        return x.permute(1, 0, 3, 2, 4).reshape(batch, -1, length, self.attention_head_size)
+
+    def forward(
+        self, stream: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        steps, batch, length, width = stream.shape
+        spikes = self.fire(self.neuron, self.over_time.to_current(stream))
+        query = self.query(spikes)
+        key = self.fire(self.key_neuron, self.key(spikes))
+        value = self.fire(self.value_neuron, self.value(spikes))
+        query, key, value = (
+            self.fold_time_into_heads(self.over_time.to_stream(x)) for x in (query, key, value)
+        )
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        context, weights = attention(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        context = context.reshape(batch, length, steps, width).permute(2, 0, 1, 3)
+        if weights is not None:
+            weights = weights.view(batch, steps, -1, length, length)
+            weights = self.over_time.time_mean(weights.transpose(0, 1))
+        return context, weights
+
+
+class SpikingBertResidual(SpikingBlock):
+    """LayerNorm(residual stream + dense(spikes of the branch)): attention.output and output."""
+
+    def __init__(self, config: SpikingBertConfig, in_features: int):
+        super().__init__(config)
+        self.neuron = self.make_neuron(in_features)
+        self.dense = nn.Linear(in_features, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = TimeSharedDropout(config.hidden_dropout_prob)
+
+    def forward(self, branch: Tensor, stream: Tensor) -> Tensor:
+        spikes = self.fire(self.neuron, self.over_time.to_current(branch))
+        update = self.over_time.to_stream(self.dense(spikes))
+        return self.LayerNorm(self.dropout(update) + stream)
+
+
+class SpikingBertAttention(nn.Module):
+    def __init__(self, config: SpikingBertConfig):
+        super().__init__()
+        self.self = SpikingBertSelfAttention(config)
+        self.output = SpikingBertResidual(config, config.hidden_size)
+
+    def forward(self, stream: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Tensor:
+        context, _ = self.self(stream, attention_mask, **kwargs)
+        return self.output(context, stream)
+
+
+class SpikingBertIntermediate(SpikingBlock):
+    def __init__(self, config: SpikingBertConfig):
+        super().__init__(config)
+        self.neuron = self.make_neuron(config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.intermediate_act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, stream: Tensor) -> Tensor:
+        spikes = self.fire(self.neuron, self.over_time.to_current(stream))
+        return self.intermediate_act_fn(self.over_time.to_stream(self.dense(spikes)))
+
+
+class SpikingBertLayer(GradientCheckpointingLayer):
+    """Maps the stream [T, B, L, D] to (stream, its mean over time [B, L, D])."""
+
+    def __init__(self, config: SpikingBertConfig):
+        super().__init__()
+        self.config = config
+        self.attention = SpikingBertAttention(config)
+        self.intermediate = SpikingBertIntermediate(config)
+        self.output = SpikingBertResidual(config, config.intermediate_size)
+
+    def forward(
+        self, stream: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        stream = self.attention(stream, attention_mask, **kwargs)
+        stream = self.output(self.intermediate(stream), stream)
+        return stream, NONLINEARITIES[self.config.nonlinearity].time_mean(stream)
+
+
+class SpikingBertEncoder(nn.Module):
+    def __init__(self, config: SpikingBertConfig):
+        super().__init__()
+        self.layer = nn.ModuleList(
+            SpikingBertLayer(config) for _ in range(config.num_hidden_layers)
+        )
+
+    def forward(self, stream: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Tensor:
+        for layer in self.layer:
+            stream, _ = layer(stream, attention_mask, **kwargs)
+        return stream
+
+
+class SpikingBertPooler(nn.Module):
+    """tanh(dense(stream of the first token)): [T, B, L, D] -> [T, B, D]."""
+
+    def __init__(self, config: SpikingBertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = nn.Tanh()
+
+    def forward(self, stream: Tensor) -> Tensor:
+        return self.activation(self.dense(stream[:, :, 0]))
+
+
+class SpikingBertPredictionHeadTransform(nn.Module):
+    def __init__(self, config: SpikingBertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.transform_act_fn = ACT2FN[config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, stream: Tensor) -> Tensor:
+        return self.LayerNorm(self.transform_act_fn(self.dense(stream)))
+
+
+class SpikingBertLMPredictionHead(nn.Module):
+    def __init__(self, config: SpikingBertConfig):
+        super().__init__()
+        self.transform = SpikingBertPredictionHeadTransform(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+
+class SpikingBertOnlyMLMHead(nn.Module):
+    def __init__(self, config: SpikingBertConfig):
+        super().__init__()
+        self.predictions = SpikingBertLMPredictionHead(config)
+
+
+class SpikingBertPreTrainedModel(PreTrainedModel):
+    config: SpikingBertConfig
+    base_model_prefix = "bert"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules = ["BertEmbeddings", "SpikingBertLayer"]
+    _can_record_outputs = {
+        "hidden_states": [
+            OutputRecorder(BertEmbeddings, capture_initial_hidden_state=False),
+            OutputRecorder(SpikingBertLayer, index=1, capture_initial_hidden_state=False),
+        ],
+        "attentions": SpikingBertSelfAttention,
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, SpikingBertLMPredictionHead):
+            init.zeros_(module.bias)
+        elif isinstance(module, BertEmbeddings):
+            positions = torch.arange(module.position_ids.shape[-1]).expand((1, -1))
+            init.copy_(module.position_ids, positions)
+            init.zeros_(module.token_type_ids)
+        elif isinstance(module, RoundingIF):
+            init.ones_(module.amplitude)
+            if module.offset is not None:
+                init.zeros_(module.offset)
+        elif isinstance(module, IF):
+            init.ones_(module.amplitude)
+            init.ones_(module.v_threshold)
+            if isinstance(module, PLIF):
+                init.constant_(module.decay_logit, torch.tensor(self.config.beta).logit().item())
+
+    @classmethod
+    def from_dense(
+        cls,
+        dense: PreTrainedModel | str,
+        *,
+        calibration: Iterable[Mapping[str, Tensor]] | None = None,
+        **config_overrides: Any,
+    ) -> Self:
+        """A spiking model with the weights of a dense BERT, its amplitudes calibrated.
+
+        Args:
+            dense: a BERT of transformers with or without a head, or the path or Hub id of one.
+            calibration: tokenised batches (dicts of tensors: input_ids, attention_mask, ...); a
+                few hundred sentences of the kind that the model will see are enough. Without them
+                amplitudes come from the weights alone, on random tokens, and a warning says so.
+            config_overrides: fields of `SpikingBertConfig`, e.g. `num_timesteps=8`.
+
+        Raises:
+            ValueError: `dense` is not a BERT encoder; a field that the config does not have.
+
+        Source: DESIGN of this toolkit; see `spikenlp.models.spiking_bert.conversion_spiking_bert`.
+        """
+        from spikenlp.models.spiking_bert.conversion_spiking_bert import convert_dense_bert
+
+        return convert_dense_bert(cls, dense, calibration, config_overrides)
+
+
+class SpikingBertModel(SpikingBertPreTrainedModel):
+    def __init__(self, config: SpikingBertConfig, add_pooling_layer: bool = True):
+        super().__init__(config)
+        self.gradient_checkpointing = False
+        self.embeddings = BertEmbeddings(config)
+        self.encoder = SpikingBertEncoder(config)
+        self.pooler = SpikingBertPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings.word_embeddings = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_timesteps: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[Tensor] | SpikingBertModelOutput:
+        """Args as in transformers' BertModel; `output_timesteps` also returns what each step sends.
+
+        Raises:
+            ValueError: neither or both of input_ids and inputs_embeds; T < 1.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        steps = 1 if self.config.collapsed else self.config.num_timesteps
+        if steps < 1:
+            raise ValueError(f"config.num_timesteps must be >= 1, got {steps}")
+        embedding = self.embeddings(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+        )
+        attention_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=embedding, attention_mask=attention_mask
+        )
+        stream = self.encoder(embedding.expand(steps, -1, -1, -1), attention_mask, **kwargs)
+        pooled = None if self.pooler is None else self.pooler(stream)
+        over_time = NONLINEARITIES[self.config.nonlinearity]
+        output = SpikingBertModelOutput(
+            last_hidden_state=over_time.time_mean(stream),
+            pooler_output=None if pooled is None else over_time.time_mean(pooled),
+        )
+        if output_timesteps and not self.config.collapsed:
+            output.timestep_hidden_state = over_time.to_current(stream).transpose(0, 1)
+            if pooled is not None:
+                output.timestep_pooler_output = over_time.to_current(pooled).transpose(0, 1)
+        return output
+
+
+class SpikingBertForMaskedLM(SpikingBertPreTrainedModel):
+    _tied_weights_keys = {
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    }
+
+    def __init__(self, config: SpikingBertConfig):
+        super().__init__(config)
+        self.bert = SpikingBertModel(config, add_pooling_layer=False)
+        self.cls = SpikingBertOnlyMLMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.cls.predictions.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.cls.predictions.decoder = new_embeddings
+        self.cls.predictions.bias = new_embeddings.bias
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_timesteps: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[Tensor] | SpikingMaskedLMOutput:
+        """`labels` [B, L] in [0, vocab_size), -100 is ignored: cross entropy of the mean logits."""
+        per_step = self.config.nonlinearity == "step" or output_timesteps
+        outputs = self.bert(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_timesteps=per_step,
+            **kwargs,
+        )
+        head = self.cls.predictions
+        over_time = NONLINEARITIES[self.config.nonlinearity]
+        timestep_logits = None
+        if outputs.timestep_hidden_state is None:
+            features = head.transform(outputs.last_hidden_state)
+        else:
+            stream = over_time.to_stream(outputs.timestep_hidden_state.transpose(0, 1))
+            transformed = head.transform(stream)
+            features = over_time.time_mean(transformed)
+            if output_timesteps:
+                currents = over_time.to_current(transformed).transpose(0, 1)
+                timestep_logits = head.decoder(currents)
+        logits = head.decoder(features)
+        return SpikingMaskedLMOutput(
+            loss=_mean_cross_entropy(logits, labels),
+            logits=logits,
+            timestep_logits=timestep_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class SpikingBertForSequenceClassification(SpikingBertPreTrainedModel):
+    def __init__(self, config: SpikingBertConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.bert = SpikingBertModel(config)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[Tensor] | SpikingSequenceClassifierOutput:
+        """`labels`: [B] classes, [B] floats with one output, or [B, C] floats (multi-label).
+
+        The loss is that of BERT on the mean logits (SDT); temporal losses are the Trainer's.
+        """
+        outputs = self.bert(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_timesteps=True,
+            **kwargs,
+        )
+        if self.config.collapsed:
+            timestep_logits = None
+            logits = self.classifier(self.dropout(outputs.pooler_output))
+        else:
+            pooled = outputs.timestep_pooler_output
+            mask = self.dropout(torch.ones_like(pooled[:, :1]))
+            timestep_logits = self.classifier(pooled * mask)
+            logits = timestep_logits.mean(1)
+        return SpikingSequenceClassifierOutput(
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
+            timestep_logits=timestep_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.config.problem_type is None:
+            if self.num_labels == 1:
+                self.config.problem_type = "regression"
+            elif labels.is_floating_point():
+                self.config.problem_type = "multi_label_classification"
+            else:
+                self.config.problem_type = "single_label_classification"
+        if self.config.problem_type == "regression":
+            return F.mse_loss(logits.float().reshape(-1), labels.float().reshape(-1))
+        if self.config.problem_type == "multi_label_classification":
+            return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+        return F.cross_entropy(logits.float(), labels.reshape(-1))
+
+
+class SpikingBertForTokenClassification(SpikingBertPreTrainedModel):
+    def __init__(self, config: SpikingBertConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.bert = SpikingBertModel(config, add_pooling_layer=False)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[Tensor] | SpikingTokenClassifierOutput:
+        """`labels` [B, L] classes, -100 is ignored: cross entropy of the mean logits."""
+        outputs = self.bert(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_timesteps=True,
+            **kwargs,
+        )
+        timestep_logits, logits = _readout(self.classifier, outputs, self.dropout)
+        return SpikingTokenClassifierOutput(
+            loss=_mean_cross_entropy(logits, labels),
+            logits=logits,
+            timestep_logits=timestep_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class SpikingBertForQuestionAnswering(SpikingBertPreTrainedModel):
+    def __init__(self, config: SpikingBertConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.bert = SpikingBertModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[Tensor] | SpikingQuestionAnsweringOutput:
+        """`start_positions`, `end_positions` [B]: positions beyond the sequence are ignored."""
+        outputs = self.bert(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_timesteps=True,
+            **kwargs,
+        )
+        timestep_logits, logits = _readout(self.qa_outputs, outputs)
+        start_logits, end_logits = logits.unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            length = logits.shape[1]
+            start, end = (
+                positions.reshape(-1).clamp(0, length)
+                for positions in (start_positions, end_positions)
+            )
+            loss = F.cross_entropy(start_logits.float(), start, ignore_index=length) / 2
+            loss = loss + F.cross_entropy(end_logits.float(), end, ignore_index=length) / 2
+        return SpikingQuestionAnsweringOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            timestep_start_logits=None if timestep_logits is None else timestep_logits[..., 0],
+            timestep_end_logits=None if timestep_logits is None else timestep_logits[..., 1],
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def _readout(
+    head: nn.Linear, outputs: SpikingBertModelOutput, dropout: nn.Module | None = None
+) -> tuple[Tensor | None, Tensor]:
+    """Logits per step [B, T, L, C] (None when collapsed) and their mean [B, L, C] of a linear head."""
+    features = outputs.timestep_hidden_state
+    collapsed = features is None
+    if collapsed:
+        features = outputs.last_hidden_state[:, None]
+    if dropout is not None:
+        features = features * dropout(torch.ones_like(features[:, :1]))
+    logits = head(features)
+    return None if collapsed else logits, logits.mean(1)
+
+
+def _mean_cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor | None:
+    if labels is None:
+        return None
+    return F.cross_entropy(logits.float().flatten(0, 1), labels.reshape(-1))
+
+
+def _classifier_dropout(config: SpikingBertConfig) -> float:
+    if config.classifier_dropout is not None:
+        return config.classifier_dropout
+    return config.hidden_dropout_prob
+
+
+__all__ = [
+    "SpikingBertForMaskedLM",
+    "SpikingBertForQuestionAnswering",
+    "SpikingBertForSequenceClassification",
+    "SpikingBertForTokenClassification",
+    "SpikingBertModel",
+    "SpikingBertPreTrainedModel",
+]

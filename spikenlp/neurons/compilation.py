@@ -1,0 +1,60 @@
+"""Runs the neuron loops through `torch.compile`, from the same source that eager mode runs.
+
+Inductor makes vectorised C++ of them on CPU and Triton on CUDA. Small tensors and the inside of a
+compiled model run the plain function: there the loop costs little, or is compiled with its
+surroundings. `torch.compiler.set_stance("force_eager")` or `TORCH_COMPILE_DISABLE=1` switch
+compilation off.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+MIN_COMPILED_NUMEL = 1 << 18
+"""Tensors with fewer elements run eagerly: compiling takes seconds, the loop over them does not."""
+
+_compiler_works = True
+
+
+def run_compiled(function: Callable[..., Any], *tensors: torch.Tensor | None, **static: Any) -> Any:
+    """`function(*tensors, **static)`, compiled where the first tensor is large enough to gain.
+
+    The first tensor is [T, ...]; `static` holds the Python values (flags, dtypes) that the loop is
+    specialised for. Batch and sequence lengths stay symbolic: they cause no recompilation.
+    """
+    global _compiler_works
+    first = tensors[0]
+    if torch.compiler.is_compiling() or first.numel() < MIN_COMPILED_NUMEL or not _compiler_works:
+        return function(*tensors, **static)
+    # Other memory layouts and dtypes would each be a recompilation: make layouts one, and give every
+    # combination of dtypes and flags a compiled function of its own.
+    tensors = tuple(x if x is None else x.contiguous() for x in tensors)
+    signature = tuple(None if x is None else (x.dtype, x.dim(), x.device) for x in tensors)
+    try:
+        compiled = _compiled(function, first.shape[0], signature, tuple(sorted(static.items())))
+        return compiled(*tensors, **static)
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        _compiler_works = False
+        warnings.warn(
+            "torch.compile found no working compiler for the neuron loops, which now run in eager "
+            "mode: same results, several times slower. Install a C++ compiler (CPU) or Triton "
+            f"(CUDA) to change that. The compiler said: {str(error).splitlines()[0]}",
+            stacklevel=2,
+        )
+        return function(*tensors, **static)
+
+
+@functools.lru_cache(maxsize=None)
+def _compiled(function: Any, *specialisation: Any) -> Callable[..., Any]:
+    # A code object of its own for each specialisation: Dynamo limits recompilations per code object.
+    copy = types.FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return torch.compile(copy, dynamic=True, fullgraph=True)

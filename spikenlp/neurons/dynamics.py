@@ -1,0 +1,355 @@
+"""The membrane update over T steps, and its gradient.
+
+    u_t = beta * v_{t-1} + x_t                  membrane potential before firing
+    s_t = H(u_t - v_th)                         binary, H(0) = 1
+    s_t = H(u_t - v_th) - H(-u_t - v_th)        ternary
+    v_t = u_t - v_th * s_t                      soft reset
+    v_t = u_t * (1 - |s_t|) + v_reset * |s_t|   hard reset
+    output = alpha * s_t
+
+`spike` is this op with a surrogate gradient through time (BPTT). `rounding_spike` is the case
+beta = 1, v_th = alpha / 2, reset by alpha, with a straight-through gradient: it sends what it
+subtracts, so its mean output over T steps is its mean input rounded to 2T + 1 levels (binary:
+T + 1), a first-order sigma-delta modulator. Its gradient is local in time.
+
+Both keep one number per neuron and step for the backward pass, u in units of the threshold (or of
+alpha), by default in bfloat16 and truncated towards zero: truncation cannot carry a value across a
+threshold, so the spikes recomputed from it are the spikes that were sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikenlp.neurons.compilation import run_compiled
+
+SMALLEST_SCALE = 1e-6
+"""Floor of thresholds and amplitudes inside the op; a learned one may not reach zero."""
+
+
+def spike_function(u: Tensor, threshold: Tensor | float, ternary: bool) -> Tensor:
+    """Spikes {0, 1}, or {-1, 0, 1} where `ternary`, of the membrane potential `u`, in float32."""
+    fired = (u >= threshold).float()
+    return fired - (u <= -threshold).float() if ternary else fired
+
+
+def reset_membrane(
+    u: Tensor, s: Tensor, threshold: Tensor | float, hard: bool, v_reset: float
+) -> Tensor:
+    """Membrane potential after the reset that spikes `s` cause."""
+    if hard:
+        fired = s.abs()
+        return u * (1 - fired) + v_reset * fired
+    return u - threshold * s
+
+
+def pack_state(z: Tensor, dtype: torch.dtype) -> Tensor:
+    """`z` (float32) in `dtype`, rounded towards zero, so that no comparison with a bfloat16 changes."""
+    if dtype == torch.float32:
+        return z
+    return (z.view(torch.int32) >> 16).to(torch.int16).view(torch.bfloat16)
+
+
+def sum_to(grad: Tensor, parameter: Tensor) -> Tensor:
+    return grad.sum_to_size(parameter.shape)
+
+
+# --- classic neurons -----------------------------------------------------------------------------
+
+
+def spike_forward(
+    x: Tensor,
+    beta: Tensor,
+    v_threshold: Tensor,
+    amplitude: Tensor,
+    *,
+    ternary: bool,
+    hard: bool,
+    v_reset: float,
+    state_dtype: torch.dtype | None,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | None]:
+    threshold = v_threshold.clamp_min(SMALLEST_SCALE)
+    v = torch.zeros_like(x[0], dtype=torch.float32)
+    out, state = [], []
+    for t in range(x.shape[0]):
+        u = beta * v + x[t].float()
+        s = spike_function(u, threshold, ternary)
+        v = reset_membrane(u, s, threshold, hard, v_reset)
+        out.append((amplitude * s).to(out_dtype))
+        if state_dtype is not None:
+            state.append(pack_state(u / threshold, state_dtype))
+    return torch.stack(out), torch.stack(state) if state_dtype is not None else None
+
+
+def spike_backward(
+    state: Tensor,
+    grad: Tensor,
+    beta: Tensor,
+    v_threshold: Tensor,
+    amplitude: Tensor,
+    *,
+    surrogate: Callable[[Tensor, float], Tensor],
+    width: float,
+    ternary: bool,
+    hard: bool,
+    v_reset: float,
+    detach_reset: bool,
+    needs_parameters: tuple[bool, bool, bool],
+    x_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    needs_beta, needs_threshold, needs_amplitude = needs_parameters
+    threshold = v_threshold.clamp_min(SMALLEST_SCALE)
+    steps = state.shape[0]
+    z = state[steps - 1].float()
+    grad_v = torch.zeros_like(z)
+    grad_beta = grad_threshold = grad_amplitude = None
+    grad_x = []
+    for t in range(steps - 1, -1, -1):
+        u = z * threshold
+        s = spike_function(z, 1.0, ternary)
+        g = grad[t].float()
+        up = surrogate(u - threshold, width)
+        down = surrogate(-u - threshold, width) if ternary else torch.zeros_like(up)
+        grad_s = g * amplitude
+        grad_fired = torch.zeros_like(g)
+        if hard:
+            carry = grad_v * (1 - s.abs())
+            if not detach_reset:
+                grad_fired = grad_v * (v_reset - u)
+        else:
+            carry = grad_v
+            if not detach_reset:
+                grad_s = grad_s - grad_v * threshold
+        grad_u = grad_s * (up + down) + grad_fired * (up - down) + carry
+        if needs_threshold:
+            term = grad_s * (down - up) - grad_fired * (up + down)
+            if not hard:
+                term = term - grad_v * s
+            grad_threshold = term if grad_threshold is None else grad_threshold + term
+        if needs_amplitude:
+            term = g * s
+            grad_amplitude = term if grad_amplitude is None else grad_amplitude + term
+        if t > 0:
+            z = state[t - 1].float()
+            if needs_beta:
+                previous = spike_function(z, 1.0, ternary)
+                term = grad_u * reset_membrane(z * threshold, previous, threshold, hard, v_reset)
+                grad_beta = term if grad_beta is None else grad_beta + term
+        grad_v = beta * grad_u
+        grad_x.append(grad_u.to(x_dtype))
+    if needs_beta:
+        grad_beta = sum_to(torch.zeros_like(z) if grad_beta is None else grad_beta, beta)
+    if needs_threshold:
+        grad_threshold = sum_to(grad_threshold, v_threshold)
+    if needs_amplitude:
+        grad_amplitude = sum_to(grad_amplitude, amplitude)
+    return torch.stack(grad_x[::-1]), grad_beta, grad_threshold, grad_amplitude
+
+
+class _Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x, beta, v_threshold, amplitude, options, gradient, state_dtype, dtype):
+        needs_grad = any(ctx.needs_input_grad)
+        out, state = run_compiled(
+            spike_forward,
+            x,
+            beta,
+            v_threshold,
+            amplitude,
+            **options,
+            state_dtype=state_dtype if needs_grad else None,
+            out_dtype=dtype,
+        )
+        if needs_grad:
+            ctx.save_for_backward(state, beta, v_threshold, amplitude)
+            ctx.options = {**options, **gradient, "x_dtype": x.dtype}
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        state, beta, v_threshold, amplitude = ctx.saved_tensors
+        grads_in = run_compiled(
+            spike_backward,
+            state,
+            grads[0],
+            beta,
+            v_threshold,
+            amplitude,
+            needs_parameters=tuple(ctx.needs_input_grad[1:4]),
+            **ctx.options,
+        )
+        return *grads_in, None, None, None, None
+
+
+def spike(
+    x: Tensor,
+    beta: Tensor,
+    v_threshold: Tensor,
+    amplitude: Tensor,
+    *,
+    ternary: bool,
+    hard: bool,
+    v_reset: float,
+    surrogate: Callable[[Tensor, float], Tensor],
+    width: float,
+    detach_reset: bool,
+    state_dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """Classic spiking dynamics with BPTT (equations above).
+
+    Args:
+        x: input current [T, ...], any floating dtype; the dynamics run in float32.
+        beta, v_threshold, amplitude: float32 tensors that broadcast against `x[0]`.
+
+    Returns:
+        alpha * s_t, [T, ...], in the autocast dtype if autocast is on, else in that of `x`.
+    """
+    return _Spike.apply(
+        x,
+        beta,
+        v_threshold,
+        amplitude,
+        {"ternary": ternary, "hard": hard, "v_reset": v_reset},
+        {"surrogate": surrogate, "width": width, "detach_reset": detach_reset},
+        state_dtype,
+        spike_dtype(x),
+    )
+
+
+# --- rounding neurons ----------------------------------------------------------------------------
+
+
+def rounding_forward(
+    x: Tensor,
+    amplitude: Tensor,
+    offset: Tensor | None,
+    *,
+    ternary: bool,
+    state_dtype: torch.dtype | None,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | None]:
+    alpha = sent_amplitude(amplitude, out_dtype)
+    v = torch.zeros_like(x[0], dtype=torch.float32)
+    out, state = [], []
+    for t in range(x.shape[0]):
+        u = v + x[t].float()
+        if offset is not None:
+            u = u + offset
+        sent = alpha * spike_function(u, alpha / 2, ternary)
+        v = u - sent
+        out.append((sent if offset is None else sent - offset).to(out_dtype))
+        if state_dtype is not None:
+            state.append(pack_state(u / alpha, state_dtype))
+    return torch.stack(out), torch.stack(state) if state_dtype is not None else None
+
+
+def rounding_backward(
+    state: Tensor,
+    grad: Tensor,
+    amplitude: Tensor,
+    offset: Tensor | None,
+    *,
+    ternary: bool,
+    needs_parameters: tuple[bool, bool],
+    x_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    needs_amplitude, needs_offset = needs_parameters
+    grad_x = []
+    grad_amplitude = torch.zeros_like(state[0], dtype=torch.float32)
+    grad_offset = torch.zeros_like(grad_amplitude)
+    v = torch.zeros_like(grad_amplitude)
+    for t in range(state.shape[0]):
+        z = state[t].float()
+        g = grad[t].float()
+        window = ((z.abs() if ternary else z - 0.5).abs() < (1.5 if ternary else 1.0)).float()
+        grad_x.append((g * window).to(x_dtype))
+        if needs_amplitude:
+            s = spike_function(z, 0.5, ternary)
+            grad_amplitude = grad_amplitude + g * (s - window * (z - v))
+            v = z - s
+        if needs_offset:
+            grad_offset = grad_offset + g * (window - 1)
+    return (
+        torch.stack(grad_x),
+        sum_to(grad_amplitude, amplitude) if needs_amplitude else None,
+        sum_to(grad_offset, offset) if needs_offset and offset is not None else None,
+    )
+
+
+def sent_amplitude(amplitude: Tensor, dtype: torch.dtype) -> Tensor:
+    """The amplitude as spikes of `dtype` carry it: what is subtracted must be what was sent.
+
+    Bits are masked, not cast there and back: Inductor leaves such a pair of casts out.
+    """
+    floor = max(SMALLEST_SCALE, torch.finfo(dtype).tiny)
+    dropped_bits = {torch.bfloat16: 16, torch.float16: 13}.get(dtype, 0)
+    bits = amplitude.float().clamp_min(floor).view(torch.int32)
+    return ((bits >> dropped_bits) << dropped_bits).view(torch.float32)
+
+
+class _RoundingSpike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x, amplitude, offset, ternary, state_dtype, dtype):
+        needs_grad = any(ctx.needs_input_grad)
+        out, state = run_compiled(
+            rounding_forward,
+            x,
+            amplitude,
+            offset,
+            ternary=ternary,
+            state_dtype=state_dtype if needs_grad else None,
+            out_dtype=dtype,
+        )
+        if needs_grad:
+            ctx.save_for_backward(state, amplitude, offset)
+            ctx.ternary, ctx.x_dtype = ternary, x.dtype
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        state, amplitude, offset = ctx.saved_tensors
+        grads_in = run_compiled(
+            rounding_backward,
+            state,
+            grads[0],
+            amplitude,
+            offset,
+            ternary=ctx.ternary,
+            needs_parameters=tuple(ctx.needs_input_grad[1:3]),
+            x_dtype=ctx.x_dtype,
+        )
+        return *grads_in, None, None, None
+
+
+def rounding_spike(
+    x: Tensor,
+    amplitude: Tensor,
+    offset: Tensor | None = None,
+    *,
+    ternary: bool,
+    state_dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """Rounding dynamics: integrates x + c, fires at alpha / 2, sends and subtracts alpha.
+
+    Args:
+        x: input current [T, ...].
+        amplitude: alpha, float32, broadcasts against `x[0]`.
+        offset: c of a binary neuron (sends alpha s - c), or None for 0.
+
+    Returns:
+        [T, ...], in the autocast dtype if autocast is on, else in that of `x`.
+
+    The gradient passes unchanged inside the window |u_t| < 1.5 alpha (binary: -0.5 alpha < u_t <
+    1.5 alpha) and is 0 outside; d out_t / d alpha = s_t - [in window] x_t / alpha.
+    """
+    return _RoundingSpike.apply(x, amplitude, offset, ternary, state_dtype, spike_dtype(x))
+
+
+def spike_dtype(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

@@ -1,0 +1,285 @@
+"""Spiking neurons as modules: input current [T, ...] in, spikes [T, ...] out, no state in between.
+
+Every neuron also has `step(x, v) -> (out, v)`, one time step with the membrane potential passed by
+hand, for T too large to unroll and for streaming.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from spikenlp.neurons.dynamics import (
+    SMALLEST_SCALE,
+    reset_membrane,
+    rounding_spike,
+    sent_amplitude,
+    spike,
+    spike_dtype,
+    spike_function,
+)
+from spikenlp.neurons.surrogate import SURROGATES
+
+
+class SpikingNeuron(nn.Module):
+    """What all neurons share: per-channel parameters and the checks of the input."""
+
+    def __init__(self, channels: int | None, channel_dim: int, state_dtype: torch.dtype):
+        super().__init__()
+        if channels is not None and channels < 1:
+            raise ValueError(f"channels must be None (one value per layer) or >= 1, got {channels}")
+        if state_dtype not in (torch.bfloat16, torch.float32):
+            raise ValueError(f"state_dtype must be bfloat16 or float32, got {state_dtype}")
+        self.channels = channels
+        self.channel_dim = channel_dim
+        self.state_dtype = state_dtype
+
+    def _per_channel(self, value: float) -> Tensor:
+        return torch.full((self.channels or 1,), float(value))
+
+    def _broadcast(self, parameter: Tensor, step: Tensor) -> Tensor:
+        """`parameter` in float32, shaped to broadcast against `step` = x[t]."""
+        parameter = parameter.float()
+        if self.channels is None or self.channel_dim == -1:
+            return parameter
+        shape = [1] * step.dim()
+        shape[self._step_channel_dim(step)] = self.channels
+        return parameter.view(shape)
+
+    def _step_channel_dim(self, step: Tensor) -> int:
+        return self.channel_dim if self.channel_dim < 0 else self.channel_dim - 1
+
+    def _check_step(self, step: Tensor) -> None:
+        if not step.is_floating_point():
+            raise ValueError(f"the input current must be floating point, got {step.dtype}")
+        if self.channels is not None:
+            found = step.shape[self._step_channel_dim(step)]
+            if found != self.channels:
+                raise ValueError(
+                    f"channels={self.channels}, but dimension {self.channel_dim} of the input has "
+                    f"size {found} (x[t] has shape {tuple(step.shape)})"
+                )
+
+    def _check(self, x: Tensor) -> None:
+        if x.dim() < 1 or x.shape[0] < 1:
+            raise ValueError(
+                "a neuron needs at least one time step (T >= 1) on dimension 0, got shape "
+                f"{tuple(x.shape)}"
+            )
+        self._check_step(x[0])
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}"
+
+
+class IF(SpikingNeuron):
+    """Integrate-and-fire: u_t = v_{t-1} + x_t; fires alpha * s_t where u_t reaches the threshold.
+
+    Args:
+        v_threshold: v_th > 0; a soft reset subtracts it.
+        ternary: spikes {-1, 0, 1} instead of {0, 1}.
+        reset: "soft" (subtract v_th) or "hard" (set to `v_reset`).
+        surrogate: a key of `SURROGATES`; `surrogate_width` None takes its default.
+        detach_reset: no gradient through the spike inside the reset.
+        amplitude: alpha, scales the spikes.
+        channels: one threshold and amplitude per channel (size of `channel_dim`), or None: one per
+            layer. `channel_dim` counts in x, [T, ...]: -1, or e.g. 2 in [T, B, C, H, W].
+        state_dtype: precision of what is kept for the backward pass; float32 gives exact gradients.
+
+    Raises:
+        ValueError: for an argument outside the above, or an input whose shape does not fit.
+
+    >>> neuron = IF(v_threshold=1.0)
+    >>> neuron(torch.full((4, 1), 0.5)).flatten().tolist()
+    [0.0, 1.0, 0.0, 1.0]
+    """
+
+    def __init__(
+        self,
+        v_threshold: float = 1.0,
+        *,
+        ternary: bool = False,
+        reset: Literal["soft", "hard"] = "soft",
+        v_reset: float = 0.0,
+        surrogate: str = "triangle",
+        surrogate_width: float | None = None,
+        detach_reset: bool = True,
+        amplitude: float = 1.0,
+        channels: int | None = None,
+        channel_dim: int = -1,
+        learn_threshold: bool = False,
+        learn_amplitude: bool = False,
+        state_dtype: torch.dtype = torch.bfloat16,
+    ):
+        super().__init__(channels, channel_dim, state_dtype)
+        if not v_threshold > 0:
+            raise ValueError(f"v_threshold must be > 0, got {v_threshold}")
+        if not amplitude > 0:
+            raise ValueError(f"amplitude must be > 0, got {amplitude}")
+        if reset not in ("soft", "hard"):
+            raise ValueError(f"reset must be 'soft' or 'hard', got {reset!r}")
+        if surrogate not in SURROGATES:
+            raise ValueError(f"surrogate must be one of {sorted(SURROGATES)}, got {surrogate!r}")
+        self.ternary = ternary
+        self.reset = reset
+        self.v_reset = v_reset
+        self.detach_reset = detach_reset
+        self.surrogate, default_width = SURROGATES[surrogate]
+        self.surrogate_width = default_width if surrogate_width is None else surrogate_width
+        if not self.surrogate_width > 0:
+            raise ValueError(f"surrogate_width must be > 0, got {surrogate_width}")
+        self.v_threshold = nn.Parameter(
+            self._per_channel(v_threshold), requires_grad=learn_threshold
+        )
+        self.amplitude = nn.Parameter(self._per_channel(amplitude), requires_grad=learn_amplitude)
+
+    def decay(self) -> Tensor:
+        """beta, a tensor that broadcasts against x[t]."""
+        return torch.ones((), device=self.v_threshold.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
+        return spike(
+            x,
+            self.decay(),
+            self._broadcast(self.v_threshold, x[0]),
+            self._broadcast(self.amplitude, x[0]),
+            ternary=self.ternary,
+            hard=self.reset == "hard",
+            v_reset=self.v_reset,
+            surrogate=self.surrogate,
+            width=self.surrogate_width,
+            detach_reset=self.detach_reset,
+            state_dtype=self.state_dtype,
+        )
+
+    @torch.no_grad()
+    def step(self, x: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One time step, without gradient: x [...] and v [...] (None: 0) to (alpha * s, v)."""
+        self._check_step(x)
+        threshold = self._broadcast(self.v_threshold, x).clamp_min(SMALLEST_SCALE)
+        u = x.float() if v is None else self.decay() * v + x.float()
+        s = spike_function(u, threshold, self.ternary)
+        v = reset_membrane(u, s, threshold, self.reset == "hard", self.v_reset)
+        return (self._broadcast(self.amplitude, x) * s).to(spike_dtype(x)), v
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, ternary={self.ternary}, reset={self.reset!r}"
+
+
+class LIF(IF):
+    """Leaky integrate-and-fire: u_t = beta * v_{t-1} + x_t, 0 < beta <= 1; the rest as in `IF`.
+
+    In SpikingJelly's terms beta = 1 - 1 / tau with decay_input=False.
+
+    >>> LIF()(torch.full((3, 1), 0.7)).flatten().tolist()
+    [0.0, 1.0, 0.0]
+    """
+
+    def __init__(self, beta: float = 0.5, v_threshold: float = 1.0, **kwargs):
+        super().__init__(v_threshold, **kwargs)
+        if not 0 < beta <= 1:
+            raise ValueError(f"beta must be in (0, 1], got {beta}")
+        self.beta = beta
+
+    def decay(self) -> Tensor:
+        return torch.full((), self.beta, device=self.v_threshold.device)
+
+    def extra_repr(self) -> str:
+        return f"beta={self.beta}, {super().extra_repr()}"
+
+
+class PLIF(IF):
+    """LIF whose beta = sigmoid(w) is learned, one per layer (Fang et al., ICCV 2021).
+
+    Args:
+        beta: its value at the start, in (0, 1).
+    """
+
+    def __init__(self, beta: float = 0.5, v_threshold: float = 1.0, **kwargs):
+        super().__init__(v_threshold, **kwargs)
+        if not 0 < beta < 1:
+            raise ValueError(f"beta must be in (0, 1), got {beta}")
+        self.decay_logit = nn.Parameter(torch.tensor([math.log(beta / (1 - beta))]))
+
+    def decay(self) -> Tensor:
+        return self.decay_logit.float().sigmoid()
+
+
+class RoundingIF(SpikingNeuron):
+    """IF that fires at alpha / 2 and subtracts the alpha it sends: T steps round the mean input.
+
+    Its mean output over T steps is its mean input rounded to 2T + 1 levels between -alpha and alpha
+    (binary: T + 1 levels between -c and alpha - c), as long as the input stays within them.
+    `amplitude` (alpha, learned) is 1 at the start; `offset` (c, learned, binary only) is 0.
+
+    Args:
+        channels: one amplitude per channel (size of `channel_dim` of x, [T, ...]), or None.
+        ternary: spikes {-1, 0, 1}; otherwise {0, 1}.
+
+    >>> RoundingIF()(torch.full((4, 1), 0.5)).flatten().tolist()
+    [1.0, 0.0, 1.0, 0.0]
+    """
+
+    def __init__(
+        self,
+        channels: int | None = None,
+        ternary: bool = True,
+        *,
+        channel_dim: int = -1,
+        state_dtype: torch.dtype = torch.bfloat16,
+    ):
+        super().__init__(channels, channel_dim, state_dtype)
+        self.ternary = ternary
+        self.amplitude = nn.Parameter(self._per_channel(1.0))
+        self.offset = None if ternary else nn.Parameter(self._per_channel(0.0))
+
+    def _parameters_for(self, step: Tensor) -> tuple[Tensor, Tensor | None]:
+        offset = None if self.offset is None else self._broadcast(self.offset, step)
+        return self._broadcast(self.amplitude, step), offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
+        amplitude, offset = self._parameters_for(x[0])
+        return rounding_spike(
+            x, amplitude, offset, ternary=self.ternary, state_dtype=self.state_dtype
+        )
+
+    @torch.no_grad()
+    def step(self, x: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One time step, without gradient: x [...] and v [...] (None: 0) to (output, v)."""
+        self._check_step(x)
+        amplitude, offset = self._parameters_for(x)
+        dtype = spike_dtype(x)
+        alpha = sent_amplitude(amplitude, dtype)
+        u = x.float() if v is None else v + x.float()
+        if offset is not None:
+            u = u + offset
+        sent = alpha * spike_function(u, alpha / 2, self.ternary)
+        return (sent if offset is None else sent - offset).to(dtype), u - sent
+
+    def collapsed(self, x: Tensor, num_timesteps: int) -> Tensor:
+        """What T = `num_timesteps` steps of the constant input `x` [...] send on average.
+
+        The (2T + 1)-level rounding (binary: T + 1) without a time axis. It is not spiking. Gradient
+        as LSQ (Esser et al., ICLR 2020): straight through inside the range, alpha from the rounding
+        error.
+        """
+        if num_timesteps < 1:
+            raise ValueError(f"num_timesteps must be >= 1, got {num_timesteps}")
+        self._check_step(x)
+        amplitude, offset = self._parameters_for(x)
+        alpha = amplitude + (amplitude.clamp_min(SMALLEST_SCALE) - amplitude).detach()
+        z = x.float() if offset is None else x.float() + offset
+        half_level = 0.5 / num_timesteps
+        lowest = -1.0 if self.ternary else 0.0
+        z = (z / alpha).clamp(lowest - half_level, 1 + half_level)
+        rounded = (z.detach() * num_timesteps).round().clamp(lowest * num_timesteps, num_timesteps)
+        sent = alpha * (z + (rounded / num_timesteps - z).detach())
+        return (sent if offset is None else sent - offset).to(spike_dtype(x))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, ternary={self.ternary}"

@@ -1,0 +1,13 @@
+"""Training with temporal losses."""
+
+from spikenlp.training.arguments import SpikingTrainingArguments
+from spikenlp.training.loss_function import TemporalLossFunction
+from spikenlp.training.trainer import SpikingTrainer, TimestepMetrics, check_tokenizer_fits
+
+__all__ = [
+    "SpikingTrainer",
+    "SpikingTrainingArguments",
+    "TemporalLossFunction",
+    "TimestepMetrics",
+    "check_tokenizer_fits",
+]

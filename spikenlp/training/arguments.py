@@ -1,0 +1,70 @@
+"""Arguments of `SpikingTrainer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class SpikingTrainingArguments(TrainingArguments):
+    """`TrainingArguments`, the temporal loss and a learning rate for the neurons.
+
+    Raises:
+        ValueError: an option out of range (see the help of each field).
+    """
+
+    temporal_loss: Literal["sdt", "tet", "tmc"] = field(
+        default="tmc",
+        metadata={"help": "Loss over time steps: sdt, tet or tmc (see spikenlp.losses)."},
+    )
+    theta_reduction: Literal["batch", "sample"] = field(
+        default="batch",
+        metadata={"help": "TMC: odds of the batch's mean confidence, or of each sample's."},
+    )
+    theta_weight: str = field(
+        default="auto",
+        metadata={
+            "help": "TMC: weight of the theta term. 'auto' is few_class_weight(number of classes), "
+            "which tends to 1 for many classes; '1' is the literal paper."
+        },
+    )
+    tet_mse_weight: float = field(
+        default=0.0, metadata={"help": "TET: weight in [0, 1] of the term MSE(z, 1)."}
+    )
+    neuron_learning_rate: float = field(
+        default=1e-3,
+        metadata={
+            "help": "Learning rate of the neurons' parameters (amplitude, offset, threshold, decay), "
+            "on the same schedule. They get no weight decay."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temporal_loss not in ("sdt", "tet", "tmc"):
+            raise ValueError(f"temporal_loss must be sdt, tet or tmc, got {self.temporal_loss!r}")
+        if self.theta_weight != "auto":
+            try:
+                valid = float(self.theta_weight) >= 0
+            except ValueError:
+                valid = False
+            if not valid:
+                raise ValueError(
+                    f"theta_weight must be 'auto' or a number >= 0, got {self.theta_weight!r}"
+                )
+        if not self.neuron_learning_rate >= 0:
+            raise ValueError(f"neuron_learning_rate must be >= 0, got {self.neuron_learning_rate}")
+
+    def temporal_loss_options(self) -> dict[str, Any]:
+        """Options of the chosen loss, as `get_temporal_loss` takes them."""
+        options: dict[str, Any] = {"label_smoothing": self.label_smoothing_factor}
+        if self.temporal_loss == "tet":
+            options["mse_weight"] = self.tet_mse_weight
+        elif self.temporal_loss == "tmc":
+            options["theta_reduction"] = self.theta_reduction
+            weight = self.theta_weight
+            options["theta_weight"] = weight if weight == "auto" else float(weight)
+        return options

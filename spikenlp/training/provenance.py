@@ -1,0 +1,69 @@
+"""What a result must carry so that someone else can obtain it again."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def run_record() -> dict[str, Any]:
+    """Command, commit, versions and hardware of this process.
+
+    Absolute paths in the command are cut to their last component: a record is published, and the
+    layout of somebody's disk is not part of it.
+    """
+    return {
+        "command": " ".join(_public(arg) for arg in [Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _commit(),
+        "versions": {
+            "python": platform.python_version(),
+            **{
+                name: _version(name) for name in ("torch", "transformers", "accelerate", "datasets")
+            },
+        },
+        "hardware": {
+            "processor": _processor(),
+            "threads": torch.get_num_threads(),
+            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        },
+    }
+
+
+def _public(argument: str) -> str:
+    flag, separator, value = argument.rpartition("=")
+    return f"{flag}{separator}{Path(value).name}" if os.path.isabs(value) else argument
+
+
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    git = ["git", "-C", str(root)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    except OSError:
+        return None
+    if commit.returncode:
+        return None
+    return commit.stdout.strip() + (" (modified)" if status.stdout.strip() else "")
+
+
+def _version(name: str) -> str:
+    from importlib.metadata import version
+
+    return version(name)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.machine()

@@ -1,0 +1,141 @@
+"""transformers' Trainer with a temporal loss and metrics at every time step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import EvalPrediction, Trainer
+from transformers.trainer_pt_utils import get_parameter_names
+
+from spikenlp.losses.temporal import IGNORE_INDEX
+from spikenlp.neurons import SpikingNeuron
+from spikenlp.training.arguments import SpikingTrainingArguments
+from spikenlp.training.loss_function import TemporalLossFunction
+
+ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
+
+
+class SpikingTrainer(Trainer):
+    """Trains any model that returns `timestep_logits` [B, T, C] with SDT, TET or TMC.
+
+    Args:
+        args: `SpikingTrainingArguments`; `label_smoothing_factor` smooths the cross entropy.
+        compute_metrics: as for Trainer, on `predictions` = logits [N, C]. It is applied to the mean
+            logits (`accuracy`) and to the running mean at each step (`accuracy_t1` ... `accuracy_tT`),
+            beside which the loss of that running mean is reported (`loss_t1` ...).
+        The rest as in transformers' Trainer.
+
+    Raises:
+        ValueError: an empty data set, a tokenizer with more tokens than the embedding has rows, a
+            `compute_loss_func` (the loss is `args.temporal_loss`), labels out of range, logits that
+            are not finite.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: SpikingTrainingArguments | None = None,
+        *positional: Any,
+        compute_metrics: ComputeMetrics | None = None,
+        **kwargs: Any,
+    ):
+        if not isinstance(args, SpikingTrainingArguments):
+            raise ValueError(f"args must be SpikingTrainingArguments, got {type(args).__name__}")
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError("the loss is args.temporal_loss: leave compute_loss_func to Trainer")
+        kwargs["compute_loss_func"] = TemporalLossFunction(
+            args.temporal_loss, **args.temporal_loss_options()
+        )
+        super().__init__(
+            model,
+            args,
+            *positional,
+            compute_metrics=TimestepMetrics(compute_metrics),
+            **kwargs,
+        )
+        for name, dataset in (("train", self.train_dataset), ("eval", self.eval_dataset)):
+            if hasattr(dataset, "__len__") and len(dataset) == 0:
+                raise ValueError(f"the {name} data set is empty")
+        check_tokenizer_fits(self.model, self.processing_class)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        of_neurons = _neuron_parameter_names(model)
+        return [n for n in super().get_decay_parameter_names(model) if n not in of_neurons]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        model = self.model if model is None else model
+        names = _neuron_parameter_names(model)
+        neuron_parameters = {
+            id(p): p for n, p in model.named_parameters() if n in names and p.requires_grad
+        }
+        if neuron_parameters:
+            for group in optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if id(p) not in neuron_parameters]
+            optimizer.add_param_group(
+                {
+                    "params": list(neuron_parameters.values()),
+                    "lr": self.args.neuron_learning_rate,
+                    "weight_decay": 0.0,
+                }
+            )
+        return optimizer
+
+
+class TimestepMetrics:
+    """Applies `compute_metrics` to the mean logits and to the running mean at each time step."""
+
+    def __init__(self, compute_metrics: ComputeMetrics | None = None):
+        self.compute_metrics = compute_metrics
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        logits, timestep_logits = prediction.predictions[:2]
+        labels = prediction.label_ids
+        metrics = self._metrics(logits, labels)
+        steps = np.arange(1, timestep_logits.shape[1] + 1)
+        steps = steps.reshape(-1, *[1] * (timestep_logits.ndim - 2))
+        running_mean = timestep_logits.astype(np.float32).cumsum(1) / steps
+        for t in range(timestep_logits.shape[1]):
+            at_step = running_mean[:, t]
+            metrics |= {f"{k}_t{t + 1}": v for k, v in self._metrics(at_step, labels).items()}
+            metrics[f"loss_t{t + 1}"] = _loss(at_step, labels)
+        return metrics
+
+    def _metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        if self.compute_metrics is None:
+            return {}
+        return self.compute_metrics(EvalPrediction(predictions=logits, label_ids=labels))
+
+
+def check_tokenizer_fits(model: nn.Module, tokenizer: Any) -> None:
+    """Raises ValueError where a tokenizer has ids that the model's embedding has no row for."""
+    if tokenizer is None or not hasattr(tokenizer, "__len__"):
+        return
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {rows} rows: load the "
+            "tokenizer that belongs to the model, or call model.resize_token_embeddings("
+            f"{len(tokenizer)})"
+        )
+
+
+def _loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    logits, labels = torch.from_numpy(logits), torch.from_numpy(np.asarray(labels))
+    if logits.shape[-1] == 1:
+        return F.mse_loss(logits.squeeze(-1), labels.float().reshape(logits.shape[:-1])).item()
+    return F.cross_entropy(
+        logits.flatten(0, -2), labels.flatten().long(), ignore_index=IGNORE_INDEX
+    ).item()
+
+
+def _neuron_parameter_names(model: nn.Module) -> set[str]:
+    others = set(get_parameter_names(model, [SpikingNeuron], []))
+    return {n for n, _ in model.named_parameters()} - others
