@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -69,8 +70,8 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "Dense BERT or spiking checkpoint to start from: a path or a Hub id. Without it a "
-            "small model starts from scratch, with a WordPiece vocabulary of the training text."
+            "help": "Dense BERT or spiking checkpoint to start from: a path or a Hub id. Without it "
+            "a small model starts from scratch, with a vocabulary of the training text."
         },
     )
     num_timesteps: int | None = field(
@@ -154,8 +155,9 @@ def parse_arguments(argv: list[str], **defaults: Any):
     """Command line, or a YAML file followed by options that override it."""
     parser = HfArgumentParser((ModelArguments, DataArguments, SpikingTrainingArguments))
     parser.set_defaults(
-        eval_strategy="epoch",
         save_total_limit=2,
+        train_sampling_strategy="group_by_length",
+        dataloader_pin_memory=torch.accelerator.is_available(),
         logging_steps=50,
         per_device_train_batch_size=32,
         per_device_eval_batch_size=64,
@@ -176,8 +178,10 @@ def load_inputs(
     model_args: ModelArguments, data_args: DataArguments, data: datasets.DatasetDict, source: str
 ) -> Inputs:
     task = get_task(data_args.task_name)
-    if "train" not in data:
-        raise ValueError(f"{source} has no train split for {task.name}; found {sorted(data)}")
+    if "train" not in data or len(data) < 2:
+        raise ValueError(
+            f"{task.name} needs a train split and one for evaluation; {source} has {sorted(data)}"
+        )
     limits = {"train": data_args.max_train_samples}
     splits = {}
     for name, split in data.items():
@@ -204,6 +208,11 @@ def load_inputs(
         )
         for name, split in splits.items()
     }
+    # Batches of like length waste little on padding, which changes no result.
+    for name in tokenised.keys() - {"train"}:
+        lengths = [len(ids) for ids in tokenised[name]["input_ids"]]
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        tokenised[name] = tokenised[name].select(order)
     metrics = glue_metrics(task.name)
     return Inputs(
         task=task,
@@ -310,8 +319,8 @@ def build_model(
         )
     if source_config.model_type != "bert":
         raise ValueError(
-            f"{path} is of model_type {source_config.model_type!r}: give a dense BERT ('bert') or a "
-            "spiking checkpoint ('spiking_bert')"
+            f"{path} is of model_type {source_config.model_type!r}: give a dense BERT ('bert') or "
+            "a spiking checkpoint ('spiking_bert')"
         )
     dense = BertForSequenceClassification.from_pretrained(path, **inputs.label_fields())
     check_tokenizer_fits(dense, inputs.tokenizer)
@@ -319,12 +328,11 @@ def build_model(
         results["dense"] = fine_tune_dense(dense, inputs, model_args, training_args)
     elif "BertForSequenceClassification" in (source_config.architectures or []):
         results["dense"] = evaluate(dense_trainer(dense, inputs, training_args), inputs, "dense")
-    model = SpikingBertForSequenceClassification.from_dense(
+    return SpikingBertForSequenceClassification.from_dense(
         dense,
         calibration=calibration_batches(inputs, model_args.calibration_batches, training_args.seed),
         **fields,
     )
-    return model
 
 
 def describe(inputs: Inputs, model: PreTrainedModel, args: SpikingTrainingArguments) -> str:
@@ -334,7 +342,8 @@ def describe(inputs: Inputs, model: PreTrainedModel, args: SpikingTrainingArgume
     if loss == "tmc":
         weight = args.theta_weight
         if weight == "auto":
-            weight = f"auto = {few_class_weight(config.num_labels):.3f} (few-class weight; 1 is literal TMC)"
+            few_class = few_class_weight(config.num_labels)
+            weight = f"auto = {few_class:.3f} (few-class weight; 1 is literal TMC)"
         loss += f", theta over the {args.theta_reduction}, theta_weight {weight}"
     splits = ", ".join(f"{len(split):,} {name}" for name, split in inputs.evaluation.items())
     parameters = sum(p.numel() for p in model.parameters())
@@ -342,12 +351,13 @@ def describe(inputs: Inputs, model: PreTrainedModel, args: SpikingTrainingArgume
         [
             f"task            {inputs.task.name}: {len(inputs.train):,} train, {splits}",
             f"data            {inputs.source}",
-            f"model           {parameters / 1e6:.1f}M parameters, {config.num_hidden_layers} layers of "
-            f"{config.hidden_size}, {config.neuron} neurons, nonlinearity {config.nonlinearity}",
+            f"model           {parameters / 1e6:.1f}M parameters, {config.num_hidden_layers} layers "
+            f"of {config.hidden_size}, {config.neuron} neurons, nonlinearity {config.nonlinearity}",
             f"time steps      T = {config.num_timesteps}, spikes "
             f"{'{-1, 0, 1}' if config.ternary else '{0, 1}'}",
             f"temporal loss   {loss}",
-            f"processes       {args.world_size} on {args.device.type}; global batch {batch}",
+            f"processes       {args.world_size} on {args.device.type}, with "
+            f"{torch.get_num_threads()} threads each; global batch {batch}",
             f"learning rates  {args.learning_rate:g} weights, {args.neuron_learning_rate:g} neurons",
         ]
     )
@@ -360,6 +370,7 @@ def run(
     load_data: Callable[[DataArguments], tuple[datasets.DatasetDict, str]],
 ) -> dict[str, Any]:
     """The whole job; returns what results.json holds."""
+    use_all_cores(training_args)
     set_seed(training_args.seed)
     get_task(data_args.task_name)
     with training_args.main_process_first(desc="data"):
@@ -367,8 +378,8 @@ def run(
         inputs = load_inputs(model_args, data_args, data, source)
     if inputs.task.labels is None and training_args.temporal_loss == "tmc":
         raise ValueError(
-            f"{inputs.task.name} is a regression, which has no confidence for TMC to calibrate: use "
-            "--temporal_loss sdt or tet"
+            f"{inputs.task.name} is a regression, which has no confidence for TMC to calibrate: "
+            "use --temporal_loss sdt or tet"
         )
     results: dict[str, Any] = {
         "task": inputs.task.name,
@@ -412,6 +423,12 @@ def run(
         save_records(output_dir, results, model_args, data_args, training_args)
         print(summary(results), flush=True)
     return results
+
+
+def use_all_cores(args: SpikingTrainingArguments) -> None:
+    """Undoes the OMP_NUM_THREADS=1 that `accelerate launch` sets in silence on CPU."""
+    if args.device.type == "cpu" and torch.get_num_threads() == 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.world_size))
 
 
 def save_records(output_dir: Path, results: dict[str, Any], *arguments: Any) -> None:
