@@ -1,0 +1,42 @@
+"""Train a spiking BERT on Quora question pairs with TMC; without arguments, on synthetic demo pairs.
+
+    accelerate launch recipes/qqp_tmc.py
+    accelerate launch recipes/qqp_tmc.py --data_dir glue/QQP --model_name_or_path path/to/bert
+    accelerate launch recipes/qqp_tmc.py --dataset nyu-mll/glue --model_name_or_path bert-base-uncased
+
+The same job as `glue_tmc.py --task_name qqp`, with the same options. Demo pairs are used if, and
+only if, neither `--data_dir` nor `--dataset` is given.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import datasets
+import transformers
+from glue_tmc import DataArguments, load_task_data, parse_arguments, run
+
+from spikenlp.data import demo_question_pairs
+
+
+def load_pairs(data_args: DataArguments) -> tuple[datasets.DatasetDict, str]:
+    if data_args.data_dir or data_args.dataset:
+        return load_task_data(data_args)
+    print(
+        "DEMO DATA: synthetic question pairs. They show that training works; for real pairs give "
+        "--data_dir or --dataset.",
+        flush=True,
+    )
+    return demo_question_pairs(), "DEMO: synthetic question pairs (spikenlp.data.demo)"
+
+
+def main() -> None:
+    transformers.utils.logging.set_verbosity_warning()
+    model_args, data_args, training_args = parse_arguments(
+        sys.argv[1:], task_name="qqp", output_dir="outputs/qqp"
+    )
+    run(model_args, data_args, training_args, load_data=load_pairs)
+
+
+if __name__ == "__main__":
+    main()
