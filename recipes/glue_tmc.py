@@ -62,6 +62,7 @@ FROM_SCRATCH = {
     "num_attention_heads": 4,
     "intermediate_size": 512,
     "max_position_embeddings": 128,
+    "initializer_range": 0.1,
 }
 
 

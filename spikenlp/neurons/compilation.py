@@ -50,7 +50,7 @@ def run_compiled(function: Callable[..., Any], *tensors: torch.Tensor | None, **
         return function(*tensors, **static)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _compiled(function: Any, *specialisation: Any) -> Callable[..., Any]:
     # A code object of its own for each specialisation: Dynamo limits recompilations per code object.
     copy = types.FunctionType(

@@ -1,0 +1,40 @@
+"""Tiny models that several test modules share."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+TINY_DENSE = {
+    "vocab_size": 120,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 40,
+    # Activations as large as those of a trained model.
+    "initializer_range": 0.2,
+}
+
+
+@pytest.fixture
+def dense():
+    """A dense BERT classifier of random weights."""
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(**TINY_DENSE, num_labels=2)).eval()
+
+
+@pytest.fixture
+def batches():
+    """Four tokenised batches of 8, padded on the right."""
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(4):
+        lengths = torch.randint(4, 13, (8,), generator=generator)
+        mask = (torch.arange(12) < lengths[:, None]).long()
+        ids = torch.randint(5, 120, (8, 12), generator=generator) * mask
+        made.append({"input_ids": ids, "attention_mask": mask})
+    return made

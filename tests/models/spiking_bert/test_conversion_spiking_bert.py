@@ -1,0 +1,162 @@
+"""A dense BERT made spiking: weights by name, amplitudes by calibration, spikes that flow."""
+
+import pytest
+import torch
+from transformers import AutoModel, BertModel, DistilBertConfig, DistilBertModel
+
+from spikenlp import SpikingBertForMaskedLM, SpikingBertForSequenceClassification, SpikingBertModel
+from spikenlp.models.spiking_bert.conversion_spiking_bert import neurons_of
+
+
+def convert(dense, batches, **fields):
+    return SpikingBertForSequenceClassification.from_dense(dense, calibration=batches, **fields)
+
+
+@torch.no_grad()
+def distance(model, dense, batches):
+    pairs = [(model(**b).logits, dense(**b).logits) for b in batches]
+    found, expected = (torch.cat(x) for x in zip(*pairs, strict=True))
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def test_weights_are_those_of_the_dense_model(dense, batches):
+    model = convert(dense, batches)
+    state = model.state_dict()
+    for name, value in dense.state_dict().items():
+        assert torch.equal(state[name], value), name
+
+
+def test_many_steps_come_close_to_the_dense_model(dense, batches):
+    errors = [
+        distance(convert(dense, batches, num_timesteps=t), dense, batches) for t in (2, 8, 64)
+    ]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.05
+
+
+def test_collapsed_with_many_levels_is_the_dense_model(dense, batches):
+    model = convert(dense, batches, num_timesteps=500, collapsed=True)
+    assert distance(model, dense, batches) < 0.01
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"ternary": False},
+        {"neuron": "lif", "nonlinearity": "step", "beta": 0.5},
+        {"neuron": "if"},
+        {"neuron": "plif"},
+    ],
+    ids=str,
+)
+def test_spikes_flow_in_every_layer(dense, batches, fields):
+    model = convert(dense, batches, **fields)
+    rates = {}
+
+    def count(name):
+        def hook(neuron, inputs, output):
+            offset = getattr(neuron, "offset", None)
+            sent = output if offset is None else output + offset
+            spikes = (sent / neuron.amplitude).round()
+            assert set(spikes.unique().tolist()) <= ({-1, 0, 1} if neuron.ternary else {0, 1})
+            rates[name] = spikes.abs().mean().item()
+
+        return hook
+
+    for name, neuron in neurons_of(model):
+        neuron.register_forward_hook(count(name))
+    with torch.no_grad():
+        model(**batches[0])
+    assert len(rates) == 2 * 6
+    for name, rate in rates.items():
+        assert 0.02 < rate < 0.98, name
+
+
+def test_calibration_is_deterministic_and_depends_on_its_data(dense, batches):
+    first, again, other = (convert(dense, b) for b in (batches, batches, batches[:1]))
+    for (name, a), (_, b), (_, c) in zip(*map(neurons_of, (first, again, other)), strict=True):
+        assert torch.equal(a.amplitude, b.amplitude), name
+        assert not torch.equal(a.amplitude, c.amplitude), name
+
+
+def test_calibration_leaves_padding_out(dense, batches):
+    padded = [
+        {k: torch.nn.functional.pad(v, (0, 8)) for k, v in batch.items()} for batch in batches
+    ]
+    for (name, a), (_, b) in zip(
+        *(neurons_of(convert(dense, x)) for x in (batches, padded)), strict=True
+    ):
+        torch.testing.assert_close(a.amplitude, b.amplitude, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_amplitudes_minimise_the_rounding_error(dense, batches):
+    """No other amplitude on a fine grid is much better for the activations that a neuron sees."""
+    model = convert(dense, batches, num_timesteps=4)
+    seen = {}
+    config, neurons = model.config, neurons_of(model)
+    name, neuron = neurons[0]
+    handle = neuron.register_forward_pre_hook(lambda m, args: seen.setdefault("x", args[0][0]))
+    config.num_timesteps = 1
+    with torch.no_grad():
+        model(**batches[0])
+    handle.remove()
+    values = seen["x"][batches[0]["attention_mask"].bool()].double()
+
+    def error(alpha):
+        return (((values / alpha * 4).round().clamp(-4, 4) * alpha / 4) - values).square().mean(0)
+
+    largest = values.abs().amax(0)
+    best = torch.stack([error(f * largest) for f in torch.linspace(0.05, 1.2, 200)]).amin(0)
+    calibrated = error(neuron.amplitude.double())
+    assert calibrated.mean() < 1.5 * best.mean(), name
+
+
+def test_from_a_path_and_without_calibration(dense, tmp_path):
+    dense.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="without calibration"):
+        model = SpikingBertForSequenceClassification.from_dense(str(tmp_path), num_timesteps=2)
+    assert model.config.num_timesteps == 2
+    assert torch.equal(model.classifier.weight, dense.classifier.weight)
+
+
+def test_a_headless_dense_model_serves_any_head(dense, batches, caplog):
+    headless = BertModel(dense.config)
+    model = convert(headless, batches)
+    assert torch.equal(model.bert.pooler.dense.weight, headless.pooler.dense.weight)
+    assert "classifier.weight" in caplog.text
+    base = SpikingBertModel.from_dense(dense, calibration=batches)
+    assert torch.equal(base.pooler.dense.weight, dense.bert.pooler.dense.weight)
+    SpikingBertForMaskedLM.from_dense(headless, calibration=batches)
+
+
+def test_the_converted_model_survives_saving(dense, batches, tmp_path):
+    model = convert(dense, batches)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert loaded.config.model_type == "spiking_bert"
+    assert torch.equal(loaded(**batches[0])[0], model.bert(**batches[0])[0])
+
+
+def test_other_architectures_are_refused(batches, tmp_path):
+    other = DistilBertModel(DistilBertConfig(dim=32, n_heads=2, n_layers=1, hidden_dim=32))
+    with pytest.raises(ValueError, match="distilbert"):
+        SpikingBertModel.from_dense(other, calibration=batches)
+    other.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="distilbert"):
+        SpikingBertModel.from_dense(str(tmp_path), calibration=batches)
+
+
+def test_a_spiking_checkpoint_is_sent_to_from_pretrained(dense, batches, tmp_path):
+    convert(dense, batches).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="from_pretrained"):
+        SpikingBertForSequenceClassification.from_dense(str(tmp_path))
+
+
+def test_bad_calibration_data_and_fields(dense, batches):
+    with pytest.raises(ValueError, match="empty"):
+        convert(dense, [])
+    with pytest.raises(ValueError, match="padding"):
+        convert(dense, [{k: torch.zeros_like(v) for k, v in batches[0].items()}])
+    with pytest.raises(ValueError, match="num_time_steps"):
+        convert(dense, batches, num_time_steps=4)

@@ -1,0 +1,214 @@
+"""Spiking BERT in the ecosystem: what transformers' own suite does not notice."""
+
+import copy
+
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from spikenlp import (
+    SpikingBertConfig,
+    SpikingBertForMaskedLM,
+    SpikingBertForQuestionAnswering,
+    SpikingBertForSequenceClassification,
+    SpikingBertForTokenClassification,
+    SpikingBertModel,
+)
+from tests.conftest import TINY_DENSE
+
+HEADS = {
+    SpikingBertModel: AutoModel,
+    SpikingBertForMaskedLM: AutoModelForMaskedLM,
+    SpikingBertForSequenceClassification: AutoModelForSequenceClassification,
+    SpikingBertForTokenClassification: AutoModelForTokenClassification,
+    SpikingBertForQuestionAnswering: AutoModelForQuestionAnswering,
+}
+KINDS = [
+    {},
+    {"nonlinearity": "step"},
+    {"ternary": False},
+    {"neuron": "lif", "nonlinearity": "step"},
+    {"neuron": "plif"},
+    {"collapsed": True},
+]
+
+
+def make(model_class=SpikingBertForSequenceClassification, **fields):
+    torch.manual_seed(0)
+    options = {"hidden_dropout_prob": 0.0, "num_timesteps": 3}
+    return model_class(SpikingBertConfig(**{**TINY_DENSE, **options, **fields})).eval()
+
+
+def first(outputs):
+    return outputs[0]
+
+
+@pytest.mark.parametrize("fields", KINDS, ids=str)
+@pytest.mark.parametrize("model_class", HEADS)
+def test_save_load_save_gives_the_same_model(model_class, fields, batches, tmp_path):
+    model = make(model_class, **fields)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.rand_like(parameter))
+    model.save_pretrained(tmp_path / "a")
+    loaded = HEADS[model_class].from_pretrained(tmp_path / "a")
+    assert type(loaded) is model_class
+    loaded.save_pretrained(tmp_path / "b")
+    again = model_class.from_pretrained(tmp_path / "b")
+    assert again.config.to_dict().items() >= fields.items()
+    for other in (loaded, again):
+        for name, value in model.state_dict().items():
+            assert torch.equal(other.state_dict()[name], value), name
+        assert torch.equal(first(other(**batches[0])), first(model(**batches[0])))
+
+
+@pytest.mark.parametrize("fields", KINDS, ids=str)
+def test_padding_never_changes_a_real_token(fields, batches):
+    model = make(SpikingBertForTokenClassification, **fields)
+    for attention in ("sdpa", "eager"):
+        model.set_attn_implementation(attention)
+        batch = batches[0]
+        together = model(**batch).logits
+        for i, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+            alone = model(input_ids=batch["input_ids"][i : i + 1, :length]).logits[0]
+            torch.testing.assert_close(together[i, :length], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_in_the_padding_does_not_matter(batches):
+    model, batch = make(), batches[0]
+    other = {**batch, "input_ids": batch["input_ids"] + 7 * (1 - batch["attention_mask"])}
+    assert not torch.equal(other["input_ids"], batch["input_ids"])
+    torch.testing.assert_close(model(**other).logits, model(**batch).logits)
+    without_mask = model(input_ids=batch["input_ids"]).logits
+    assert not torch.allclose(without_mask, model(**batch).logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("fields", KINDS, ids=str)
+def test_the_order_of_a_batch_does_not_matter(fields, batches):
+    model, batch = make(**fields), batches[0]
+    order = torch.tensor([3, 0, 7, 1, 2, 6, 5, 4])
+    shuffled = model(**{k: v[order] for k, v in batch.items()}).logits
+    torch.testing.assert_close(shuffled, model(**batch).logits[order], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fields", KINDS, ids=str)
+def test_no_state_is_left_between_calls(fields, batches):
+    model = make(**fields)
+    before = first(model(**batches[0]))
+    model(**batches[1])
+    assert torch.equal(first(model(**batches[0])), before)
+
+
+@pytest.mark.parametrize("fields", KINDS[:-1], ids=str)
+def test_logits_are_the_mean_over_time(fields, batches):
+    outputs = make(**fields)(**batches[0])
+    assert outputs.timestep_logits.shape == (8, 3, 2)
+    torch.testing.assert_close(outputs.logits, outputs.timestep_logits.mean(1))
+    tokens = make(SpikingBertForTokenClassification, **fields)(**batches[0])
+    assert tokens.timestep_logits.shape == (8, 3, 12, 2)
+    torch.testing.assert_close(tokens.logits, tokens.timestep_logits.mean(1))
+
+
+@pytest.mark.parametrize("nonlinearity", ["running", "step"])
+def test_hidden_states_are_means_over_time(nonlinearity, batches):
+    model = make(SpikingBertModel, nonlinearity=nonlinearity)
+    outputs = model(**batches[0], output_timesteps=True, output_hidden_states=True)
+    assert outputs.timestep_hidden_state.shape == (8, 3, 12, 32)
+    mean = outputs.timestep_hidden_state.mean(1)
+    torch.testing.assert_close(outputs.last_hidden_state, mean, rtol=1e-4, atol=1e-5)
+    assert len(outputs.hidden_states) == 3
+    torch.testing.assert_close(outputs.hidden_states[-1], outputs.last_hidden_state)
+    assert "timestep_hidden_state" not in model(**batches[0])
+
+
+def test_the_first_steps_of_a_longer_run_are_a_shorter_run(batches):
+    """Causality: what step t sends does not depend on how many follow."""
+    model = make(num_timesteps=6)
+    long = model(**batches[0]).timestep_logits
+    model.config.num_timesteps = 2
+    short = model(**batches[0]).timestep_logits
+    torch.testing.assert_close(long[:, :2], short, rtol=1e-4, atol=1e-5)
+
+
+def test_collapsed_has_no_time_axis(batches):
+    outputs = make(collapsed=True)(**batches[0])
+    assert outputs.get("timestep_logits") is None
+    assert outputs.logits.shape == (8, 2)
+
+
+@pytest.mark.parametrize("fields", KINDS, ids=str)
+def test_every_parameter_learns(fields, batches):
+    torch.manual_seed(0)
+    model = make(**fields).train()
+    for _ in range(3):
+        for batch in batches:
+            model(**batch, labels=torch.arange(8) % 2).loss.backward()
+    dead = [n for n, p in model.named_parameters() if p.requires_grad and not p.grad.any()]
+    # The key's bias adds the same number to every score of a query, which softmax ignores.
+    assert [name for name in dead if not name.endswith("key.bias")] == []
+
+
+def test_gradient_checkpointing_changes_no_gradient(batches):
+    model = make().train()
+    checkpointed = copy.deepcopy(model)
+    checkpointed.gradient_checkpointing_enable()
+    for m in (model, checkpointed):
+        m(**batches[0], labels=torch.arange(8) % 2).loss.backward()
+    for (name, p), q in zip(model.named_parameters(), checkpointed.parameters(), strict=True):
+        if p.grad is not None:
+            torch.testing.assert_close(q.grad, p.grad, msg=name)
+
+
+def test_dropout_draws_one_mask_for_all_steps(batches):
+    """With "running", masks that differed between steps would be amplified by their number."""
+    model = make(hidden_dropout_prob=0.3, num_timesteps=8).train()
+    torch.manual_seed(0)
+    logits = model(**batches[0]).timestep_logits
+    assert logits.isfinite().all()
+    assert logits.abs().max() < 100
+
+
+def test_mlm_weights_are_tied_after_resizing_the_embedding(batches):
+    model = make(SpikingBertForMaskedLM)
+    model.resize_token_embeddings(130)
+    assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
+    assert model(**batches[0]).logits.shape == (8, 12, 130)
+
+
+def test_regression_and_multi_label_losses(batches):
+    regression = make(num_labels=1)
+    loss = regression(**batches[0], labels=torch.linspace(0, 5, 8)).loss
+    expected = (regression(**batches[0]).logits[:, 0] - torch.linspace(0, 5, 8)).square().mean()
+    torch.testing.assert_close(loss, expected)
+    many = make(num_labels=3)
+    assert many(**batches[0], labels=torch.rand(8, 3)).loss.isfinite()
+    assert many.config.problem_type == "multi_label_classification"
+
+
+def test_bfloat16(batches):
+    model = make().bfloat16()
+    outputs = model(**batches[0])
+    assert outputs.logits.dtype == torch.bfloat16
+    assert outputs.logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_timesteps": 0}, "num_timesteps must be >= 1"),
+        ({"hidden_size": 30}, "not a multiple"),
+        ({"collapsed": True, "neuron": "lif"}, "collapsed"),
+        ({"attention_probs_dropout_prob": 0.1}, "attention_probs_dropout_prob"),
+        ({"beta": 0.0}, "beta"),
+        ({"neuron": "izhikevich"}, "neuron"),
+    ],
+)
+def test_bad_configs_say_what_is_wrong(fields, message):
+    with pytest.raises(Exception, match=message):
+        SpikingBertConfig(**fields)
