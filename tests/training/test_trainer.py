@@ -1,0 +1,285 @@
+"""SpikingTrainer: gradients, accumulation, resuming, metrics per step, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+
+from spikenlp import (
+    SpikingBertConfig,
+    SpikingBertForSequenceClassification,
+    SpikingTrainer,
+    SpikingTrainingArguments,
+)
+from spikenlp.losses import get_temporal_loss
+from spikenlp.training import TemporalLossFunction
+from tests.conftest import TINY_DENSE
+
+LOSSES = [
+    ("sdt", {}),
+    ("tet", {}),
+    ("tmc", {"theta_reduction": "sample"}),
+    ("tmc", {"theta_reduction": "batch"}),
+]
+
+
+def make_model(**fields):
+    torch.manual_seed(0)
+    options = {"hidden_dropout_prob": 0.0, "num_timesteps": 2, "num_hidden_layers": 1}
+    return SpikingBertForSequenceClassification(
+        SpikingBertConfig(**{**TINY_DENSE, **options, **fields})
+    )
+
+
+def make_data(rows=32, classes=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, 120, (rows, 10), generator=generator)
+    labels = torch.randint(classes, (rows,), generator=generator)
+    return Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
+
+
+def make_args(folder, cls=SpikingTrainingArguments, **options):
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "max_steps": 1,
+        "learning_rate": 1e-3,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "max_grad_norm": 0.0,
+    }
+    return cls(output_dir=str(folder), **{**defaults, **options})
+
+
+class Gradients(TrainerCallback):
+    """The gradients of each optimizer step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append(
+            {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        )
+
+
+def gradients_of(trainer):
+    seen = Gradients()
+    trainer.add_callback(seen)
+    trainer.train()
+    return seen.steps
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(("name", "options"), LOSSES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_gradient_is_that_of_the_chosen_loss(name, options, smoothing, tmp_path):
+    data = make_data(8, classes=4)
+    args = make_args(
+        tmp_path,
+        temporal_loss=name,
+        label_smoothing_factor=smoothing,
+        train_sampling_strategy="sequential",
+        **options,
+    )
+    found = gradients_of(SpikingTrainer(make_model(num_labels=4), args, train_dataset=data))[0]
+    model = make_model(num_labels=4).train()
+    logits = model(input_ids=torch.tensor(data["input_ids"][:])).timestep_logits
+    options = {**options, "theta_weight": "auto"} if name == "tmc" else options
+    loss = get_temporal_loss(name, label_smoothing=smoothing, **options)
+    loss(logits, torch.tensor(data["labels"][:])).backward()
+    assert_same(found, {n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+
+
+@pytest.mark.parametrize(("name", "options"), LOSSES[:-1])
+def test_accumulation_equals_one_large_batch(name, options, tmp_path):
+    found = []
+    for size, accumulated in ((32, 1), (8, 4)):
+        args = make_args(
+            tmp_path,
+            temporal_loss=name,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulated,
+            **options,
+        )
+        found.append(gradients_of(SpikingTrainer(make_model(), args, train_dataset=make_data()))[0])
+    assert_same(found[1], found[0])
+
+
+@pytest.mark.parametrize("accumulated", [1, 4])
+def test_the_plain_trainer_with_a_temporal_loss_function_gives_the_same(accumulated, tmp_path):
+    options = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": accumulated}
+    ours = SpikingTrainer(
+        make_model(),
+        make_args(tmp_path, temporal_loss="tet", **options),
+        train_dataset=make_data(),
+    )
+    plain = Trainer(
+        make_model(),
+        make_args(tmp_path, TrainingArguments, **options),
+        train_dataset=make_data(),
+        compute_loss_func=TemporalLossFunction("tet"),
+    )
+    assert_same(gradients_of(plain)[0], gradients_of(ours)[0])
+
+
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "logging_steps": 1}
+
+    def train(folder, resume=None, stop_at=None):
+        class Stop(TrainerCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                if state.global_step == stop_at:
+                    raise KeyboardInterrupt
+
+        trainer = SpikingTrainer(
+            make_model(hidden_dropout_prob=0.1),
+            make_args(folder, **options),
+            train_dataset=make_data(),
+            callbacks=[Stop()],
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed", stop_at=4)
+    resumed = train(tmp_path / "killed", resume=True)
+    for (name, p), q in zip(
+        whole.model.named_parameters(), resumed.model.parameters(), strict=True
+    ):
+        assert torch.equal(p, q), name
+    steps = [log["step"] for log in resumed.state.log_history if "loss" in log]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_neurons_have_their_own_learning_rate_and_no_weight_decay(tmp_path):
+    args = make_args(tmp_path, learning_rate=0.0, neuron_learning_rate=0.1, weight_decay=0.1)
+    trainer = SpikingTrainer(make_model(), args, train_dataset=make_data())
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved
+    assert moved == {n for n in before if n.endswith("neuron.amplitude")}
+    listed = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    assert len(listed) == len(set(map(id, listed))) == len(before)
+
+
+def test_evaluation_reports_every_time_step(tmp_path):
+    def accuracy(prediction: EvalPrediction):
+        return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+    data = make_data()
+    trainer = SpikingTrainer(
+        make_model(num_timesteps=3),
+        make_args(tmp_path),
+        eval_dataset=data,
+        compute_metrics=accuracy,
+    )
+    metrics = trainer.evaluate()
+    model = trainer.model.eval()
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor(data["input_ids"][:])).timestep_logits
+    labels = torch.tensor(data["labels"][:])
+    for t in range(1, 4):
+        mean = logits[:, :t].mean(1)
+        expected = (mean.argmax(-1) == labels).float().mean().item()
+        assert metrics[f"eval_accuracy_t{t}"] == pytest.approx(expected)
+        loss = torch.nn.functional.cross_entropy(mean, labels).item()
+        assert metrics[f"eval_loss_t{t}"] == pytest.approx(loss, rel=1e-4)
+    assert metrics["eval_accuracy"] == metrics["eval_accuracy_t3"]
+    assert "eval_loss" in metrics
+
+
+def test_regression_trains_with_tet_and_is_refused_by_tmc(tmp_path):
+    data = make_data().remove_columns("labels").add_column("labels", [float(i) for i in range(32)])
+    model = make_model(num_labels=1)
+    SpikingTrainer(model, make_args(tmp_path, temporal_loss="tet"), train_dataset=data).train()
+    with pytest.raises(ValueError, match="regression"):
+        SpikingTrainer(model, make_args(tmp_path), train_dataset=data).train()
+
+
+@pytest.mark.slow
+def test_bf16_and_compiled_training(tmp_path):
+    for options in ({"bf16": True}, {"torch_compile": True}):
+        trainer = SpikingTrainer(
+            make_model(), make_args(tmp_path, max_steps=2, **options), train_dataset=make_data()
+        )
+        assert np.isfinite(trainer.train().training_loss)
+
+
+def test_training_learns_the_data(tmp_path):
+    data = make_data(16)
+    args = make_args(tmp_path, max_steps=60, learning_rate=3e-3, per_device_train_batch_size=16)
+    trainer = SpikingTrainer(make_model(), args, train_dataset=data)
+    trainer.train()
+    predictions = trainer.predict(data).predictions[0].argmax(-1)
+    assert (predictions == np.array(data["labels"])).mean() == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda f: {"args": make_args(f, TrainingArguments)}, "SpikingTrainingArguments"),
+        (lambda f: {"train_dataset": make_data(0)}, "train data set is empty"),
+        (lambda f: {"eval_dataset": make_data(0)}, "eval data set is empty"),
+        (lambda f: {"compute_loss_func": print}, "compute_loss_func"),
+    ],
+)
+def test_bad_input_is_refused_before_training(make, message, tmp_path):
+    arguments = {"args": make_args(tmp_path), "train_dataset": make_data(), **make(tmp_path)}
+    with pytest.raises(ValueError, match=message):
+        SpikingTrainer(make_model(), **arguments)
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path):
+    class Tokenizer:
+        def __len__(self):
+            return 121
+
+    with pytest.raises(ValueError, match=r"121 tokens.*120 rows.*resize_token_embeddings\(121\)"):
+        SpikingTrainer(make_model(), make_args(tmp_path), processing_class=Tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda model, data: (model, data.map(lambda row: {"labels": row["labels"] + 1})), "labels"),
+        (lambda model, data: (model.fill_(float("nan")), data), "NaN"),
+        (lambda model, data: (model, data.remove_columns("labels")), "labels"),
+    ],
+)
+def test_labels_out_of_range_nan_and_missing_labels_stop_the_run(break_it, message, tmp_path):
+    model = make_model()
+    with torch.no_grad():
+        _, data = break_it(model.classifier.weight, make_data())
+    with pytest.raises(ValueError, match=message):
+        SpikingTrainer(model, make_args(tmp_path), train_dataset=data).train()
+
+
+def test_a_collapsed_model_is_sent_to_the_plain_trainer(tmp_path):
+    trainer = SpikingTrainer(
+        make_model(collapsed=True), make_args(tmp_path), train_dataset=make_data()
+    )
+    with pytest.raises(ValueError, match=r"timestep_logits.*collapsed"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("temporal_loss", "ctm"),
+        ("theta_weight", "-1"),
+        ("theta_weight", "some"),
+        ("neuron_learning_rate", -1.0),
+    ],
+)
+def test_bad_arguments_are_named(option, value, tmp_path):
+    with pytest.raises(ValueError, match=option):
+        make_args(tmp_path, **{option: value})
