@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/accelerate launch recipes/qqp_tmc.py recipes/configs/demo.yaml
+	$(BIN)/accelerate launch recipes/qqp_tmc.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -5,18 +5,19 @@
     accelerate launch recipes/qqp_tmc.py --dataset nyu-mll/glue --model_name_or_path bert-base-uncased
 
 The same job as `glue_tmc.py --task_name qqp`, with the same options. Demo pairs are used if, and
-only if, neither `--data_dir` nor `--dataset` is given.
+only if, neither `--data_dir` nor `--dataset` is given. No argument at all means configs/demo.yaml.
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import datasets
 import transformers
 from glue_tmc import DataArguments, load_task_data, parse_arguments, run
 
-from spikenlp.data import demo_question_pairs
+from spikenlp.data import demo_question_pairs, get_task
 
 
 def load_pairs(data_args: DataArguments) -> tuple[datasets.DatasetDict, str]:
@@ -32,9 +33,12 @@ def load_pairs(data_args: DataArguments) -> tuple[datasets.DatasetDict, str]:
 
 def main() -> None:
     transformers.utils.logging.set_verbosity_warning()
+    argv = sys.argv[1:] or [str(Path(__file__).parent / "configs" / "demo.yaml")]
     model_args, data_args, training_args = parse_arguments(
-        sys.argv[1:], task_name="qqp", output_dir="outputs/qqp"
+        argv, task_name="qqp", output_dir="outputs/qqp"
     )
+    if get_task(data_args.task_name).name != "qqp":
+        raise ValueError(f"this recipe is for qqp: run glue_tmc.py for {data_args.task_name}")
     run(model_args, data_args, training_args, load_data=load_pairs)
 
 

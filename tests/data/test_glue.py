@@ -9,9 +9,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from spikenlp.data import GLUE_TASKS, get_task, load_glue
 
 ROWS = {
-    "cola": "gj04\t1\t\tThe sailors slept.\nks08\t0\t*\tThe sailors \"slept.\n",
-    "sst2": "sentence\tlabel\na \"charming journey . \t1\nNA\t0\n",
-    "mrpc": "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\tHe said \"so.\tHe \"said so.\n0\t9\t10\tA\tB\n",
+    "cola": 'gj04\t1\t\tThe sailors slept.\nks08\t0\t*\tThe sailors "slept.\n',
+    "sst2": 'sentence\tlabel\na "charming journey . \t1\nNA\t0\n',
+    "mrpc": 'Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\tHe said "so.\tHe "said so.\n0\t9\t10\tA\tB\n',
     "qqp": "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\tWhy?\tHow?\t0\n1\t3\t4\tnull\tNone\t1\n",
     "stsb": "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n"
     "0\tm\tf\t2012\t0001\tn\tn\tA plane.\tAn air plane.\t5.000\n1\tm\tf\t2012\t0002\tn\tn\tA\tB\t2.5\n",

@@ -173,7 +173,9 @@ def test_neurons_have_their_own_learning_rate_and_no_weight_decay(tmp_path):
 
 def test_evaluation_reports_every_time_step(tmp_path):
     def accuracy(prediction: EvalPrediction):
-        return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+        return {
+            "accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())
+        }
 
     data = make_data()
     trainer = SpikingTrainer(
@@ -250,7 +252,10 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda model, data: (model, data.map(lambda row: {"labels": row["labels"] + 1})), "labels"),
+        (
+            lambda model, data: (model, data.map(lambda row: {"labels": row["labels"] + 1})),
+            "labels",
+        ),
         (lambda model, data: (model.fill_(float("nan")), data), "NaN"),
         (lambda model, data: (model, data.remove_columns("labels")), "labels"),
     ],

@@ -70,7 +70,8 @@ def test_spikes_flow_in_every_layer(dense, batches, fields):
         model(**batches[0])
     assert len(rates) == 2 * 6
     for name, rate in rates.items():
-        assert 0.02 < rate < 0.98, name
+        assert 0 < rate < 1, name
+        assert rate > 0.05 or "neuron" in fields, f"rounding neurons are busier than that: {name}"
 
 
 def test_calibration_is_deterministic_and_depends_on_its_data(dense, batches):
@@ -93,15 +94,15 @@ def test_calibration_leaves_padding_out(dense, batches):
 def test_amplitudes_minimise_the_rounding_error(dense, batches):
     """No other amplitude on a fine grid is much better for the activations that a neuron sees."""
     model = convert(dense, batches, num_timesteps=4)
-    seen = {}
-    config, neurons = model.config, neurons_of(model)
-    name, neuron = neurons[0]
-    handle = neuron.register_forward_pre_hook(lambda m, args: seen.setdefault("x", args[0][0]))
-    config.num_timesteps = 1
+    name, neuron = neurons_of(model)[0]
+    seen = []
+    neuron.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0]))
     with torch.no_grad():
-        model(**batches[0])
-    handle.remove()
-    values = seen["x"][batches[0]["attention_mask"].bool()].double()
+        for batch in batches:
+            model(**batch)
+    masks = [batch["attention_mask"].bool() for batch in batches]
+    # The first neuron sees the embedding, the same at each step.
+    values = torch.cat([x[mask] for x, mask in zip(seen, masks, strict=True)]).double()
 
     def error(alpha):
         return (((values / alpha * 4).round().clamp(-4, 4) * alpha / 4) - values).square().mean(0)
@@ -109,7 +110,7 @@ def test_amplitudes_minimise_the_rounding_error(dense, batches):
     largest = values.abs().amax(0)
     best = torch.stack([error(f * largest) for f in torch.linspace(0.05, 1.2, 200)]).amin(0)
     calibrated = error(neuron.amplitude.double())
-    assert calibrated.mean() < 1.5 * best.mean(), name
+    assert (calibrated < 1.5 * best).all(), name
 
 
 def test_from_a_path_and_without_calibration(dense, tmp_path):

@@ -1,0 +1,191 @@
+"""The recipes as a user runs them: subprocesses, and the folders that they leave."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+import spikenlp  # noqa: F401
+from spikenlp.data import demo_question_pairs, wordpiece_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ["--max_steps", "3", "--max_train_samples", "96", "--max_eval_samples", "32"]
+QUICK += ["--disable_tqdm", "True", "--use_cpu", "True"]
+
+
+def run(recipe, *arguments, launcher=("accelerate.commands.launch",)):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", *launcher, str(ROOT / "recipes" / recipe), *map(str, arguments)],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
+def succeed(*args, **kwargs):
+    done = run(*args, **kwargs)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def fail(*args):
+    done = run(*args)
+    assert done.returncode != 0
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    return folder, succeed("qqp_tmc.py", "--output_dir", folder, *QUICK)
+
+
+@pytest.fixture(scope="module")
+def dense_model(tmp_path_factory):
+    """A small dense BERT with a tokenizer, as a user would have it on disk."""
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("dense")
+    pairs = demo_question_pairs()["train"]
+    tokenizer = wordpiece_tokenizer([*pairs["question1"], *pairs["question2"]])
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def qqp_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("glue") / "QQP"
+    folder.mkdir()
+    for split, name in (("train", "train.tsv"), ("validation", "dev.tsv")):
+        rows = demo_question_pairs()[split].select(range(200))
+        lines = ["id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"]
+        lines += [f"0\t1\t2\t{r['question1']}\t{r['question2']}\t{r['label']}" for r in rows]
+        (folder / name).write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.mark.slow
+def test_without_arguments_it_says_that_the_data_are_a_demo(demo):
+    _, printed = demo
+    assert "DEMO DATA: synthetic question pairs" in printed
+    assert "T = 4, spikes {-1, 0, 1}" in printed
+    assert "processes       1 on cpu" in printed
+    assert "auto = 0.138" in printed
+
+
+@pytest.mark.slow
+def test_the_folder_holds_all_that_is_needed(demo):
+    folder, _ = demo
+    results = json.loads((folder / "results.json").read_text())
+    for t in range(1, 5):
+        assert 0 <= results["spiking"][f"accuracy_t{t}"] <= 1
+        assert results["spiking"][f"loss_t{t}"] > 0
+    assert {"accuracy", "f1"} <= results["spiking"].keys()
+    assert results["training"]["steps"] == 3
+    assert yaml.safe_load((folder / "arguments.yaml").read_text())["temporal_loss"] == "tmc"
+    assert str(folder.parent) not in json.dumps(results)
+    assert (folder / "model.safetensors").is_file()
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert model.config.id2label == {0: "not_duplicate", 1: "duplicate"}
+    classify = pipeline("text-classification", model=str(folder))
+    answer = classify({"text": "Why should I learn chess?", "text_pair": "Is chess useful?"})
+    assert answer["label"] in ("not_duplicate", "duplicate")
+    assert AutoTokenizer.from_pretrained(folder)("chess")["input_ids"]
+
+
+@pytest.mark.slow
+def test_the_same_command_again_goes_on_instead_of_starting_over(demo):
+    folder, _ = demo
+    succeed("qqp_tmc.py", "--output_dir", folder, *QUICK)
+    printed = succeed("qqp_tmc.py", "--output_dir", folder, *QUICK, "--max_steps", "4")
+    assert "resuming from" in printed
+    assert json.loads((folder / "results.json").read_text())["training"]["steps"] == 4
+
+
+@pytest.mark.slow
+def test_real_files_dense_first_and_yaml(qqp_files, dense_model, tmp_path):
+    config = tmp_path / "job.yaml"
+    config.write_text(f"task_name: qqp\ndata_dir: {qqp_files}\nlearning_rate: 5e-5\n")
+    out = tmp_path / "out"
+    printed = succeed(
+        "glue_tmc.py",
+        config,
+        *("--model_name_or_path", dense_model, "--dense_first", "--num_timesteps", 2),
+        *("--output_dir", out, *QUICK),
+    )
+    assert "DEMO" not in printed
+    results = json.loads((out / "results.json").read_text())
+    assert {"dense", "before_training", "spiking"} <= results.keys()
+    assert results["config"]["num_timesteps"] == 2
+    again = tmp_path / "again"
+    succeed(
+        "qqp_tmc.py",
+        "--data_dir",
+        qqp_files,
+        "--model_name_or_path",
+        out,
+        "--output_dir",
+        again,
+        *QUICK,
+    )
+    assert json.loads((again / "results.json").read_text())["config"]["num_timesteps"] == 2
+
+
+@pytest.mark.slow
+def test_two_processes_are_counted(tmp_path):
+    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    printed = succeed("qqp_tmc.py", "--output_dir", tmp_path, *QUICK, launcher=launcher)
+    assert "processes       2 on cpu" in printed
+    assert "global batch 64" in printed
+    assert printed.count("temporal loss   tmc") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task_name", "sst3"], "unknown GLUE task 'sst3'"),
+        (["--task_name", "rte"], "exactly one source"),
+        (["--task_name", "rte", "--data_dir", "/nowhere"], "no GLUE file of rte"),
+        (["--task_name", "stsb", "--data_dir", "{stsb}"], "TMC to calibrate: use --temporal_loss"),
+    ],
+)
+def test_bad_input_stops_before_training(arguments, message, tmp_path):
+    stsb = tmp_path / "STS-B"
+    stsb.mkdir()
+    for name in ("train.tsv", "dev.tsv"):
+        (stsb / name).write_text("index\tsentence1\tsentence2\tscore\n0\tA plane.\tA jet.\t4.5\n")
+    arguments = [str(stsb) if a == "{stsb}" else a for a in arguments]
+    assert message in fail("glue_tmc.py", *arguments, "--output_dir", tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_other_architectures_are_refused(qqp_files, tmp_path):
+    from transformers import DistilBertConfig, DistilBertModel
+
+    DistilBertModel(DistilBertConfig(dim=32, n_heads=2, n_layers=1, hidden_dim=32)).save_pretrained(
+        tmp_path
+    )
+    wordpiece_tokenizer(["some words"]).save_pretrained(tmp_path)
+    said = fail("qqp_tmc.py", "--data_dir", qqp_files, "--model_name_or_path", tmp_path, *QUICK)
+    assert "'distilbert': give a dense BERT" in said
