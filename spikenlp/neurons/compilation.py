@@ -22,19 +22,20 @@ MIN_COMPILED_NUMEL = 1 << 18
 _compiler_works = True
 
 
-def run_compiled(function: Callable[..., Any], *tensors: torch.Tensor | None, **static: Any) -> Any:
-    """`function(*tensors, **static)`, compiled where the first tensor is large enough to gain.
+def run_compiled(
+    function: Callable[..., Any], first: torch.Tensor, *rest: torch.Tensor | None, **static: Any
+) -> Any:
+    """`function(first, *rest, **static)`, compiled where the first tensor is large enough to gain.
 
     The first tensor is [T, ...]; `static` holds the Python values (flags, dtypes) that the loop is
     specialised for. Batch and sequence lengths stay symbolic: they cause no recompilation.
     """
     global _compiler_works
-    first = tensors[0]
     if torch.compiler.is_compiling() or first.numel() < MIN_COMPILED_NUMEL or not _compiler_works:
-        return function(*tensors, **static)
+        return function(first, *rest, **static)
     # Other memory layouts and dtypes would each be a recompilation: make layouts one, and give every
     # combination of dtypes and flags a compiled function of its own.
-    tensors = tuple(x if x is None else x.contiguous() for x in tensors)
+    tensors = [x if x is None else x.contiguous() for x in (first, *rest)]
     signature = tuple(None if x is None else (x.dtype, x.dim(), x.device) for x in tensors)
     try:
         compiled = _compiled(function, first.shape[0], signature, tuple(sorted(static.items())))

@@ -54,8 +54,8 @@ def pack_state(z: Tensor, dtype: torch.dtype) -> Tensor:
     return (z.view(torch.int32) >> 16).to(torch.int16).view(torch.bfloat16)
 
 
-def sum_to(grad: Tensor, parameter: Tensor) -> Tensor:
-    return grad.sum_to_size(parameter.shape)
+def sum_to(grad: Tensor | None, parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter) if grad is None else grad.sum_to_size(parameter.shape)
 
 
 # --- classic neurons -----------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def spike_backward(
         grad_v = beta * grad_u
         grad_x.append(grad_u.to(x_dtype))
     if needs_beta:
-        grad_beta = sum_to(torch.zeros_like(z) if grad_beta is None else grad_beta, beta)
+        grad_beta = sum_to(grad_beta, beta)
     if needs_threshold:
         grad_threshold = sum_to(grad_threshold, v_threshold)
     if needs_amplitude:

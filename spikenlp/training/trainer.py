@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any
 
 import numpy as np
@@ -51,15 +51,10 @@ class SpikingTrainer(Trainer):
         kwargs["compute_loss_func"] = TemporalLossFunction(
             args.temporal_loss, **args.temporal_loss_options()
         )
-        super().__init__(
-            model,
-            args,
-            *positional,
-            compute_metrics=TimestepMetrics(compute_metrics),
-            **kwargs,
-        )
+        kwargs["compute_metrics"] = TimestepMetrics(compute_metrics)
+        super().__init__(model, args, *positional, **kwargs)
         for name, dataset in (("train", self.train_dataset), ("eval", self.eval_dataset)):
-            if hasattr(dataset, "__len__") and len(dataset) == 0:
+            if isinstance(dataset, Sized) and len(dataset) == 0:
                 raise ValueError(f"the {name} data set is empty")
         check_tokenizer_fits(self.model, self.processing_class)
 
@@ -71,7 +66,8 @@ class SpikingTrainer(Trainer):
         if self.optimizer is not None:
             return self.optimizer
         optimizer = super().create_optimizer(model)
-        model = self.model if model is None else model
+        model = model or self.model
+        assert model is not None
         names = _neuron_parameter_names(model)
         neuron_parameters = {
             id(p): p for n, p in model.named_parameters() if n in names and p.requires_grad
@@ -108,7 +104,7 @@ class TimestepMetrics:
             metrics[f"loss_t{t + 1}"] = _loss(at_step, labels)
         return metrics
 
-    def _metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def _metrics(self, logits: Any, labels: Any) -> dict[str, float]:
         if self.compute_metrics is None:
             return {}
         return self.compute_metrics(EvalPrediction(predictions=logits, label_ids=labels))
@@ -127,8 +123,8 @@ def check_tokenizer_fits(model: nn.Module, tokenizer: Any) -> None:
         )
 
 
-def _loss(logits: np.ndarray, labels: np.ndarray) -> float:
-    logits, labels = torch.from_numpy(logits), torch.from_numpy(np.asarray(labels))
+def _loss(logits_array: Any, labels_array: Any) -> float:
+    logits, labels = torch.from_numpy(logits_array), torch.from_numpy(np.asarray(labels_array))
     if logits.shape[-1] == 1:
         return F.mse_loss(logits.squeeze(-1), labels.float().reshape(logits.shape[:-1])).item()
     return F.cross_entropy(
