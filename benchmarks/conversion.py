@@ -1,0 +1,81 @@
+"""What a fine-tuned dense BERT loses when it is made spiking without any training, by T.
+
+    python benchmarks/conversion.py --task_name sst2 --data_dir path/to/glue \\
+        --model_name_or_path outputs/sst2/dense --output results/conversion_sst2.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, BertForSequenceClassification, DataCollatorWithPadding
+
+from spikenlp import SpikingBertForSequenceClassification
+from spikenlp.data import get_task, load_glue
+from spikenlp.metrics import glue_metrics
+from spikenlp.training.provenance import run_record
+
+CALIBRATION_BATCHES, BATCH, SEED = 4, 32, 42
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task_name", required=True)
+    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--model_name_or_path", required=True, help="fine-tuned dense BERT")
+    parser.add_argument("--num_timesteps", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--nonlinearity", nargs="+", default=["running", "step"])
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+
+    task = get_task(args.task_name)
+    tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
+    dense = BertForSequenceClassification.from_pretrained(args.model_name_or_path).eval()
+    data = load_glue(args.task_name, data_dir=args.data_dir)
+    collator = DataCollatorWithPadding(tokenizer)
+
+    def batches(split):
+        split = split.map(
+            lambda row: tokenizer(*(row[c] for c in task.text_columns), truncation=True),
+            remove_columns=list(task.text_columns),
+        )
+        order = sorted(range(len(split)), key=lambda i: len(split[i]["input_ids"]))
+        return list(DataLoader(split.select(order), batch_size=BATCH, collate_fn=collator))
+
+    chosen = data["train"].shuffle(seed=SEED).select(range(CALIBRATION_BATCHES * BATCH))
+    calibration = batches(chosen)
+    evaluation = batches(data["validation"])
+    metrics = glue_metrics(task.name)
+
+    @torch.no_grad()
+    def score(model):
+        labels = torch.cat([batch["labels"] for batch in evaluation])
+        outputs = [model(**{k: v for k, v in b.items() if k != "labels"}) for b in evaluation]
+        if "timestep_logits" not in outputs[0]:
+            return metrics(torch.cat([o.logits for o in outputs]).numpy(), labels.numpy())
+        logits = torch.cat([o.timestep_logits for o in outputs])
+        return [
+            metrics(logits[:, :t].mean(1).numpy(), labels.numpy())
+            for t in range(1, logits.shape[1] + 1)
+        ]
+
+    results = {"task": task.name, "seed": SEED, "run": run_record(), "dense": score(dense)}
+    print("dense", results["dense"])
+    for nonlinearity in args.nonlinearity:
+        for steps in args.num_timesteps:
+            spiking = SpikingBertForSequenceClassification.from_dense(
+                dense, calibration=calibration, num_timesteps=steps, nonlinearity=nonlinearity
+            )
+            name = f"{nonlinearity}_T{steps}"
+            results[name] = score(spiking)
+            print(name, results[name][-1], flush=True)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
