@@ -21,7 +21,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 test: lint
-	HF_HUB_OFFLINE=1 $(BIN)/pytest --numprocesses 2
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
 
 clean:
 	rm -rf $(VENV) .cache outputs
