@@ -1,6 +1,7 @@
-"""Spiking neurons: one membrane update, four kinds, binary or ternary."""
+"""Spiking neurons: one membrane update, four kinds, binary or ternary; a linear layer of spikes."""
 
+from spikenlp.neurons.linear import SpikingLinear
 from spikenlp.neurons.modules import IF, LIF, PLIF, RoundingIF, SpikingNeuron
 from spikenlp.neurons.surrogate import SURROGATES
 
-__all__ = ["IF", "LIF", "PLIF", "SURROGATES", "RoundingIF", "SpikingNeuron"]
+__all__ = ["IF", "LIF", "PLIF", "SURROGATES", "RoundingIF", "SpikingLinear", "SpikingNeuron"]

@@ -14,7 +14,11 @@ T + 1), a first-order sigma-delta modulator. Its gradient is local in time.
 
 Both keep one number per neuron and step for the backward pass, u in units of the threshold (or of
 alpha), by default in bfloat16 and truncated towards zero: truncation cannot carry a value across a
-threshold, so the spikes recomputed from it are the spikes that were sent.
+threshold, so the spikes recomputed from it are the spikes that were sent. `spikes_of_state` does
+that, for whatever reads the spikes and would have to keep them.
+
+Both also work on running means, X_t = (x_1 + ... + x_t) / t in place of x_t and likewise for what
+they send, so that the float functions between neurons may act on the means as they are.
 """
 
 from __future__ import annotations
@@ -58,6 +62,70 @@ def sum_to(grad: Tensor | None, parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter) if grad is None else grad.sum_to_size(parameter.shape)
 
 
+# --- the border of the loops: currents, or running means of them ----------------------------------
+
+
+def read_currents(x: Tensor, steps: int, running: bool) -> list[Tensor]:
+    """x_1 ... x_T in float32 of x [T, ...], or of x [1, ...], a current that does not change."""
+    if len(x) == 1:
+        return [x[0].float()] * steps
+    if not running:
+        return [x[t].float() for t in range(steps)]
+    return [x[0].float()] + [(t + 1) * x[t].float() - t * x[t - 1].float() for t in range(1, steps)]
+
+
+def grad_of_currents(grads: list[Tensor], constant: bool, running: bool, dtype) -> Tensor:
+    """Adjoint of `read_currents`: [T, ...], or [1, ...] where the current was `constant`."""
+    steps = len(grads)
+    if constant:
+        return sum(grads[1:], grads[0]).to(dtype)[None]
+    if running:
+        later = [*grads[1:], torch.zeros_like(grads[0])]
+        grads = [(t + 1) * (grads[t] - later[t]) for t in range(steps)]
+    return torch.stack([g.to(dtype) for g in grads])
+
+
+def write_sent(sent: list[Tensor], running: bool, dtype: torch.dtype) -> Tensor:
+    """What was sent, or its running mean, [T, ...]."""
+    if running:
+        total, means = sent[0], [sent[0]]
+        for t in range(1, len(sent)):
+            total = total + sent[t]
+            means.append(total / (t + 1))
+        sent = means
+    return torch.stack([s.to(dtype) for s in sent])
+
+
+def grad_of_sent(grad: Tensor, running: bool) -> list[Tensor]:
+    """Adjoint of `write_sent`, one gradient a step, in float32."""
+    steps = len(grad)
+    grads = [grad[t].float() for t in range(steps)]
+    if running:
+        grads[-1] = grads[-1] / steps
+        for t in range(steps - 2, -1, -1):
+            grads[t] = grads[t] / (t + 1) + grads[t + 1]
+    return grads
+
+
+def spikes_of_state(
+    state: Tensor,
+    amplitude: Tensor,
+    offset: Tensor | None,
+    *,
+    rounding: bool,
+    ternary: bool,
+    running: bool,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """What a neuron sent, [T, ...], from the state that it kept."""
+    alpha = sent_amplitude(amplitude, out_dtype) if rounding else amplitude
+    threshold = 0.5 if rounding else 1.0
+    sent = [alpha * spike_function(state[t].float(), threshold, ternary) for t in range(len(state))]
+    if offset is not None:
+        sent = [s - offset for s in sent]
+    return write_sent(sent, running, out_dtype)
+
+
 # --- classic neurons -----------------------------------------------------------------------------
 
 
@@ -67,6 +135,8 @@ def spike_forward(
     v_threshold: Tensor,
     amplitude: Tensor,
     *,
+    steps: int,
+    running: bool,
     ternary: bool,
     hard: bool,
     v_reset: float,
@@ -75,15 +145,16 @@ def spike_forward(
 ) -> tuple[Tensor, Tensor | None]:
     threshold = v_threshold.clamp_min(SMALLEST_SCALE)
     v = torch.zeros_like(x[0], dtype=torch.float32)
-    out, state = [], []
-    for t in range(x.shape[0]):
-        u = beta * v + x[t].float()
+    sent, state = [], []
+    for current in read_currents(x, steps, running):
+        u = beta * v + current
         s = spike_function(u, threshold, ternary)
         v = reset_membrane(u, s, threshold, hard, v_reset)
-        out.append((amplitude * s).to(out_dtype))
+        sent.append(amplitude * s)
         if state_dtype is not None:
             state.append(pack_state(u / threshold, state_dtype))
-    return torch.stack(out), torch.stack(state) if state_dtype is not None else None
+    out = write_sent(sent, running, out_dtype)
+    return out, torch.stack(state) if state_dtype is not None else None
 
 
 def spike_backward(
@@ -95,6 +166,8 @@ def spike_backward(
     *,
     surrogate: Callable[[Tensor, float], Tensor],
     width: float,
+    constant: bool,
+    running: bool,
     ternary: bool,
     hard: bool,
     v_reset: float,
@@ -108,11 +181,12 @@ def spike_backward(
     z = state[steps - 1].float()
     grad_v = torch.zeros_like(z)
     grad_beta = grad_threshold = grad_amplitude = None
-    grad_x = []
+    grad_sent = grad_of_sent(grad, running)
+    grad_currents = []
     for t in range(steps - 1, -1, -1):
         u = z * threshold
         s = spike_function(z, 1.0, ternary)
-        g = grad[t].float()
+        g = grad_sent[t]
         up = surrogate(u - threshold, width)
         down = surrogate(-u - threshold, width) if ternary else torch.zeros_like(up)
         grad_s = g * amplitude
@@ -141,14 +215,15 @@ def spike_backward(
                 term = grad_u * reset_membrane(z * threshold, previous, threshold, hard, v_reset)
                 grad_beta = term if grad_beta is None else grad_beta + term
         grad_v = beta * grad_u
-        grad_x.append(grad_u.to(x_dtype))
+        grad_currents.append(grad_u)
     if needs_beta:
         grad_beta = sum_to(grad_beta, beta)
     if needs_threshold:
         grad_threshold = sum_to(grad_threshold, v_threshold)
     if needs_amplitude:
         grad_amplitude = sum_to(grad_amplitude, amplitude)
-    return torch.stack(grad_x[::-1]), grad_beta, grad_threshold, grad_amplitude
+    grad_x = grad_of_currents(grad_currents[::-1], constant, running, x_dtype)
+    return grad_x, grad_beta, grad_threshold, grad_amplitude
 
 
 class _Spike(torch.autograd.Function):
@@ -167,8 +242,10 @@ class _Spike(torch.autograd.Function):
         )
         if needs_grad:
             ctx.save_for_backward(state, beta, v_threshold, amplitude)
-            ctx.options = {**options, **gradient, "x_dtype": x.dtype}
-        return out
+            ctx.mark_non_differentiable(state)
+            ctx.options = {**options, **gradient, "constant": len(x) == 1, "x_dtype": x.dtype}
+            del ctx.options["steps"]
+        return out, state
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
@@ -192,6 +269,8 @@ def spike(
     v_threshold: Tensor,
     amplitude: Tensor,
     *,
+    steps: int,
+    running: bool = False,
     ternary: bool,
     hard: bool,
     v_reset: float,
@@ -199,22 +278,25 @@ def spike(
     width: float,
     detach_reset: bool,
     state_dtype: torch.dtype = torch.bfloat16,
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
     """Classic spiking dynamics with BPTT (equations above).
 
     Args:
-        x: input current [T, ...], any floating dtype; the dynamics run in float32.
+        x: input current [T, ...], any floating dtype, or [1, ...]: the same at each of the `steps`;
+            the dynamics run in float32.
         beta, v_threshold, amplitude: float32 tensors that broadcast against `x[0]`.
+        running: `x` holds running means, and so will what is returned.
 
     Returns:
-        alpha * s_t, [T, ...], in the autocast dtype if autocast is on, else in that of `x`.
+        alpha * s_t, [T, ...], in the autocast dtype if autocast is on, else in that of `x`; and the
+        state kept for the backward pass, [T, ...], or None where nothing needs a gradient.
     """
     return _Spike.apply(
         x,
         beta,
         v_threshold,
         amplitude,
-        {"ternary": ternary, "hard": hard, "v_reset": v_reset},
+        {"steps": steps, "running": running, "ternary": ternary, "hard": hard, "v_reset": v_reset},
         {"surrogate": surrogate, "width": width, "detach_reset": detach_reset},
         state_dtype,
         spike_dtype(x),
@@ -229,6 +311,8 @@ def rounding_forward(
     amplitude: Tensor,
     offset: Tensor | None,
     *,
+    steps: int,
+    running: bool,
     ternary: bool,
     state_dtype: torch.dtype | None,
     out_dtype: torch.dtype,
@@ -236,16 +320,16 @@ def rounding_forward(
     alpha = sent_amplitude(amplitude, out_dtype)
     v = torch.zeros_like(x[0], dtype=torch.float32)
     out, state = [], []
-    for t in range(x.shape[0]):
-        u = v + x[t].float()
+    for current in read_currents(x, steps, running):
+        u = v + current
         if offset is not None:
             u = u + offset
         sent = alpha * spike_function(u, alpha / 2, ternary)
         v = u - sent
-        out.append((sent if offset is None else sent - offset).to(out_dtype))
+        out.append(sent if offset is None else sent - offset)
         if state_dtype is not None:
             state.append(pack_state(u / alpha, state_dtype))
-    return torch.stack(out), torch.stack(state) if state_dtype is not None else None
+    return write_sent(out, running, out_dtype), None if not state else torch.stack(state)
 
 
 def rounding_backward(
@@ -254,20 +338,23 @@ def rounding_backward(
     amplitude: Tensor,
     offset: Tensor | None,
     *,
+    constant: bool,
+    running: bool,
     ternary: bool,
     needs_parameters: tuple[bool, bool],
     x_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     needs_amplitude, needs_offset = needs_parameters
-    grad_x = []
+    grad_sent = grad_of_sent(grad, running)
+    grad_currents = []
     grad_amplitude = torch.zeros_like(state[0], dtype=torch.float32)
     grad_offset = torch.zeros_like(grad_amplitude)
     v = torch.zeros_like(grad_amplitude)
     for t in range(state.shape[0]):
         z = state[t].float()
-        g = grad[t].float()
+        g = grad_sent[t]
         window = ((z.abs() if ternary else z - 0.5).abs() < (1.5 if ternary else 1.0)).float()
-        grad_x.append((g * window).to(x_dtype))
+        grad_currents.append(g * window)
         if needs_amplitude:
             s = spike_function(z, 0.5, ternary)
             grad_amplitude = grad_amplitude + g * (s - window * (z - v))
@@ -275,7 +362,7 @@ def rounding_backward(
         if needs_offset:
             grad_offset = grad_offset + g * (window - 1)
     return (
-        torch.stack(grad_x),
+        grad_of_currents(grad_currents, constant, running, x_dtype),
         sum_to(grad_amplitude, amplitude) if needs_amplitude else None,
         sum_to(grad_offset, offset) if needs_offset and offset is not None else None,
     )
@@ -294,21 +381,23 @@ def sent_amplitude(amplitude: Tensor, dtype: torch.dtype) -> Tensor:
 
 class _RoundingSpike(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, amplitude, offset, ternary, state_dtype, dtype):
+    def forward(ctx: Any, x, amplitude, offset, options, state_dtype, dtype):
         needs_grad = any(ctx.needs_input_grad)
         out, state = run_compiled(
             rounding_forward,
             x,
             amplitude,
             offset,
-            ternary=ternary,
+            **options,
             state_dtype=state_dtype if needs_grad else None,
             out_dtype=dtype,
         )
         if needs_grad:
             ctx.save_for_backward(state, amplitude, offset)
-            ctx.ternary, ctx.x_dtype = ternary, x.dtype
-        return out
+            ctx.mark_non_differentiable(state)
+            ctx.options = {**options, "constant": len(x) == 1, "x_dtype": x.dtype}
+            del ctx.options["steps"]
+        return out, state
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
@@ -319,9 +408,8 @@ class _RoundingSpike(torch.autograd.Function):
             grads[0],
             amplitude,
             offset,
-            ternary=ctx.ternary,
             needs_parameters=tuple(ctx.needs_input_grad[1:3]),
-            x_dtype=ctx.x_dtype,
+            **ctx.options,
         )
         return *grads_in, None, None, None
 
@@ -331,23 +419,28 @@ def rounding_spike(
     amplitude: Tensor,
     offset: Tensor | None = None,
     *,
+    steps: int,
+    running: bool = False,
     ternary: bool,
     state_dtype: torch.dtype = torch.bfloat16,
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
     """Rounding dynamics: integrates x + c, fires at alpha / 2, sends and subtracts alpha.
 
     Args:
-        x: input current [T, ...].
+        x: input current [T, ...], or [1, ...]: the same at each of the `steps`.
         amplitude: alpha, float32, broadcasts against `x[0]`.
         offset: c of a binary neuron (sends alpha s - c), or None for 0.
+        running: `x` holds running means, and so will what is returned.
 
     Returns:
-        [T, ...], in the autocast dtype if autocast is on, else in that of `x`.
+        What is sent, [T, ...], in the autocast dtype if autocast is on, else in that of `x`; and the
+        state kept for the backward pass, [T, ...], or None where nothing needs a gradient.
 
     The gradient passes unchanged inside the window |u_t| < 1.5 alpha (binary: -0.5 alpha < u_t <
     1.5 alpha) and is 0 outside; d out_t / d alpha = s_t - [in window] x_t / alpha.
     """
-    return _RoundingSpike.apply(x, amplitude, offset, ternary, state_dtype, spike_dtype(x))
+    options = {"steps": steps, "running": running, "ternary": ternary}
+    return _RoundingSpike.apply(x, amplitude, offset, options, state_dtype, spike_dtype(x))
 
 
 def spike_dtype(x: Tensor) -> torch.dtype:

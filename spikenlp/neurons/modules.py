@@ -1,6 +1,8 @@
 """Spiking neurons as modules: input current [T, ...] in, spikes [T, ...] out, no state in between.
 
-Every neuron also has `step(x, v) -> (out, v)`, one time step with the membrane potential passed by
+`neuron(x, num_timesteps=T)` takes a current [1, ...] that is the same at each step, and
+`neuron(x, running=True)` running means of the current in place of the current, and returns running
+means of the spikes. Every neuron also has `step(x, v) -> (out, v)`, one time step with the membrane potential passed by
 hand, for T too large to unroll and for streaming.
 """
 
@@ -21,6 +23,7 @@ from spikenlp.neurons.dynamics import (
     spike_dtype,
     spike_function,
 )
+from spikenlp.neurons.linear import remember
 from spikenlp.neurons.surrogate import SURROGATES
 
 
@@ -63,13 +66,22 @@ class SpikingNeuron(nn.Module):
                     f"size {found} (x[t] has shape {tuple(step.shape)})"
                 )
 
-    def _check(self, x: Tensor) -> None:
+    def _steps(self, x: Tensor, num_timesteps: int | None) -> int:
+        """T, after the checks of the input."""
         if x.dim() < 1 or x.shape[0] < 1:
             raise ValueError(
                 "a neuron needs at least one time step (T >= 1) on dimension 0, got shape "
                 f"{tuple(x.shape)}"
             )
         self._check_step(x[0])
+        if num_timesteps is None or num_timesteps == x.shape[0]:
+            return x.shape[0]
+        if x.shape[0] != 1 or num_timesteps < 1:
+            raise ValueError(
+                f"num_timesteps={num_timesteps} needs an input with as many steps, or with one that "
+                f"is the same at each, got shape {tuple(x.shape)}"
+            )
+        return num_timesteps
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}"
@@ -140,13 +152,18 @@ class IF(SpikingNeuron):
         """beta, a tensor that broadcasts against x[t]."""
         return torch.ones((), device=self.v_threshold.device)
 
-    def forward(self, x: Tensor) -> Tensor:
-        self._check(x)
-        return spike(
+    def forward(
+        self, x: Tensor, *, num_timesteps: int | None = None, running: bool = False
+    ) -> Tensor:
+        steps = self._steps(x, num_timesteps)
+        amplitude = self._broadcast(self.amplitude, x[0])
+        sent, state = spike(
             x,
             self.decay(),
             self._broadcast(self.v_threshold, x[0]),
-            self._broadcast(self.amplitude, x[0]),
+            amplitude,
+            steps=steps,
+            running=running,
             ternary=self.ternary,
             hard=self.reset == "hard",
             v_reset=self.v_reset,
@@ -155,6 +172,7 @@ class IF(SpikingNeuron):
             detach_reset=self.detach_reset,
             state_dtype=self.state_dtype,
         )
+        return remember(sent, state, amplitude, None, False, self.ternary, running)
 
     @torch.no_grad()
     def step(self, x: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -241,12 +259,21 @@ class RoundingIF(SpikingNeuron):
         offset = None if self.offset is None else self._broadcast(self.offset, step)
         return self._broadcast(self.amplitude, step), offset
 
-    def forward(self, x: Tensor) -> Tensor:
-        self._check(x)
+    def forward(
+        self, x: Tensor, *, num_timesteps: int | None = None, running: bool = False
+    ) -> Tensor:
+        steps = self._steps(x, num_timesteps)
         amplitude, offset = self._parameters_for(x[0])
-        return rounding_spike(
-            x, amplitude, offset, ternary=self.ternary, state_dtype=self.state_dtype
+        sent, state = rounding_spike(
+            x,
+            amplitude,
+            offset,
+            steps=steps,
+            running=running,
+            ternary=self.ternary,
+            state_dtype=self.state_dtype,
         )
+        return remember(sent, state, amplitude, offset, True, self.ternary, running)
 
     @torch.no_grad()
     def step(self, x: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -77,10 +77,14 @@ def plain_autograd(
     return torch.stack(sent)
 
 
-def gradients(neuron, x, grad):
-    """Output of `neuron` and gradients of (output * grad).sum(), x first, then by name."""
+def gradients(function, x, grad, of=None):
+    """Output of `function` and gradients of (output * grad).sum(): x, then parameters by name.
+
+    The parameters are those of the neuron `of`, or of `function`, a neuron.
+    """
+    neuron = function if of is None else of
     x = x.detach().clone().requires_grad_()
-    out = neuron(x)
+    out = function(x)
     names = [name for name, p in neuron.named_parameters() if p.requires_grad]
     parameters = [p for p in neuron.parameters() if p.requires_grad]
     found = torch.autograd.grad(out, [x, *parameters], grad.to(out.dtype))
@@ -559,6 +563,50 @@ def test_non_contiguous_input_and_gradient(make):
     assert torch.equal(out, same_out)
     for name in found:
         torch.testing.assert_close(found[name], same[name])
+
+
+def slow_running_mean(x):
+    return torch.stack([x[: t + 1].mean(0) for t in range(len(x))])
+
+
+def slow_increments(x):
+    return torch.stack([(t + 1) * x[t] - (t * x[t - 1] if t else 0) for t in range(len(x))])
+
+
+def test_running_means_in_and_out(make):
+    """As the neuron between an increment and a running mean, each written out."""
+    generator = torch.Generator().manual_seed(0)
+    x, grad = (torch.randn(5, 40, 3, generator=generator) for _ in range(2))
+    options = {"channels": 3, "state_dtype": torch.float32}
+    neuron = make(**options)
+    out, found = gradients(lambda x: neuron(x, running=True), x, grad, neuron)
+    expected_out, expected = gradients(
+        lambda x: slow_running_mean(neuron(slow_increments(x))), x, grad, neuron
+    )
+    torch.testing.assert_close(out, expected_out)
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_one_current_for_all_steps(make, running):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 40, 3, generator=generator)
+    grad = torch.randn(4, 40, 3, generator=generator)
+    neuron = make(channels=3)
+    out, found = gradients(lambda x: neuron(x, num_timesteps=4, running=running), x, grad, neuron)
+    expected_out, expected = gradients(
+        lambda x: neuron(x.expand(4, -1, -1), running=running), x, grad, neuron
+    )
+    assert torch.equal(out, expected_out)
+    assert found["x"].shape == x.shape
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_steps_that_do_not_fit_are_refused(make):
+    with pytest.raises(ValueError, match=r"num_timesteps=4.*\(3, 2\)"):
+        make()(torch.zeros(3, 2), num_timesteps=4)
 
 
 @pytest.mark.parametrize("steps", [1, 32])

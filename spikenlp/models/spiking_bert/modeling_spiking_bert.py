@@ -43,7 +43,7 @@ from typing_extensions import Self
 
 from spikenlp.models.over_time import NONLINEARITIES, OverTime
 from spikenlp.models.spiking_bert.configuration_spiking_bert import SpikingBertConfig
-from spikenlp.neurons import IF, LIF, PLIF, RoundingIF, SpikingNeuron
+from spikenlp.neurons import IF, LIF, PLIF, RoundingIF, SpikingLinear, SpikingNeuron
 
 
 @dataclass
@@ -125,11 +125,12 @@ class SpikingBlock(nn.Module):
             return IF(**classic)
         return (LIF if config.neuron == "lif" else PLIF)(config.beta, **classic)
 
-    def fire(self, neuron: nn.Module, current: Tensor) -> Tensor:
-        """Spikes of `current` [T, B, L, C]; when collapsed, its rounding, [1, B, L, C]."""
+    def fire(self, neuron: nn.Module, stream: Tensor) -> Tensor:
+        """Spikes of `stream` [T, B, L, C] or [1, B, L, C]; when collapsed, its rounding [1, B, L, C]."""
+        steps = self.config.num_timesteps
         if self.config.collapsed:
-            return neuron.collapsed(current[0], self.config.num_timesteps)[None]
-        return neuron(current)
+            return neuron.collapsed(stream[0], steps)[None]
+        return neuron(stream, num_timesteps=steps, running=self.over_time.running)
 
 
 class SpikingBertSelfAttention(SpikingBlock):
@@ -140,40 +141,38 @@ class SpikingBertSelfAttention(SpikingBlock):
         self.scaling = self.attention_head_size**-0.5
         self.is_causal = False
         self.neuron = self.make_neuron(config.hidden_size)
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query = SpikingLinear(config.hidden_size, config.hidden_size)
+        self.key = SpikingLinear(config.hidden_size, config.hidden_size)
+        self.value = SpikingLinear(config.hidden_size, config.hidden_size)
         self.key_neuron = self.make_neuron(config.hidden_size)
         self.value_neuron = self.make_neuron(config.hidden_size)
 
-    def fold_time_into_heads(self, x: Tensor) -> Tensor:
-        """[T, B, L, D] -> [B, T * heads, L, D / heads], so that one mask serves all steps."""
-        steps, batch, length, _ = x.shape
-        x = x.view(steps, batch, length, self.num_attention_heads, self.attention_head_size)
-        return x.permute(1, 0, 3, 2, 4).reshape(batch, -1, length, self.attention_head_size)
+    def split_heads(self, x: Tensor) -> Tensor:
+        """[T, B, L, D] -> [T * B, heads, L, D / heads], a view."""
+        x = x.flatten(0, 1)
+        return x.unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
 
     def forward(
         self, stream: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        steps, batch, length, width = stream.shape
-        spikes = self.fire(self.neuron, self.over_time.to_current(stream))
+        spikes = self.fire(self.neuron, stream)
         query = self.query(spikes)
         key = self.fire(self.key_neuron, self.key(spikes))
         value = self.fire(self.value_neuron, self.value(spikes))
-        query, key, value = (
-            self.fold_time_into_heads(self.over_time.to_stream(x)) for x in (query, key, value)
-        )
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         context, weights = attention(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+            self,
+            *(self.split_heads(x) for x in (query, key, value)),
+            attention_mask,
+            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
         )
-        context = context.reshape(batch, length, steps, width).permute(2, 0, 1, 3)
+        context = context.reshape(query.shape)
         if weights is not None:
-            weights = weights.view(batch, steps, -1, length, length)
-            weights = self.over_time.time_mean(weights.transpose(0, 1))
+            weights = self.over_time.time_mean(weights.unflatten(0, spikes.shape[:2]))
         return context, weights
 
 
@@ -183,13 +182,12 @@ class SpikingBertResidual(SpikingBlock):
     def __init__(self, config: SpikingBertConfig, in_features: int):
         super().__init__(config)
         self.neuron = self.make_neuron(in_features)
-        self.dense = nn.Linear(in_features, config.hidden_size)
+        self.dense = SpikingLinear(in_features, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = TimeSharedDropout(config.hidden_dropout_prob)
 
     def forward(self, branch: Tensor, stream: Tensor) -> Tensor:
-        spikes = self.fire(self.neuron, self.over_time.to_current(branch))
-        update = self.over_time.to_stream(self.dense(spikes))
+        update = self.dense(self.fire(self.neuron, branch))
         return self.LayerNorm(self.dropout(update) + stream)
 
 
@@ -208,16 +206,16 @@ class SpikingBertIntermediate(SpikingBlock):
     def __init__(self, config: SpikingBertConfig):
         super().__init__(config)
         self.neuron = self.make_neuron(config.hidden_size)
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.dense = SpikingLinear(config.hidden_size, config.intermediate_size)
         self.intermediate_act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, stream: Tensor) -> Tensor:
-        spikes = self.fire(self.neuron, self.over_time.to_current(stream))
-        return self.intermediate_act_fn(self.over_time.to_stream(self.dense(spikes)))
+        return self.intermediate_act_fn(self.dense(self.fire(self.neuron, stream)))
 
 
 class SpikingBertLayer(GradientCheckpointingLayer):
-    """Maps the stream [T, B, L, D] to (stream, its mean over time [B, L, D])."""
+    """Maps the stream, [T, B, L, D], or [1, B, L, D] if it is the same at each step, to (stream, its
+    mean over time [B, L, D])."""
 
     def __init__(self, config: SpikingBertConfig):
         super().__init__()
@@ -389,10 +387,14 @@ class SpikingBertModel(SpikingBertPreTrainedModel):
             token_type_ids=token_type_ids,
             inputs_embeds=inputs_embeds,
         )
-        attention_mask = create_bidirectional_mask(
+        mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=embedding, attention_mask=attention_mask
         )
-        stream = self.encoder(embedding.expand(steps, -1, -1, -1), attention_mask, **kwargs)
+        if isinstance(mask, Tensor):
+            if attention_mask is not None and attention_mask.dim() == 2 and mask.dim() == 4:
+                mask = mask[:, :, :1]  # padding: the same for each query
+            mask = mask.repeat(steps, *[1] * (mask.dim() - 1))
+        stream = self.encoder(embedding[None], mask, **kwargs)
         pooled = None if self.pooler is None else self.pooler(stream)
         over_time = NONLINEARITIES[self.config.nonlinearity]
         output = SpikingBertModelOutput(

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModel, BertModel, DistilBertConfig, DistilBertModel
 
 from spikenlp import SpikingBertForMaskedLM, SpikingBertForSequenceClassification, SpikingBertModel
+from spikenlp.models.over_time import increments
 from spikenlp.models.spiking_bert.conversion_spiking_bert import neurons_of
 
 
@@ -57,7 +58,8 @@ def test_spikes_flow_in_every_layer(dense, batches, fields):
     def count(name):
         def hook(neuron, inputs, output):
             offset = getattr(neuron, "offset", None)
-            sent = output if offset is None else output + offset
+            sent = output if model.config.nonlinearity == "step" else increments(output)
+            sent = sent if offset is None else sent + offset
             spikes = (sent / neuron.amplitude).round()
             assert set(spikes.unique().tolist()) <= ({-1, 0, 1} if neuron.ternary else {0, 1})
             rates[name] = spikes.abs().mean().item()

@@ -1,0 +1,96 @@
+"""A linear layer that reads spikes and does not keep them.
+
+For the gradient of its weight a linear layer keeps its input: 4 bytes a neuron and step in float32.
+The neuron before it keeps its membrane potential, from which the spikes follow. So the neuron's
+output remembers that state, and `SpikingLinear` keeps the state in place of the spikes: the pair
+keeps 2 bytes a neuron and step. Whatever comes between the two (dropout, a hook that returns
+another tensor) makes it an ordinary linear layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spikenlp.neurons.compilation import run_compiled
+from spikenlp.neurons.dynamics import spikes_of_state
+
+
+class SpikeRecord(NamedTuple):
+    """What `spikes_of_state` needs to make a neuron's output [T, ...] again."""
+
+    state: Tensor
+    amplitude: Tensor
+    offset: Tensor | None
+    options: dict[str, Any]
+
+
+def remember(
+    sent: Tensor,
+    state: Tensor | None,
+    amplitude: Tensor,
+    offset: Tensor | None,
+    rounding: bool,
+    ternary: bool,
+    running: bool,
+) -> Tensor:
+    """`sent`, with the record that `SpikingLinear` keeps in its place."""
+    if state is not None:
+        options = {
+            "rounding": rounding,
+            "ternary": ternary,
+            "running": running,
+            "out_dtype": sent.dtype,
+        }
+        record = SpikeRecord(state, amplitude, offset, options)
+        sent.spike_record = record  # type: ignore[attr-defined]
+    return sent
+
+
+class _SpikingLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, spikes, weight, bias, state, amplitude, offset, options):
+        ctx.save_for_backward(weight, state, amplitude, offset)
+        ctx.options = options
+        weight = weight.to(spikes.dtype)
+        return F.linear(spikes, weight, None if bias is None else bias.to(spikes.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        weight, state, amplitude, offset = ctx.saved_tensors
+        needs_spikes, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad = grads[0]
+        rows = grad.flatten(0, -2)
+        grad_weight = None
+        if needs_weight:
+            spikes = run_compiled(spikes_of_state, state, amplitude, offset, **ctx.options)
+            grad_weight = rows.t() @ spikes.flatten(0, -2)
+        return (
+            grad @ weight.to(grad.dtype) if needs_spikes else None,
+            grad_weight,
+            rows.sum(0) if needs_bias else None,
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+class SpikingLinear(nn.Linear):
+    """`nn.Linear` on what a neuron sent, [T, ..., in_features] to [T, ..., out_features].
+
+    The same function and gradients. In training it keeps the neuron's state in place of its input.
+
+    >>> neuron, linear = RoundingIF(3), SpikingLinear(3, 2)
+    >>> linear(neuron(torch.randn(4, 5, 3))).shape
+    torch.Size([4, 5, 2])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        record = getattr(input, "spike_record", None)
+        if record is None:
+            return super().forward(input)
+        return _SpikingLinear.apply(input, self.weight, self.bias, *record)
