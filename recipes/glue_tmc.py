@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -53,6 +52,7 @@ from spikenlp.losses import few_class_weight
 from spikenlp.metrics import glue_metrics
 from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
 from spikenlp.training import check_tokenizer_fits
+from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 from spikenlp.training.provenance import run_record
 
 CALIBRATION_BATCH = 32
@@ -371,7 +371,9 @@ def run(
     load_data: Callable[[DataArguments], tuple[datasets.DatasetDict, str]],
 ) -> dict[str, Any]:
     """The whole job; returns what results.json holds."""
-    use_all_cores(training_args)
+    if training_args.device.type == "cpu":
+        use_all_cores(training_args.world_size)
+        keep_freed_memory()
     set_seed(training_args.seed)
     get_task(data_args.task_name)
     with training_args.main_process_first(desc="data"):
@@ -424,12 +426,6 @@ def run(
         save_records(output_dir, results, model_args, data_args, training_args)
         print(summary(results), flush=True)
     return results
-
-
-def use_all_cores(args: SpikingTrainingArguments) -> None:
-    """Undoes the OMP_NUM_THREADS=1 that `accelerate launch` sets in silence on CPU."""
-    if args.device.type == "cpu" and torch.get_num_threads() == 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.world_size))
 
 
 def save_records(output_dir: Path, results: dict[str, Any], *arguments: Any) -> None:

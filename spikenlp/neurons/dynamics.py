@@ -55,10 +55,24 @@ def pack_state(z: Tensor, dtype: torch.dtype) -> Tensor:
     """`z` (float32) in `dtype`, rounded towards zero, so that no comparison with a bfloat16 changes."""
     if dtype == torch.float32:
         return z
-    return (z.view(torch.int32) >> 16).to(torch.int16).view(torch.bfloat16)
+    return drop_bits(z, 16).to(torch.bfloat16)
 
 
-def sum_to(grad: Tensor | None, parameter: Tensor) -> Tensor:
+def drop_bits(x: Tensor, count: int) -> Tensor:
+    """`x` (float32) without the last `count` bits of its mantissa.
+
+    Bits are masked, not cast to a shorter dtype and back: Inductor leaves such a pair of casts out.
+    """
+    return (x.view(torch.int32) & -(1 << count)).view(torch.float32) if count else x
+
+
+def sum_to(grad: Tensor | None, parameter: Tensor | None, needed: bool) -> Tensor | None:
+    """The gradient of a broadcast parameter from those of each element (None: they are zero).
+
+    Outside the compiled loops: Inductor's sum over rows walks memory column by column.
+    """
+    if not needed or parameter is None:
+        return None
     return torch.zeros_like(parameter) if grad is None else grad.sum_to_size(parameter.shape)
 
 
@@ -216,12 +230,6 @@ def spike_backward(
                 grad_beta = term if grad_beta is None else grad_beta + term
         grad_v = beta * grad_u
         grad_currents.append(grad_u)
-    if needs_beta:
-        grad_beta = sum_to(grad_beta, beta)
-    if needs_threshold:
-        grad_threshold = sum_to(grad_threshold, v_threshold)
-    if needs_amplitude:
-        grad_amplitude = sum_to(grad_amplitude, amplitude)
     grad_x = grad_of_currents(grad_currents[::-1], constant, running, x_dtype)
     return grad_x, grad_beta, grad_threshold, grad_amplitude
 
@@ -249,18 +257,17 @@ class _Spike(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
-        state, beta, v_threshold, amplitude = ctx.saved_tensors
-        grads_in = run_compiled(
+        state, *parameters = ctx.saved_tensors
+        needed = ctx.needs_input_grad[1:4]
+        grad_x, *grads_in = run_compiled(
             spike_backward,
             state,
             grads[0],
-            beta,
-            v_threshold,
-            amplitude,
-            needs_parameters=tuple(ctx.needs_input_grad[1:4]),
+            *parameters,
+            needs_parameters=tuple(needed),
             **ctx.options,
         )
-        return *grads_in, None, None, None, None
+        return grad_x, *map(sum_to, grads_in, parameters, needed), None, None, None, None
 
 
 def spike(
@@ -363,20 +370,16 @@ def rounding_backward(
             grad_offset = grad_offset + g * (window - 1)
     return (
         grad_of_currents(grad_currents, constant, running, x_dtype),
-        sum_to(grad_amplitude, amplitude) if needs_amplitude else None,
-        sum_to(grad_offset, offset) if needs_offset and offset is not None else None,
+        grad_amplitude if needs_amplitude else None,
+        grad_offset if needs_offset else None,
     )
 
 
 def sent_amplitude(amplitude: Tensor, dtype: torch.dtype) -> Tensor:
-    """The amplitude as spikes of `dtype` carry it: what is subtracted must be what was sent.
-
-    Bits are masked, not cast there and back: Inductor leaves such a pair of casts out.
-    """
+    """The amplitude as spikes of `dtype` carry it: what is subtracted must be what was sent."""
     floor = max(SMALLEST_SCALE, torch.finfo(dtype).tiny)
     dropped_bits = {torch.bfloat16: 16, torch.float16: 13}.get(dtype, 0)
-    bits = amplitude.float().clamp_min(floor).view(torch.int32)
-    return ((bits >> dropped_bits) << dropped_bits).view(torch.float32)
+    return drop_bits(amplitude.float().clamp_min(floor), dropped_bits)
 
 
 class _RoundingSpike(torch.autograd.Function):
@@ -401,17 +404,17 @@ class _RoundingSpike(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
-        state, amplitude, offset = ctx.saved_tensors
-        grads_in = run_compiled(
+        state, *parameters = ctx.saved_tensors
+        needed = ctx.needs_input_grad[1:3]
+        grad_x, *grads_in = run_compiled(
             rounding_backward,
             state,
             grads[0],
-            amplitude,
-            offset,
-            needs_parameters=tuple(ctx.needs_input_grad[1:3]),
+            *parameters,
+            needs_parameters=tuple(needed),
             **ctx.options,
         )
-        return *grads_in, None, None, None
+        return grad_x, *map(sum_to, grads_in, parameters, needed), None, None, None
 
 
 def rounding_spike(

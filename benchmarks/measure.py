@@ -1,0 +1,81 @@
+"""What the benchmarks share: rows timed in turn, memory that autograd keeps, a table, a record."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spikenlp.training.provenance import run_record
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=7, help="times that each row is measured")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    return parser
+
+
+def time_in_turn(rows: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds of each row: median, lowest and highest of `rounds`, the rows in turn (A B A B)."""
+    for row in rows.values():
+        row()
+        row()
+    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(rounds):
+        for name, row in rows.items():
+            synchronize()
+            start = time.perf_counter()
+            row()
+            synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    return {
+        name: {"median": statistics.median(s), "min": min(s), "max": max(s)}
+        for name, s in seconds.items()
+    }
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def saved_bytes(forward: Callable[[], Any], *not_counted: torch.Tensor) -> int:
+    """Bytes that autograd keeps between `forward` and its backward pass, each storage once."""
+    kept: dict[int, int] = {}
+    alive = []
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        alive.append(x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        result = forward()
+    for tensor in not_counted:
+        kept.pop(tensor.untyped_storage().data_ptr(), None)
+    del result
+    return sum(kept.values())
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(pairs))
+        for pairs in (list(zip(row, widths, strict=True)) for row in [header, *rows])
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def finish(results: dict[str, Any], output: Path | None) -> None:
+    """Writes the results with the run's command, versions, commit and hardware."""
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps({"run": run_record(), **results}, indent=1) + "\n")
