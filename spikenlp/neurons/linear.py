@@ -9,6 +9,7 @@ another tensor) makes it an ordinary linear layer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,45 +17,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikenlp.neurons.compilation import run_compiled
-from spikenlp.neurons.dynamics import spikes_of_state
 
 
 class SpikeRecord(NamedTuple):
-    """What `spikes_of_state` needs to make a neuron's output [T, ...] again."""
+    """How to make a neuron's output again: `again(state, amplitude, offset, **options)`."""
 
     state: Tensor
     amplitude: Tensor
     offset: Tensor | None
+    again: Callable[..., Tensor]
     options: dict[str, Any]
 
 
 def remember(
     sent: Tensor,
     state: Tensor | None,
+    again: Callable[..., Tensor],
     amplitude: Tensor,
     offset: Tensor | None,
-    rounding: bool,
-    ternary: bool,
-    running: bool,
+    options: dict[str, Any],
 ) -> Tensor:
     """`sent`, with the record that `SpikingLinear` keeps in its place."""
     if state is not None:
-        options = {
-            "rounding": rounding,
-            "ternary": ternary,
-            "running": running,
-            "out_dtype": sent.dtype,
-        }
-        record = SpikeRecord(state, amplitude, offset, options)
+        record = SpikeRecord(state, amplitude, offset, again, options)
         sent.spike_record = record  # type: ignore[attr-defined]
     return sent
 
 
 class _SpikingLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, spikes, weight, bias, state, amplitude, offset, options):
+    def forward(ctx: Any, spikes, weight, bias, state, amplitude, offset, again, options):
         ctx.save_for_backward(weight, state, amplitude, offset)
-        ctx.options = options
+        ctx.again, ctx.options = again, options
         weight = weight.to(spikes.dtype)
         return F.linear(spikes, weight, None if bias is None else bias.to(spikes.dtype))
 
@@ -66,16 +60,13 @@ class _SpikingLinear(torch.autograd.Function):
         rows = grad.flatten(0, -2)
         grad_weight = None
         if needs_weight:
-            spikes = run_compiled(spikes_of_state, state, amplitude, offset, **ctx.options)
+            spikes = run_compiled(ctx.again, state, amplitude, offset, **ctx.options)
             grad_weight = rows.t() @ spikes.flatten(0, -2)
         return (
             grad @ weight.to(grad.dtype) if needs_spikes else None,
             grad_weight,
             rows.sum(0) if needs_bias else None,
-            None,
-            None,
-            None,
-            None,
+            *[None] * 5,
         )
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from spikenlp.neurons.collapsed import collapsed_of_state, collapsed_spike
 from spikenlp.neurons.dynamics import (
     SMALLEST_SCALE,
     reset_membrane,
@@ -22,6 +23,7 @@ from spikenlp.neurons.dynamics import (
     spike,
     spike_dtype,
     spike_function,
+    spikes_of_state,
 )
 from spikenlp.neurons.linear import remember
 from spikenlp.neurons.surrogate import SURROGATES
@@ -29,6 +31,8 @@ from spikenlp.neurons.surrogate import SURROGATES
 
 class SpikingNeuron(nn.Module):
     """What all neurons share: per-channel parameters and the checks of the input."""
+
+    ternary: bool
 
     def __init__(self, channels: int | None, channel_dim: int, state_dtype: torch.dtype):
         super().__init__()
@@ -82,6 +86,23 @@ class SpikingNeuron(nn.Module):
                 f"is the same at each, got shape {tuple(x.shape)}"
             )
         return num_timesteps
+
+    def _remember(
+        self,
+        sent: Tensor,
+        state: Tensor | None,
+        amplitude: Tensor,
+        offset: Tensor | None,
+        running: bool,
+    ) -> Tensor:
+        """`sent`, with the record from which a `SpikingLinear` after it makes it again."""
+        options = {
+            "rounding": isinstance(self, RoundingIF),
+            "ternary": self.ternary,
+            "running": running,
+            "out_dtype": sent.dtype,
+        }
+        return remember(sent, state, spikes_of_state, amplitude, offset, options)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}"
@@ -172,7 +193,7 @@ class IF(SpikingNeuron):
             detach_reset=self.detach_reset,
             state_dtype=self.state_dtype,
         )
-        return remember(sent, state, amplitude, None, False, self.ternary, running)
+        return self._remember(sent, state, amplitude, None, running)
 
     @torch.no_grad()
     def step(self, x: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -273,7 +294,7 @@ class RoundingIF(SpikingNeuron):
             ternary=self.ternary,
             state_dtype=self.state_dtype,
         )
-        return remember(sent, state, amplitude, offset, True, self.ternary, running)
+        return self._remember(sent, state, amplitude, offset, running)
 
     @torch.no_grad()
     def step(self, x: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -291,22 +312,23 @@ class RoundingIF(SpikingNeuron):
     def collapsed(self, x: Tensor, num_timesteps: int) -> Tensor:
         """What T = `num_timesteps` steps of the constant input `x` [...] send on average.
 
-        The (2T + 1)-level rounding (binary: T + 1) without a time axis. It is not spiking. Gradient
-        as LSQ (Esser et al., ICLR 2020): straight through inside the range, alpha from the rounding
-        error.
+        The (2T + 1)-level rounding (binary: T + 1) without a time axis. It is not spiking. See
+        `spikenlp.neurons.collapsed`.
         """
         if num_timesteps < 1:
             raise ValueError(f"num_timesteps must be >= 1, got {num_timesteps}")
         self._check_step(x)
         amplitude, offset = self._parameters_for(x)
-        alpha = amplitude + (amplitude.clamp_min(SMALLEST_SCALE) - amplitude).detach()
-        z = x.float() if offset is None else x.float() + offset
-        half_level = 0.5 / num_timesteps
-        lowest = -1.0 if self.ternary else 0.0
-        z = (z / alpha).clamp(lowest - half_level, 1 + half_level)
-        rounded = (z.detach() * num_timesteps).round().clamp(lowest * num_timesteps, num_timesteps)
-        sent = alpha * (z + (rounded / num_timesteps - z).detach())
-        return (sent if offset is None else sent - offset).to(spike_dtype(x))
+        sent, state = collapsed_spike(
+            x[None],
+            amplitude,
+            offset,
+            steps=num_timesteps,
+            ternary=self.ternary,
+            state_dtype=self.state_dtype,
+        )
+        options = {"steps": num_timesteps, "ternary": self.ternary, "out_dtype": sent.dtype}
+        return remember(sent[0], state, collapsed_of_state, amplitude, offset, options)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ternary={self.ternary}"

@@ -41,6 +41,14 @@ class SpikingTrainingArguments(TrainingArguments):
             "on the same schedule. They get no weight decay."
         },
     )
+    collapsed: bool = field(
+        default=False,
+        metadata={
+            "help": "Train the collapsed twin: each neuron rounds, without a time axis, at about the "
+            "cost of a dense step and without a temporal loss (the model's own applies). It is not "
+            "spiking; evaluation and the saved model are."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -48,15 +49,22 @@ class SpikingTrainer(Trainer):
             raise ValueError(f"args must be SpikingTrainingArguments, got {type(args).__name__}")
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("the loss is args.temporal_loss: leave compute_loss_func to Trainer")
-        kwargs["compute_loss_func"] = TemporalLossFunction(
-            args.temporal_loss, **args.temporal_loss_options()
-        )
+        if not args.collapsed:  # where Trainer takes the model's own loss
+            kwargs["compute_loss_func"] = TemporalLossFunction(
+                args.temporal_loss, **args.temporal_loss_options()
+            )
         kwargs["compute_metrics"] = TimestepMetrics(compute_metrics)
         super().__init__(model, args, *positional, **kwargs)
         for name, dataset in (("train", self.train_dataset), ("eval", self.eval_dataset)):
             if isinstance(dataset, Sized) and len(dataset) == 0:
                 raise ValueError(f"the {name} data set is empty")
         check_tokenizer_fits(self.model, self.processing_class)
+
+    def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not (self.args.collapsed and model.training):
+            return super().compute_loss(model, *args, **kwargs)
+        with collapsed(self.accelerator.unwrap_model(model).config):
+            return super().compute_loss(model, *args, **kwargs)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         of_neurons = _neuron_parameter_names(model)
@@ -83,6 +91,18 @@ class SpikingTrainer(Trainer):
                 }
             )
         return optimizer
+
+
+@contextmanager
+def collapsed(config: Any) -> Iterator[None]:
+    """A model of this config has no time axis in here."""
+    if config.neuron != "rounding":
+        raise ValueError(f"collapsed=True needs rounding neurons, the model has {config.neuron!r}")
+    saved, config.collapsed = config.collapsed, True
+    try:
+        yield
+    finally:
+        config.collapsed = saved
 
 
 class TimestepMetrics:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from spikenlp.neurons import IF, LIF, PLIF, RoundingIF
+from spikenlp.neurons import IF, LIF, PLIF, RoundingIF, SpikingLinear
 
 NEURONS = {"if": IF, "lif": LIF, "plif": PLIF}
 BETAS = {"if": 1.0, "lif": 0.75, "plif": 0.5}
@@ -471,7 +471,7 @@ def test_collapsed_gradients_equal_their_closed_form(ternary, steps):
     x = 1.2 * torch.randn(300, 2, generator=generator)
     grad = torch.randn(300, 2, generator=generator)
     amplitude, offset = torch.tensor([0.8, 1.9]), torch.tensor([0.5, 0.9])
-    neuron = RoundingIF(channels=2, ternary=ternary)
+    neuron = RoundingIF(channels=2, ternary=ternary, state_dtype=torch.float32)
     set_parameter(neuron, "amplitude", amplitude)
     if not ternary:
         set_parameter(neuron, "offset", offset)
@@ -491,6 +491,30 @@ def test_collapsed_gradients_equal_their_closed_form(ternary, steps):
         expected.append((grad * (inside - 1)).sum(0))
     for found, closed_form in zip(actual, expected, strict=True):
         torch.testing.assert_close(found.double(), closed_form, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("ternary", [False, True])
+@pytest.mark.parametrize("steps", [1, 4, 100, 500])
+def test_collapsed_in_bfloat16_state_has_the_same_levels(ternary, steps):
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randn(3000, 2, generator=generator)
+    ties = (torch.arange(-steps - 1, steps + 1).repeat(2, 1).T + 0.5) / steps
+    x = torch.cat([x, ties])
+    grad = torch.randn(x.shape, generator=generator)
+    linear = SpikingLinear(2, 3)
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        neuron = RoundingIF(channels=2, ternary=ternary, state_dtype=dtype)
+        out, gradients_of_neuron = gradients(
+            lambda x, n=neuron: n.collapsed(x, steps), x, grad, neuron
+        )
+        sent = neuron.collapsed(x, steps)
+        (of_weight,) = torch.autograd.grad(linear(sent).sum(), linear.weight)
+        torch.testing.assert_close(of_weight, sent.detach().sum(0).expand(3, -1))
+        found.append([out, gradients_of_neuron])
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1]["x"], found[1][1]["x"])
+    assert relative_error(found[0][1]["amplitude"], found[1][1]["amplitude"]) < 0.05
 
 
 # Every neuron: shapes, dtypes, state

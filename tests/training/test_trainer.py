@@ -268,6 +268,40 @@ def test_labels_out_of_range_nan_and_missing_labels_stop_the_run(break_it, messa
         SpikingTrainer(model, make_args(tmp_path), train_dataset=data).train()
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_collapsed_training_steps_as_the_plain_trainer_on_the_twin(accumulate, tmp_path):
+    options = {
+        "per_device_train_batch_size": 8 // accumulate,
+        "gradient_accumulation_steps": accumulate,
+    }
+    ours = SpikingTrainer(
+        make_model(), make_args(tmp_path, collapsed=True, **options), train_dataset=make_data()
+    )
+    plain = Trainer(
+        make_model(collapsed=True),
+        make_args(tmp_path, TrainingArguments, **options),
+        train_dataset=make_data(),
+    )
+    (found,), (expected,) = gradients_of(ours), gradients_of(plain)
+    assert_same(found, expected)
+    assert not ours.model.config.collapsed
+
+
+def test_collapsed_training_is_evaluated_over_time(tmp_path):
+    args = make_args(tmp_path, collapsed=True)
+    trainer = SpikingTrainer(
+        make_model(), args, train_dataset=make_data(), eval_dataset=make_data()
+    )
+    trainer.train()
+    assert {"eval_loss_t1", "eval_loss_t2"} <= set(trainer.evaluate())
+
+
+def test_collapsed_training_refuses_other_neurons(tmp_path):
+    args = make_args(tmp_path, collapsed=True)
+    with pytest.raises(ValueError, match="rounding"):
+        SpikingTrainer(make_model(neuron="lif"), args, train_dataset=make_data()).train()
+
+
 def test_a_collapsed_model_is_sent_to_the_plain_trainer(tmp_path):
     trainer = SpikingTrainer(
         make_model(collapsed=True), make_args(tmp_path), train_dataset=make_data()

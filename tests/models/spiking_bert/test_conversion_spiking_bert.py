@@ -40,6 +40,37 @@ def test_collapsed_with_many_levels_is_the_dense_model(dense, batches):
     assert distance(model, dense, batches) < 0.01
 
 
+@torch.no_grad()
+def test_what_the_collapsed_twin_and_the_unrolled_network_have_in_common(dense, batches):
+    def outputs_of_neurons(model):
+        seen = {}
+        for name, neuron in neurons_of(model):
+            neuron.register_forward_hook(lambda m, i, out, name=name: seen.update({name: out[-1]}))
+            rounded = neuron.collapsed
+            neuron.collapsed = lambda x, t, name=name, f=rounded: seen.setdefault(name, f(x, t)[0])[
+                None
+            ]
+        model(**batches[0])
+        return seen
+
+    unrolled = convert(dense, batches, num_timesteps=8)
+    twin = convert(dense, batches, num_timesteps=8, collapsed=True)
+    assert unrolled.state_dict().keys() == twin.state_dict().keys()
+    spikes, rounded = outputs_of_neurons(unrolled), outputs_of_neurons(twin)
+    assert spikes.keys() == rounded.keys()
+    first, *later = spikes
+    # The first neuron's input does not change over time; what comes after it is late and saturates.
+    same = (spikes[first] - rounded[first]).abs() <= 1e-4
+    assert same.float().mean() > 0.98
+    assert all((spikes[name] - rounded[name]).abs().max() > 1e-2 for name in later)
+
+    def between(steps):
+        pair = [convert(dense, batches, num_timesteps=steps, collapsed=c) for c in (False, True)]
+        return distance(*pair, batches)
+
+    assert between(64) < 0.5 * between(4)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
