@@ -33,9 +33,10 @@ def run_compiled(
     global _compiler_works
     if torch.compiler.is_compiling() or first.numel() < MIN_COMPILED_NUMEL or not _compiler_works:
         return function(first, *rest, **static)
-    # Other memory layouts and dtypes would each be a recompilation: make layouts one, and give every
-    # combination of dtypes and flags a compiled function of its own.
-    tensors = [x if x is None else x.contiguous() for x in (first, *rest)]
+    # Other memory layouts and dtypes would each be a recompilation, and so would views, parameters
+    # and tensors with a gradient: make the former one, detach the latter, and give every combination
+    # of dtypes and flags a compiled function of its own.
+    tensors = [x if x is None else x.contiguous().detach() for x in (first, *rest)]
     signature = tuple(None if x is None else (x.dtype, x.dim(), x.device) for x in tensors)
     try:
         compiled = _compiled(function, first.shape[0], signature, tuple(sorted(static.items())))

@@ -771,6 +771,24 @@ def test_eager_and_compiled_agree(make, dtype):
 
 
 @pytest.mark.slow
+def test_views_gradients_and_widths_cause_no_recompilation():
+    torch.compiler.reset()
+    counters.clear()
+    batch = 4000
+    for width in (64, 65, 96, 128):
+        neuron = RoundingIF(width)
+        x = torch.randn(6, batch, width)
+        views = [x[:4], x[1:5], x[2:].view(4, batch * width).view(4, batch, width), x[:4].clone()]
+        for view in views:
+            neuron(view)
+            neuron(view.clone().requires_grad_())
+            neuron(view.clone().requires_grad_() * 2)
+            batch += 1
+            x = torch.randn(6, batch, width)
+    assert counters["stats"]["unique_graphs"] <= 2
+
+
+@pytest.mark.slow
 def test_traces_into_a_compiled_model_without_a_graph_break(make):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 5, 8, generator=generator)

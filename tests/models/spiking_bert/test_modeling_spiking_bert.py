@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
@@ -134,6 +135,83 @@ def test_the_first_steps_of_a_longer_run_are_a_shorter_run(batches):
     model.config.num_timesteps = 2
     short = model(**batches[0]).timestep_logits
     torch.testing.assert_close(long[:, :2], short, rtol=1e-4, atol=1e-5)
+
+
+def one_step_at_a_time(model, input_ids, attention_mask):
+    """The running network as a chip would run it: each weight matrix reads the spikes of one step,
+    a float function keeps the sum of what it got and sends what its value at the mean has gained."""
+    received, sent, membranes = {}, {}, {}
+
+    def mean(key, current, t):
+        received[key] = received.get(key, 0) + current
+        return received[key] / t
+
+    def fire(neuron, value, t):
+        current = t * value - sent.get(neuron, 0)
+        sent[neuron] = t * value
+        spikes, membranes[neuron] = neuron.step(current, membranes.get(neuron))
+        assert set((spikes / neuron.amplitude).unique().tolist()) <= {-1, 0, 1}
+        return spikes
+
+    def heads(x):
+        return x.unflatten(-1, (config.num_attention_heads, -1)).transpose(1, 2)
+
+    config, mask = model.config, attention_mask.bool()[:, None, None]
+    embedding = model.bert.embeddings(input_ids)
+    logits, before = [], 0
+    for t in range(1, config.num_timesteps + 1):
+        x = embedding
+        for layer in model.bert.encoder.layer:
+            attention, added = layer.attention.self, layer.attention.output
+            spikes = fire(attention.neuron, x, t)
+            q, k, v = (
+                mean(linear, linear(spikes), t)
+                for linear in (attention.query, attention.key, attention.value)
+            )
+            k = mean(attention.key_neuron, fire(attention.key_neuron, k, t), t)
+            v = mean(attention.value_neuron, fire(attention.value_neuron, v, t), t)
+            context = F.scaled_dot_product_attention(heads(q), heads(k), heads(v), mask)
+            context = context.transpose(1, 2).flatten(-2)
+            update = mean(added.dense, added.dense(fire(added.neuron, context, t)), t)
+            x = added.LayerNorm(x + update)
+            wide, out = layer.intermediate, layer.output
+            current = wide.dense(fire(wide.neuron, x, t))
+            activation = F.gelu(mean(wide.dense, current, t))
+            x = out.LayerNorm(x + mean(out.dense, out.dense(fire(out.neuron, activation, t)), t))
+        pooled = t * model.bert.pooler.dense(x[:, 0]).tanh()
+        logits.append(model.classifier(pooled - before))
+        before = pooled
+    return torch.stack(logits, 1)
+
+
+@torch.no_grad()
+def test_the_running_network_is_one_of_spikes(dense, batches):
+    model = SpikingBertForSequenceClassification.from_dense(
+        dense, calibration=batches, num_timesteps=4
+    )
+    found = model(**batches[0]).timestep_logits
+    expected = one_step_at_a_time(model, **batches[0])
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_compiles_whole_and_exports(batches):
+    model = make(num_hidden_layers=1).train()
+    results = []
+    for run in (model, torch.compile(model, fullgraph=True)):
+        model.zero_grad()
+        run(**batches[0]).timestep_logits.square().sum().backward()
+        results.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    for name, grad in results[0].items():
+        torch.testing.assert_close(results[1][name], grad, rtol=1e-3, atol=1e-3)
+
+    model.eval()
+    sizes = {0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("length", max=40)}
+    exported = torch.export.export(
+        model, (), batches[0], dynamic_shapes=dict.fromkeys(batches[0], sizes)
+    )
+    fewer = {k: v[:3, :7] for k, v in batches[1].items()}
+    torch.testing.assert_close(exported.module()(**fewer).logits, model(**fewer).logits)
 
 
 def test_collapsed_has_no_time_axis(batches):
