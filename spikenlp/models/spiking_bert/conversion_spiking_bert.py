@@ -3,7 +3,8 @@
 Calibration runs the network densely (neurons pass their input on) over a few batches and gives each
 channel of each rounding neuron the amplitude that minimises the mean squared error between its
 activations and their (2T + 1)-level rounding (binary: T + 1 levels, and an offset), over a grid of
-fractions of the channel's range. Classic neurons take the same amplitude as threshold and as
+fractions of the channel's range. A token counts as much as the model's decision depends on it there:
+its error is weighted by the norm of the gradient of the margin between the two best scores. Classic neurons take the same amplitude as threshold and as
 amplitude, i.e. they fire at what they send. Padding is left out. It is deterministic.
 """
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.bert import modeling_bert
+from transformers.utils import ModelOutput
 
 from spikenlp.models.spiking_bert.configuration_spiking_bert import SpikingBertConfig
 from spikenlp.neurons import RoundingIF, SpikingNeuron
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 GRID = torch.arange(2, 41) / 40
 """Candidate ranges, as fractions of a channel's range on the calibration data."""
 SMALLEST_AMPLITUDE = 1e-3
+SMALLEST_WEIGHT = 1e-3
+"""Of a token in the calibration error, as a fraction of the mean weight."""
 NOT_OF_A_DENSE_CONFIG = {
     "model_type",
     "architectures",
@@ -153,7 +157,6 @@ def dense_neurons(model: PreTrainedModel, observe):
         model.train(saved[2])
 
 
-@torch.no_grad()
 def calibrate(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> None:
     """Fits the amplitudes (and offsets, thresholds) of `model` to `batches`, in place.
 
@@ -165,53 +168,79 @@ def calibrate(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -
     Raises:
         ValueError: no batch, or no token that is not padding.
     """
-    base = model.base_model
     batches = [_inputs(batch, model.device) for batch in batches]
     if not batches:
         raise ValueError("calibration data is empty: give at least one tokenised batch")
     low: dict[SpikingNeuron, Tensor] = {}
     high: dict[SpikingNeuron, Tensor] = {}
     errors: dict[SpikingNeuron, Tensor] = {}
-    mask: Tensor | None = None
-
-    def real_tokens(x: Tensor) -> Tensor:
-        x = x.flatten(0, 1)
-        return (x.flatten(0, 1) if mask is None else x[mask]).float()
-
-    def see_range(neuron: SpikingNeuron, x: Tensor) -> None:
-        values = real_tokens(x)
-        if not len(values):
-            raise ValueError("calibration data holds only padding: check its attention_mask")
-        lowest, highest = values.amin(0), values.amax(0)
-        low[neuron] = torch.minimum(low[neuron], lowest) if neuron in low else lowest
-        high[neuron] = torch.maximum(high[neuron], highest) if neuron in high else highest
-
-    def see_error(neuron: SpikingNeuron, x: Tensor) -> None:
-        values = real_tokens(x)
-        found = [
-            _rounding_error(values, *candidate, steps, neuron.ternary).square().sum(0)
-            for candidate in _candidates(neuron, low[neuron], high[neuron])
-        ]
-        errors[neuron] = errors.get(neuron, 0) + torch.stack(found)
-
     steps = model.config.num_timesteps
-    for observe in (see_range, see_error):
-        with dense_neurons(model, observe):
-            for batch in batches:
-                attention_mask = batch.get("attention_mask")
-                mask = None if attention_mask is None else attention_mask.bool()
-                base(**batch)
-    for neuron, error in errors.items():
-        best = error.argmin(0)
-        candidates = _candidates(neuron, low[neuron], high[neuron])
-        alphas, offsets = (torch.stack(x) for x in zip(*candidates, strict=True))
-        alpha = alphas.gather(0, best[None])[0]
-        neuron.amplitude.copy_(alpha)
-        if isinstance(neuron, RoundingIF):
-            if neuron.offset is not None:
-                neuron.offset.copy_(offsets.gather(0, best[None])[0])
-        else:
-            neuron.v_threshold.copy_(alpha)
+    for batch in batches:
+        for neuron, (x, _) in _tokens_of_neurons(model, batch, weighted=False).items():
+            lowest, highest = x.amin(0), x.amax(0)
+            low[neuron] = torch.minimum(low.get(neuron, lowest), lowest)
+            high[neuron] = torch.maximum(high.get(neuron, highest), highest)
+    for batch in batches:
+        for neuron, (x, weight) in _tokens_of_neurons(model, batch, weighted=True).items():
+            found = [
+                (weight * _rounding_error(x, *candidate, steps, neuron.ternary).square()).sum(0)
+                for candidate in _candidates(neuron, low[neuron], high[neuron])
+            ]
+            errors[neuron] = errors.get(neuron, 0) + torch.stack(found)
+    with torch.no_grad():
+        for neuron, error in errors.items():
+            best = error.argmin(0)
+            candidates = _candidates(neuron, low[neuron], high[neuron])
+            alphas, offsets = (torch.stack(x) for x in zip(*candidates, strict=True))
+            alpha = alphas.gather(0, best[None])[0]
+            neuron.amplitude.copy_(alpha)
+            if isinstance(neuron, RoundingIF):
+                if neuron.offset is not None:
+                    neuron.offset.copy_(offsets.gather(0, best[None])[0])
+            else:
+                neuron.v_threshold.copy_(alpha)
+
+
+def _tokens_of_neurons(
+    model: PreTrainedModel, batch: dict[str, Tensor], weighted: bool
+) -> dict[SpikingNeuron, tuple[Tensor, Tensor]]:
+    """What each neuron gets in the dense network, for the N real tokens: input [N, C], weight [N, 1]."""
+    inputs: dict[SpikingNeuron, Tensor] = {}
+
+    def observe(neuron: SpikingNeuron, x: Tensor) -> None:
+        inputs[neuron] = x if x.requires_grad or not weighted else x.requires_grad_()
+
+    grads: tuple[Tensor | None, ...] | None = None
+    with dense_neurons(model, observe), torch.set_grad_enabled(weighted):
+        outputs = model(**batch)
+        if weighted:
+            grads = torch.autograd.grad(_margin(outputs), list(inputs.values()), allow_unused=True)
+    mask = batch.get("attention_mask")
+    found = {}
+    for (neuron, x), grad in zip(inputs.items(), grads or [None] * len(inputs), strict=True):
+        real = x.detach()[0].flatten(0, 1) if mask is None else x.detach()[0][mask.bool()]
+        if not len(real):
+            raise ValueError("calibration data holds only padding: check its attention_mask")
+        weight = torch.ones_like(real[:, :1])
+        if grad is not None:
+            grad = grad[0].flatten(0, 1) if mask is None else grad[0][mask.bool()]
+            weight = grad.float().norm(dim=-1, keepdim=True)
+            weight = weight.clamp_min(SMALLEST_WEIGHT * weight.mean())
+        found[neuron] = real.float(), weight
+    return found
+
+
+def _margin(outputs: ModelOutput) -> Tensor:
+    """How decided the model is: best score less the second best, summed; without scores, a fixed
+    random projection of the hidden states."""
+    names = [n for n in ("logits", "start_logits", "end_logits") if n in outputs]
+    if names and outputs[names[0]].shape[-1] > 1:
+        best = [outputs[name].float().topk(2).values for name in names]
+        return torch.stack([(b[..., 0] - b[..., 1]).sum() for b in best]).sum()
+    scores = outputs[0].float()
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(2, scores.shape, generator=generator).to(scores.device) * 2 - 1
+    return (signs * scores).sum()
 
 
 def _candidates(neuron: SpikingNeuron, low: Tensor, high: Tensor) -> list[tuple[Tensor, Tensor]]:
