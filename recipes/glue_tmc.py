@@ -346,6 +346,8 @@ def describe(inputs: Inputs, model: PreTrainedModel, args: SpikingTrainingArgume
             few_class = few_class_weight(config.num_labels)
             weight = f"auto = {few_class:.3f} (few-class weight; 1 is literal TMC)"
         loss += f", theta over the {args.theta_reduction}, theta_weight {weight}"
+    if args.collapsed:
+        loss = "none: the collapsed twin is trained, which is not spiking; evaluation is"
     splits = ", ".join(f"{len(split):,} {name}" for name, split in inputs.evaluation.items())
     parameters = sum(p.numel() for p in model.parameters())
     return "\n".join(
@@ -379,7 +381,8 @@ def run(
     with training_args.main_process_first(desc="data"):
         data, source = load_data(data_args)
         inputs = load_inputs(model_args, data_args, data, source)
-    if inputs.task.labels is None and training_args.temporal_loss == "tmc":
+    temporal_loss = "none (collapsed)" if training_args.collapsed else training_args.temporal_loss
+    if inputs.task.labels is None and temporal_loss == "tmc":
         raise ValueError(
             f"{inputs.task.name} is a regression, which has no confidence for TMC to calibrate: "
             "use --temporal_loss sdt or tet"
@@ -416,8 +419,8 @@ def run(
         "steps": trainer.state.global_step,
         "seconds": trained.metrics["train_runtime"],
         "loss": trained.metrics["train_loss"],
-        "temporal_loss": training_args.temporal_loss,
-        **training_args.temporal_loss_options(),
+        "temporal_loss": temporal_loss,
+        **({} if training_args.collapsed else training_args.temporal_loss_options()),
     }
     trainer.save_model()
     trainer.save_state()

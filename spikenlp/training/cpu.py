@@ -20,9 +20,8 @@ def keep_freed_memory() -> bool:
     """Keeps the memory of freed tensors for the next ones, as PyTorch does on a GPU.
 
     The GNU C library maps every tensor above 32 MB afresh and gives it back when it is freed, and
-    the kernel clears its pages each time. With T steps most activations are that large: a sixth of
-    the time of a training step went there (docs/performance.md). The price is a larger resident
-    set. Other C libraries are left as they are.
+    the kernel clears its pages each time. With T steps most activations are that large. The price
+    is a larger resident set. Other C libraries are left as they are.
 
     Returns:
         Whether the C library took the setting.

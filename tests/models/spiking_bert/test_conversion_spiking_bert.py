@@ -6,7 +6,7 @@ from transformers import AutoModel, BertModel, DistilBertConfig, DistilBertModel
 
 from spikenlp import SpikingBertForMaskedLM, SpikingBertForSequenceClassification, SpikingBertModel
 from spikenlp.models.over_time import increments
-from spikenlp.models.spiking_bert.conversion_spiking_bert import neurons_of
+from spikenlp.models.spiking_bert.conversion_spiking_bert import _tokens_of_neurons, neurons_of
 
 
 def convert(dense, batches, **fields):
@@ -112,6 +112,20 @@ def test_calibration_is_deterministic_and_depends_on_its_data(dense, batches):
     for (name, a), (_, b), (_, c) in zip(*map(neurons_of, (first, again, other)), strict=True):
         assert torch.equal(a.amplitude, b.amplitude), name
         assert not torch.equal(a.amplitude, c.amplitude), name
+
+
+def test_tokens_count_by_what_the_decision_depends_on(dense, batches):
+    """After the last layer only the first token is read."""
+    model = convert(dense, batches)
+    batch = batches[0]
+    found = _tokens_of_neurons(model, batch, weighted=True)
+    _, weight = found[model.bert.encoder.layer[-1].output.neuron]
+    first = (torch.cumsum(batch["attention_mask"], 1) == 1)[batch["attention_mask"].bool()]
+    assert (weight[first] > 100 * weight[~first].max()).all()
+    assert (weight[~first] > 0).all()
+    _, spread = found[model.bert.encoder.layer[0].attention.self.neuron]
+    assert (spread > 1e-3 * spread.mean()).all()
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_calibration_leaves_padding_out(dense, batches):
