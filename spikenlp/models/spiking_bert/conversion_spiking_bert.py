@@ -212,7 +212,7 @@ def _tokens_of_neurons(
 
     grads: tuple[Tensor | None, ...] | None = None
     with dense_neurons(model, observe), torch.set_grad_enabled(weighted):
-        outputs = model(**batch)
+        outputs = (model if weighted else model.base_model)(**batch)
         if weighted:
             grads = torch.autograd.grad(_margin(outputs), list(inputs.values()), allow_unused=True)
     mask = batch.get("attention_mask")
