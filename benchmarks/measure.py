@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from spikenlp.training.provenance import run_record
 
@@ -45,6 +46,27 @@ def time_in_turn(rows: dict[str, Callable[[], Any]], rounds: int) -> dict[str, d
 def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def kernel_seconds(row: Callable[[], Any], calls: int = 10) -> float:
+    """Seconds that a CUDA GPU is busy in one call of `row`, without what the launches wait for."""
+    row()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(calls):
+            row()
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6 / calls
+
+
+def peak_bytes(row: Callable[[], Any]) -> int:
+    """The most memory that a CUDA GPU holds during `row` above what it held before."""
+    row()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    row()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def saved_bytes(forward: Callable[[], Any], *not_counted: torch.Tensor) -> int:

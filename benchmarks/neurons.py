@@ -12,7 +12,9 @@ The peers are not dependencies; those that are not installed are left out, and n
 All rows but the rounding neuron run the same dynamics: a leaky membrane, decay 0.5, threshold 1,
 soft reset. "floor" is two copies of the input into memory that is there: what moving the input, the
 output and their gradients once takes at the least. LIFBox of norse decays and adds its input by the
-same factor.
+same factor. On CUDA a second column has the time that the GPU is busy ("kernels"): what a launch costs
+on the host is in the first column only. SpikingJelly chooses its own kernels there (Triton from its
+wheel).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from measure import arguments, finish, saved_bytes, table, time_in_turn
+from measure import arguments, finish, kernel_seconds, saved_bytes, table, time_in_turn
 from torch import Tensor
 
 from spikenlp.neurons import LIF, RoundingIF
@@ -132,26 +134,32 @@ def main() -> None:
         def both(neuron, x=x, grad=grad):
             return lambda: torch.autograd.grad(neuron(x), x, grad)
 
-        measured = time_in_turn(
-            {"floor": floor, **{k: both(f) for k, f in neurons.items()}}, args.rounds
-        )
+        calls = {"floor": floor, **{k: both(f) for k, f in neurons.items()}}
+        measured = time_in_turn(calls, args.rounds)
+        timed = "median"
+        if device == "cuda":
+            timed = "kernels"
+            for name, call in calls.items():
+                measured[name]["kernels"] = kernel_seconds(call)
         for name, neuron in neurons.items():
             kept = saved_bytes(lambda neuron=neuron, x=x: neuron(x), x)
             measured[name]["saved_bytes_per_neuron_step"] = kept / x.numel()
-        ours = measured["LIF"]["median"]
+        ours, lowest = measured["LIF"][timed], measured["floor"][timed]
         rows = [
             [
                 name,
-                f"{1e3 * m['median']:.1f}",
-                f"{1e3 * m['min']:.1f}-{1e3 * m['max']:.1f}",
-                f"{m['median'] / ours:.2f}",
-                f"{m['median'] / measured['floor']['median']:.2f}",
+                f"{1e3 * m['median']:.2f}",
+                f"{1e3 * m['min']:.2f}-{1e3 * m['max']:.2f}",
+                *([f"{1e3 * m['kernels']:.3f}"] if device == "cuda" else []),
+                f"{m[timed] / ours:.2f}",
+                f"{m[timed] / lowest:.2f}",
                 f"{m['saved_bytes_per_neuron_step']:.1f}" if name != "floor" else "",
             ]
             for name, m in measured.items()
         ]
         print(f"\n{list(shape)} {args.dtype} on {device}, {args.rounds} rounds")
-        header = ["forward + backward", "ms", "range", "x LIF", "x floor", "bytes kept"]
+        kernels = ["kernels, ms"] if device == "cuda" else []
+        header = ["forward + backward", "ms", "range", *kernels, "x LIF", "x floor", "bytes kept"]
         print(table(header, rows), flush=True)
         results["shapes"][str(list(shape))] = measured
     finish(results, args.output)

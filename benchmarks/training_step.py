@@ -16,7 +16,16 @@ from collections import defaultdict
 
 import torch
 import torch.nn.functional as F
-from measure import arguments, finish, saved_bytes, table, time_in_turn
+from measure import (
+    arguments,
+    finish,
+    kernel_seconds,
+    peak_bytes,
+    saved_bytes,
+    synchronize,
+    table,
+    time_in_turn,
+)
 from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -25,10 +34,16 @@ from spikenlp.neurons import RoundingIF, SpikingLinear
 from spikenlp.training.cpu import keep_freed_memory
 
 KINDS = {
-    "matmul": ("aten::mm", "aten::addmm", "aten::bmm"),
-    "attention": ("scaled_dot_product", "_flash_attention", "_efficient_attention"),
+    "matmul": ("aten::mm", "aten::addmm", "aten::bmm", "gemm", "cutlass", "nvjet", "cublas"),
+    "attention": (
+        "scaled_dot_product",
+        "_flash_attention",
+        "_efficient_attention",
+        "flash_",
+        "fmha",
+    ),
     "neurons": ("CompiledFxGraph", "_RoundingSpike", "triton_"),
-    "activation and norm": ("gelu", "layer_norm", "LayerNorm"),
+    "activation and norm": ("gelu", "Gelu", "GELU", "layer_norm", "LayerNorm"),
 }
 
 
@@ -68,13 +83,17 @@ def plain_autograd(model):
     return model
 
 
-def where_time_goes(step) -> dict[str, float]:
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+def where_time_goes(step, device: str) -> dict[str, float]:
+    """Shares of the processor's time on CPU, of the kernels' time on CUDA."""
+    cuda = device == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
         step()
+        synchronize()
     seconds: dict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
         kinds = [k for k, names in KINDS.items() if any(name in event.key for name in names)]
-        seconds[kinds[0] if kinds else "other"] += event.self_cpu_time_total / 1e6
+        spent = event.self_device_time_total if cuda else event.self_cpu_time_total
+        seconds[kinds[0] if kinds else "other"] += spent / 1e6
     total = sum(seconds.values())
     return {kind: seconds[kind] / total for kind in [*KINDS, "other"]}
 
@@ -141,7 +160,8 @@ def main() -> None:
     }
     measured = time_in_turn({k: step(k, m) for k, m in callables.items()}, args.rounds)
     dense = measured["dense"]["median"]
-    shares = [f"% {kind}" for kind in (*KINDS, "other")] if args.device == "cpu" else []
+    cuda = args.device == "cuda"
+    shares = [f"% {kind}" for kind in (*KINDS, "other")]
     printed = []
     for name, model in callables.items():
         found = measured[name]
@@ -149,8 +169,10 @@ def main() -> None:
         found["saved_megabytes"] = saved_bytes(forward(name, model), *parameters[name]) / 1e6
         found["ratio_to_dense"] = found["median"] / dense
         found["tokens_per_second"] = inputs.numel() / found["median"]
-        profiled = args.device == "cpu" and "plain" not in name
-        found["shares"] = where_time_goes(step(name, model)) if profiled else {}
+        found["shares"] = {} if "plain" in name else where_time_goes(step(name, model), args.device)
+        if cuda:
+            found["kernels"] = kernel_seconds(step(name, model), calls=3)
+            found["peak_megabytes"] = peak_bytes(step(name, model)) / 1e6
         printed.append(
             [
                 name,
@@ -160,15 +182,21 @@ def main() -> None:
                 f"{found['tokens_per_second']:.0f}",
                 f"{found['saved_megabytes']:.0f}",
                 *(
+                    [f"{1e3 * found['kernels']:.1f}", f"{found['peak_megabytes']:.0f}"]
+                    if cuda
+                    else []
+                ),
+                *(
                     f"{100 * found['shares'][kind]:.0f}" if found["shares"] else ""
-                    for kind in (*KINDS, "other")[: len(shares)]
+                    for kind in (*KINDS, "other")
                 ),
             ]
         )
     print(
         f"\nB = {args.batch}, L = {args.length}, {args.layers} layers of {args.hidden_size}, {args.dtype}"
     )
-    header = ["training step", "ms", "range", "x dense", "tokens/s", "MB kept", *shares]
+    on_gpu = ["kernels, ms", "peak MB"] if cuda else []
+    header = ["training step", "ms", "range", "x dense", "tokens/s", "MB kept", *on_gpu, *shares]
     print(table(header, printed))
     setting = {k: v for k, v in vars(args).items() if k != "output"}
     finish({"setting": setting, "rows": measured}, args.output)
