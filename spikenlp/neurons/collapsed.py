@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from spikenlp.neurons.compilation import run_compiled
-from spikenlp.neurons.dynamics import SMALLEST_SCALE, pack_state, spike_dtype, sum_to
+from spikenlp.neurons.dynamics import SMALLEST_SCALE, drop_bits, kept_dtype, spike_dtype, sum_to
 
 LARGEST_BFLOAT16_STEPS = 126
 
@@ -26,6 +26,11 @@ def level_of(r: Tensor, steps: int, ternary: bool) -> Tensor:
     """The level nearest to r, ties away from zero."""
     nearest = torch.where(r < 0, -(0.5 - r).floor(), (r + 0.5).floor())
     return nearest.clamp(-steps if ternary else 0, steps)
+
+
+def pack_state(r: Tensor, dtype: torch.dtype) -> Tensor:
+    """`r` (float32) in `dtype`, rounded towards zero, which carries nothing across a half-integer."""
+    return r if dtype == torch.float32 else drop_bits(r, 16).to(torch.bfloat16)
 
 
 def collapsed_forward(
@@ -75,7 +80,7 @@ def collapsed_backward(
 class _Collapsed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, amplitude, offset, options, state_dtype, dtype):
-        needs_grad = any(ctx.needs_input_grad)
+        needs_grad = state_dtype is not None and any(ctx.needs_input_grad)
         out, state = run_compiled(
             collapsed_forward,
             x,
@@ -117,4 +122,5 @@ def collapsed_spike(
     if steps > LARGEST_BFLOAT16_STEPS:
         state_dtype = torch.float32
     options = {"steps": steps, "ternary": ternary}
-    return _Collapsed.apply(x, amplitude, offset, options, state_dtype, spike_dtype(x))
+    kept = kept_dtype(state_dtype)
+    return _Collapsed.apply(x, amplitude, offset, options, kept, spike_dtype(x))

@@ -15,9 +15,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._inductor.config
 
 MIN_COMPILED_NUMEL = 1 << 18
 """Tensors with fewer elements run eagerly: compiling takes seconds, the loop over them does not."""
+
+# Steps are stacked by writing each where it belongs: one elementwise kernel over all of them, which
+# Inductor prefers on a GPU for few, would run the whole loop once for each of them.
+_OPTIONS = {
+    name: 1
+    for name in ("max_pointwise_cat_inputs", "max_complex_pointwise_cat_inputs")
+    if hasattr(torch._inductor.config, name)
+}
 
 _compiler_works = True
 
@@ -59,4 +68,4 @@ def _compiled(function: Any, *specialisation: Any) -> Callable[..., Any]:
         function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__
     )
     copy.__kwdefaults__ = function.__kwdefaults__
-    return torch.compile(copy, dynamic=True, fullgraph=True)
+    return torch.compile(copy, dynamic=True, fullgraph=True, options=_OPTIONS)

@@ -13,9 +13,9 @@ subtracts, so its mean output over T steps is its mean input rounded to 2T + 1 l
 T + 1), a first-order sigma-delta modulator. Its gradient is local in time.
 
 Both keep one number per neuron and step for the backward pass, u in units of the threshold (or of
-alpha), by default in bfloat16 and truncated towards zero: truncation cannot carry a value across a
-threshold, so the spikes recomputed from it are the spikes that were sent. `spikes_of_state` does
-that, for whatever reads the spikes and would have to keep them.
+alpha), by default in bfloat16. It stays on its side of the threshold whatever the rounding, so the
+spikes recomputed from it are the spikes that were sent. `spikes_of_state` does that, for whatever
+reads the spikes and would have to keep them.
 
 Both also work on running means, X_t = (x_1 + ... + x_t) / t in place of x_t and likewise for what
 they send, so that the float functions between neurons may act on the means as they are.
@@ -51,11 +51,11 @@ def reset_membrane(
     return u - threshold * s
 
 
-def pack_state(z: Tensor, dtype: torch.dtype) -> Tensor:
-    """`z` (float32) in `dtype`, rounded towards zero, so that no comparison with a bfloat16 changes."""
-    if dtype == torch.float32:
-        return z
-    return drop_bits(z, 16).to(torch.bfloat16)
+def keep_state(z: Tensor, s: Tensor, threshold: float, ternary: bool, dtype: torch.dtype) -> Tensor:
+    """Membrane potential `z` in `dtype`, no rounding across the `threshold` that spikes `s` obeyed."""
+    below = threshold * (1 - torch.finfo(dtype).eps / 2)  # the number of `dtype` before it
+    silent = z.clamp(-below if ternary else None, below)
+    return torch.where(s == 0, silent, s * (s * z).clamp_min(threshold)).to(dtype)
 
 
 def drop_bits(x: Tensor, count: int) -> Tensor:
@@ -158,6 +158,7 @@ def spike_forward(
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
     threshold = v_threshold.clamp_min(SMALLEST_SCALE)
+    scale = 1 / threshold
     v = torch.zeros_like(x[0], dtype=torch.float32)
     sent, state = [], []
     for current in read_currents(x, steps, running):
@@ -166,7 +167,7 @@ def spike_forward(
         v = reset_membrane(u, s, threshold, hard, v_reset)
         sent.append(amplitude * s)
         if state_dtype is not None:
-            state.append(pack_state(u / threshold, state_dtype))
+            state.append(keep_state(u * scale, s, 1.0, ternary, state_dtype))
     out = write_sent(sent, running, out_dtype)
     return out, torch.stack(state) if state_dtype is not None else None
 
@@ -237,7 +238,7 @@ def spike_backward(
 class _Spike(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, beta, v_threshold, amplitude, options, gradient, state_dtype, dtype):
-        needs_grad = any(ctx.needs_input_grad)
+        needs_grad = state_dtype is not None and any(ctx.needs_input_grad)
         out, state = run_compiled(
             spike_forward,
             x,
@@ -305,7 +306,7 @@ def spike(
         amplitude,
         {"steps": steps, "running": running, "ternary": ternary, "hard": hard, "v_reset": v_reset},
         {"surrogate": surrogate, "width": width, "detach_reset": detach_reset},
-        state_dtype,
+        kept_dtype(state_dtype),
         spike_dtype(x),
     )
 
@@ -325,17 +326,19 @@ def rounding_forward(
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
     alpha = sent_amplitude(amplitude, out_dtype)
+    scale = 1 / alpha
     v = torch.zeros_like(x[0], dtype=torch.float32)
     out, state = [], []
     for current in read_currents(x, steps, running):
         u = v + current
         if offset is not None:
             u = u + offset
-        sent = alpha * spike_function(u, alpha / 2, ternary)
+        s = spike_function(u, alpha / 2, ternary)
+        sent = alpha * s
         v = u - sent
         out.append(sent if offset is None else sent - offset)
         if state_dtype is not None:
-            state.append(pack_state(u / alpha, state_dtype))
+            state.append(keep_state(u * scale, s, 0.5, ternary, state_dtype))
     return write_sent(out, running, out_dtype), None if not state else torch.stack(state)
 
 
@@ -385,7 +388,7 @@ def sent_amplitude(amplitude: Tensor, dtype: torch.dtype) -> Tensor:
 class _RoundingSpike(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, amplitude, offset, options, state_dtype, dtype):
-        needs_grad = any(ctx.needs_input_grad)
+        needs_grad = state_dtype is not None and any(ctx.needs_input_grad)
         out, state = run_compiled(
             rounding_forward,
             x,
@@ -443,7 +446,13 @@ def rounding_spike(
     1.5 alpha) and is 0 outside; d out_t / d alpha = s_t - [in window] x_t / alpha.
     """
     options = {"steps": steps, "running": running, "ternary": ternary}
-    return _RoundingSpike.apply(x, amplitude, offset, options, state_dtype, spike_dtype(x))
+    kept = kept_dtype(state_dtype)
+    return _RoundingSpike.apply(x, amplitude, offset, options, kept, spike_dtype(x))
+
+
+def kept_dtype(state_dtype: torch.dtype) -> torch.dtype | None:
+    """None without gradients. Inside an autograd function nothing tells: it asks its inputs only."""
+    return state_dtype if torch.is_grad_enabled() else None
 
 
 def spike_dtype(x: Tensor) -> torch.dtype:

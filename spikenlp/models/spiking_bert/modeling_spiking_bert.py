@@ -387,8 +387,12 @@ class SpikingBertModel(SpikingBertPreTrainedModel):
             token_type_ids=token_type_ids,
             inputs_embeds=inputs_embeds,
         )
+        # Whether a mask masks anything is read from it: on a GPU that would wait for the GPU.
         mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=embedding, attention_mask=attention_mask
+            config=self.config,
+            inputs_embeds=embedding,
+            attention_mask=attention_mask,
+            allow_is_bidirectional_skip=attention_mask is None or not attention_mask.is_cuda,
         )
         if isinstance(mask, Tensor):
             if attention_mask is not None and attention_mask.dim() == 2 and mask.dim() == 4:
