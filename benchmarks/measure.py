@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -60,13 +61,19 @@ def kernel_seconds(row: Callable[[], Any], calls: int = 10) -> float:
 
 
 def peak_bytes(row: Callable[[], Any]) -> int:
-    """The most memory that a CUDA GPU holds during `row` above what it held before."""
+    """The most memory that tensors take during `row` above what they took before, on its device."""
     row()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    row()
-    return torch.cuda.max_memory_allocated() - before
+    synchronize()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        row()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        row()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(itertools.accumulate((size for _, size in changes), initial=0))
 
 
 def saved_bytes(forward: Callable[[], Any], *not_counted: torch.Tensor) -> int:

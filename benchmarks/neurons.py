@@ -2,19 +2,19 @@
 
     python benchmarks/neurons.py --output results/benchmarks/neurons_cpu.json
 
-The peers are not dependencies; those that are not installed are left out, and named:
+The peers are the extra `peers`; those that are not installed are left out, and named. Where there is no
+build of torchvision, for which spikingjelly and norse ask without need for it here:
 
     pip install --no-deps spikingjelly==2.0.0 snntorch==1.0.0 norse==1.1.0
     pip install loguru nir nirtorch
 
-(--no-deps: spikingjelly and norse ask for torchvision, which this comparison does not need.)
-
 All rows but the rounding neuron run the same dynamics: a leaky membrane, decay 0.5, threshold 1,
 soft reset. "floor" is two copies of the input into memory that is there: what moving the input, the
 output and their gradients once takes at the least. LIFBox of norse decays and adds its input by the
-same factor. On CUDA a second column has the time that the GPU is busy ("kernels"): what a launch costs
-on the host is in the first column only. SpikingJelly chooses its own kernels there (Triton from its
-wheel).
+same factor. On CPU freed memory is kept for the next call, as the recipes do (`spikenlp.training.cpu`),
+for all rows; `--return_memory` leaves the C library's default. On CUDA a second column has the time that
+the GPU is busy ("kernels"): what a launch costs on the host is in the first column only. SpikingJelly
+chooses its own kernels there (Triton from its wheel).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from measure import arguments, finish, kernel_seconds, saved_bytes, table, time_
 from torch import Tensor
 
 from spikenlp.neurons import LIF, RoundingIF
+from spikenlp.training.cpu import keep_freed_memory
 
 SHAPES = [(4, 32, 128, 768), (10, 16, 512, 12, 12), (16, 8, 128, 768)]
 
@@ -104,7 +105,10 @@ PEERS = {"SpikingJelly": spikingjelly, "snnTorch": snntorch, "norse": norse}
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--return_memory", action="store_true")
     args = parser.parse_args()
+    if args.device == "cpu" and not args.return_memory:
+        keep_freed_memory()
     device, dtype = args.device, getattr(torch, args.dtype)
 
     neurons: dict[str, Callable[[Tensor], Tensor]] = {
@@ -121,7 +125,8 @@ def main() -> None:
     if missing:
         print("not installed, left out:", ", ".join(missing))
 
-    results = {"dtype": args.dtype, "left_out": missing, "shapes": {}}
+    setting = {k: v for k, v in vars(args).items() if k != "output"}
+    results = {"setting": setting, "left_out": missing, "shapes": {}}
     for shape in SHAPES:
         x = torch.randn(shape, device=device).to(dtype).requires_grad_()
         grad = torch.randn(shape, device=device).to(dtype)

@@ -22,7 +22,7 @@ MIN_COMPILED_NUMEL = 1 << 18
 
 # Steps are stacked by writing each where it belongs: one elementwise kernel over all of them, which
 # Inductor prefers on a GPU for few, would run the whole loop once for each of them.
-_OPTIONS = {
+_OPTIONS: dict[str, Any] = {
     name: 1
     for name in ("max_pointwise_cat_inputs", "max_complex_pointwise_cat_inputs")
     if hasattr(torch._inductor.config, name)

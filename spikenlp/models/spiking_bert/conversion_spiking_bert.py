@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.bert import modeling_bert
 from transformers.utils import ModelOutput
 
@@ -63,7 +63,7 @@ def convert_dense_bert(
             f"{type(dense).__name__} of model_type {dense.config.model_type!r}. A spiking checkpoint "
             "is loaded with from_pretrained"
         )
-    model = spiking_class(spiking_config(dense, config_overrides))
+    model = spiking_class(spiking_config(dense.config, config_overrides))
     load_dense_weights(model, dense)
     model.to(dense.device).eval()
     if calibration is None:
@@ -78,8 +78,9 @@ def convert_dense_bert(
     return model
 
 
-def spiking_config(dense: PreTrainedModel, overrides: dict[str, Any]) -> SpikingBertConfig:
-    fields = {k: v for k, v in dense.config.to_dict().items() if k not in NOT_OF_A_DENSE_CONFIG}
+def spiking_config(dense: PreTrainedConfig, overrides: dict[str, Any]) -> SpikingBertConfig:
+    """The config of the spiking twin of a dense BERT."""
+    fields = {k: v for k, v in dense.to_dict().items() if k not in NOT_OF_A_DENSE_CONFIG}
     known = set(SpikingBertConfig().to_dict()) | {"num_labels", "attn_implementation"}
     if unknown := sorted(set(overrides) - known):
         raise ValueError(f"SpikingBertConfig has no field {unknown}")
