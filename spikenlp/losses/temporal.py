@@ -53,10 +53,10 @@ def sdt_loss(timestep_logits: Tensor, labels: Tensor, *, label_smoothing: float 
     >>> sdt_loss(torch.zeros(2, 4, 2), torch.tensor([0, 1])).item()
     0.6931471824645996
     """
-    logits, labels = _prepare(timestep_logits, labels)
+    logits, labels, share = _prepare(timestep_logits, labels)
     if logits.shape[-1] == 1:
-        return F.mse_loss(logits.mean(1)[:, 0], labels)
-    return F.cross_entropy(logits.mean(1), labels, label_smoothing=label_smoothing)
+        return _mean((logits.mean(1)[:, 0] - labels).square(), share)
+    return _mean_cross_entropy(logits.mean(1, keepdim=True), labels, share, label_smoothing)
 
 
 def tet_loss(
@@ -82,14 +82,15 @@ def tet_loss(
     """
     if not 0 <= mse_weight <= 1:
         raise ValueError(f"mse_weight must be in [0, 1], got {mse_weight}")
-    logits, labels = _prepare(timestep_logits, labels)
+    logits, labels, share = _prepare(timestep_logits, labels)
     if logits.shape[-1] == 1:
         if mse_weight:
             raise ValueError("mse_weight regularises class logits; in regression it must be 0")
-        return F.mse_loss(logits[..., 0], labels[:, None].expand(logits.shape[:2]))
-    loss = _mean_cross_entropy(logits, labels, label_smoothing)
+        return _mean((logits[..., 0] - labels[:, None]).square().mean(1), share)
+    loss = _mean_cross_entropy(logits, labels, share, label_smoothing)
     if mse_weight:
-        loss = (1 - mse_weight) * loss + mse_weight * (logits - mse_target).square().mean()
+        distance = _mean((logits - mse_target).square().mean((1, 2)), share)
+        loss = (1 - mse_weight) * loss + mse_weight * distance
     return loss
 
 
@@ -132,7 +133,7 @@ def tmc_loss(
         raise ValueError(f"theta_lambda must be 'linear' or 'constant', got {theta_lambda!r}")
     if not theta_max > 0:
         raise ValueError(f"theta_max must be > 0, got {theta_max}")
-    logits, labels = _prepare(timestep_logits, labels)
+    logits, labels, share = _prepare(timestep_logits, labels)
     _, steps, classes = logits.shape
     if classes == 1:
         raise ValueError(
@@ -142,13 +143,13 @@ def tmc_loss(
     weight = _resolve_weight(theta_weight, classes, steps)
     log_p, log_not_p = _log_confidence(_running_mean(logits), labels)
     if theta_reduction == "batch":
-        log_p, log_not_p = (
-            x.logsumexp(0, keepdim=True) - math.log(len(x)) for x in (log_p, log_not_p)
-        )
+        weights = share.log()[:, None]
+        log_p, log_not_p = ((x + weights).logsumexp(0) for x in (log_p, log_not_p))
     log_theta = log_p - log_not_p if theta_odds else log_p
     exponent = _lambdas(steps, logits.device) if theta_lambda == "linear" else 1.0
-    term = (exponent * log_theta.clamp_max(math.log(theta_max))).exp()
-    return _mean_cross_entropy(logits, labels, label_smoothing) + weight * term.mean()
+    term = (exponent * log_theta.clamp_max(math.log(theta_max))).exp().mean(-1)
+    term = term if theta_reduction == "batch" else _mean(term, share)
+    return _mean_cross_entropy(logits, labels, share, label_smoothing) + weight * term
 
 
 def gradient_scaling_factor(
@@ -166,7 +167,8 @@ def gradient_scaling_factor(
         float32 [B, T] (samples labelled -100 left out).
     """
     with torch.no_grad():
-        logits, labels = _prepare(timestep_logits, labels)
+        logits, labels, share = _prepare(timestep_logits, labels)
+        logits, labels = logits[share > 0], labels[share > 0]
         _, steps, classes = logits.shape
         if classes == 1:
             raise ValueError("g_t is defined for classification (C >= 2)")
@@ -217,8 +219,11 @@ def get_temporal_loss(name: str, **options) -> Callable[[Tensor, Tensor], Tensor
     return functools.partial(loss, **options)
 
 
-def _prepare(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Checked logits [N, T, C] in float32 and labels [N], ignored samples dropped."""
+def _prepare(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Checked logits [N, T, C] in float32, labels [N] and each sample's share [N] of a mean.
+
+    Ignored samples get the share 0: to drop them, a GPU would have to be asked how many there are.
+    """
     if logits.dim() not in (3, 4):
         raise ValueError(
             "timestep_logits must have shape [B, T, C], or [B, T, L, C] for token labels, got "
@@ -242,9 +247,12 @@ def _prepare(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     elif labels.is_floating_point():
         raise ValueError(f"labels of a classification must be integers, got {labels.dtype}")
     kept = labels != IGNORE_INDEX
-    logits, labels = logits[kept], labels[kept]
+    nothing = f"no sample to learn from: the batch is empty or all {IGNORE_INDEX}"
     if len(labels) == 0:
-        raise ValueError(f"no sample to learn from: the batch is empty or all {IGNORE_INDEX}")
+        raise ValueError(nothing)
+    _require(kept.any(), nothing)
+    logits = logits.where(kept[:, None, None], 0)
+    labels = labels.where(kept, 0)
     _require(torch.isfinite(logits).all(), "timestep_logits contain NaN or infinity")
     if logits.shape[-1] == 1:
         _require(torch.isfinite(labels).all(), "labels contain NaN or infinity")
@@ -253,7 +261,7 @@ def _prepare(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             ((labels >= 0) & (labels < logits.shape[-1])).all(),
             f"labels must lie in [0, {logits.shape[-1]}), or be {IGNORE_INDEX} to be ignored",
         )
-    return logits, labels
+    return logits, labels, kept / kept.sum()
 
 
 def _require(condition: Tensor, message: str) -> None:
@@ -264,9 +272,20 @@ def _require(condition: Tensor, message: str) -> None:
         torch._assert_async(condition, message)
 
 
-def _mean_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    labels = labels[:, None].expand(logits.shape[:2])
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=label_smoothing)
+def _mean(x: Tensor, share: Tensor) -> Tensor:
+    return (x * share).sum()
+
+
+def _mean_cross_entropy(
+    logits: Tensor, labels: Tensor, share: Tensor, label_smoothing: float
+) -> Tensor:
+    loss = F.cross_entropy(
+        logits.transpose(1, 2),
+        labels[:, None].expand(logits.shape[:2]),
+        reduction="none",
+        label_smoothing=label_smoothing,
+    )
+    return _mean(loss.mean(1), share)
 
 
 def _running_mean(logits: Tensor) -> Tensor:
