@@ -33,6 +33,7 @@ class SpikingNeuron(nn.Module):
     """What all neurons share: per-channel parameters and the checks of the input."""
 
     ternary: bool
+    amplitude: nn.Parameter
 
     def __init__(self, channels: int | None, channel_dim: int, state_dtype: torch.dtype):
         super().__init__()

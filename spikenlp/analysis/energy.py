@@ -1,0 +1,226 @@
+"""What an inference costs: operations by what drives them, and energy by the 45 nm convention.
+
+    SOP = spikes sent x outputs of the layer                 accumulations that spikes cause
+    E   = SOP x E_AC + float MAC x E_MAC                     of the spiking model
+    E_spiking / E_dense = T (rho f r + 1 - f)                the same for the products alone, with
+                                                             r = E_AC / E_MAC, f the share of MACs
+                                                             that spikes drive, rho their mean rate
+
+Energies of operations are Horowitz's (ISSCC 2014). They are those of arithmetic in 45 nm, not of a
+chip: control, leakage and what a sparse access costs are not in them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from spikenlp.analysis.tracing import trace
+
+
+@dataclass(frozen=True)
+class EnergyConstants:
+    """Picojoules at 45 nm (Horowitz, ISSCC 2014, figure 1.1.9)."""
+
+    float_mac: float = 4.6
+    """float32 multiply 3.7 and add 0.9."""
+    float_ac: float = 0.9
+    int8_multiply: float = 0.2
+    int32_add: float = 0.1
+    memory_byte: float = 2.5
+    """32 kB SRAM: 20 pJ for 8 bytes."""
+
+    @property
+    def int8_mac(self) -> float:
+        return self.int8_multiply + self.int32_add
+
+    def quantised_mac(self, bits: int) -> float:
+        """8-bit weight times activation of `bits`: a multiplier's energy grows with both widths."""
+        return self.int8_multiply * bits / 8 + self.int32_add
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One product, per sample and inference (T steps)."""
+
+    name: str
+    kind: str
+    driver: str
+    """binary, ternary or float."""
+    dense_macs: float
+    """Of one pass, as a dense model makes it."""
+    steps: int
+    rate: float | None
+    """Spikes per neuron and step that it reads; None where floats drive it."""
+    sops: float
+    float_macs: float
+    energy: float
+    """Picojoules, float32."""
+
+
+@dataclass(frozen=True)
+class EnergyReport:
+    """Operations and energy per sample. Energies in picojoules; `energies` and `memory` by variant."""
+
+    num_timesteps: int
+    samples: int
+    layers: list[LayerCost]
+    elementwise: dict[str, float]
+    """Float operations between products over all steps; each is billed as one float MAC."""
+    membrane_updates: float
+    """Neurons x steps; each is billed as one float addition."""
+    driven_share: float
+    """f, the share of a dense pass's MACs that spikes drive."""
+    rate: float
+    """rho, the mean rate of the inputs of what spikes drive, weighted by MACs."""
+    spikes_per_neuron: float
+    """T rho."""
+    energies: dict[str, float]
+    memory: dict[str, float]
+    """No reuse: each operation fetches its weight, a neuron reads and writes 4 bytes each step."""
+    constants: EnergyConstants = field(default_factory=EnergyConstants)
+
+    def ratios(self) -> dict[str, float]:
+        """Energy against each fair rival, and against the int8 model; above 1 the model loses."""
+        pairs = [
+            ("spiking, float32", "dense, float32"),
+            ("spiking, int8", "dense, int8"),
+            ("spiking, int8", "quantised, same levels"),
+            ("spiking, float32", "dense, int8"),
+        ]
+        return {f"{a} / {b}": self.energies[a] / self.energies[b] for a, b in pairs}
+
+    def products_ratio(self) -> float:
+        """E_spiking / E_dense of the products alone in float32, counted operation by operation."""
+        spent = sum(layer.energy for layer in self.layers)
+        return spent / (self.constants.float_mac * sum(layer.dense_macs for layer in self.layers))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"ratios": self.ratios(), "products_ratio": self.products_ratio()}
+
+    def verdict(self) -> str:
+        """One line: what the model gains or loses against each rival."""
+        return "; ".join(
+            f"{pair.replace(' / ', ' against ')}: "
+            + (f"{1 / ratio:.2f} times less" if ratio < 1 else f"{ratio:.2f} times MORE")
+            for pair, ratio in self.ratios().items()
+        )
+
+    def table(self) -> str:
+        width = max(len(layer.name) for layer in self.layers)
+        lines = [
+            f"{'product':{width}}  {'driven by':9} {'MACs, dense':>12} {'rate':>6} {'SOPs':>12} "
+            f"{'float MACs':>12} {'nJ':>9}"
+        ]
+        for layer in self.layers:
+            rate = "" if layer.rate is None else f"{layer.rate:.3f}"
+            lines.append(
+                f"{layer.name:{width}}  {layer.driver:9} {layer.dense_macs:12,.0f} {rate:>6} "
+                f"{layer.sops:12,.0f} {layer.float_macs:12,.0f} {layer.energy / 1e3:9.1f}"
+            )
+        others = ", ".join(f"{k} {v:,.0f}" for k, v in self.elementwise.items())
+        lines += [
+            "",
+            f"per sample, T = {self.num_timesteps}: f = {self.driven_share:.3f} of the MACs are "
+            f"driven by spikes, at a rate of {self.rate:.3f}: {self.spikes_per_neuron:.2f} spikes "
+            "per neuron",
+            f"float operations between products: {others}; {self.membrane_updates:,.0f} membrane "
+            "updates",
+            "",
+            f"{'energy (uJ)':28} {'arithmetic':>12} {'memory':>12}",
+            *(
+                f"{name:28} {energy / 1e6:12.3f} {self.memory[name] / 1e6:12.3f}"
+                for name, energy in self.energies.items()
+            ),
+            "",
+            f"arithmetic: {self.verdict()}",
+        ]
+        return "\n".join(lines)
+
+
+def energy_report(
+    model: nn.Module,
+    batch: Mapping[str, Any] | Tensor,
+    *,
+    constants: EnergyConstants | None = None,
+) -> EnergyReport:
+    """Counts the operations of `model` on `batch`, per sample, at true lengths.
+
+    Args:
+        batch: the model's inputs [B, ...] in a dict, or its one input [T, B, ...]; positions where attention_mask is 0 are not counted.
+        constants: picojoules of operations.
+
+    Raises:
+        ValueError: a model without neurons, or a collapsed one.
+    """
+    constants = constants or EnergyConstants()
+    seen = trace(model, batch)
+    steps = len(seen.neurons[0].levels)
+    ternary = any(sent.neuron.ternary for sent in seen.neurons)
+    layers = []
+    for product in seen.products:
+        macs, sops = product.macs / seen.samples, product.sops / seen.samples
+        driven = product.source is not None
+        driver = "float"
+        if product.source is not None:
+            driver = "ternary" if product.source.neuron.ternary else "binary"
+        layers.append(
+            LayerCost(
+                name=product.name,
+                kind=product.kind,
+                driver=driver,
+                dense_macs=macs / product.steps,
+                steps=product.steps,
+                rate=sops / macs if driven else None,
+                sops=sops,
+                float_macs=0.0 if driven else macs,
+                energy=sops * constants.float_ac if driven else macs * constants.float_mac,
+            )
+        )
+    dense = sum(layer.dense_macs for layer in layers)
+    driven_macs = sum(layer.dense_macs for layer in layers if layer.rate is not None)
+    sops = sum(layer.sops for layer in layers)
+    floats = sum(layer.float_macs for layer in layers)
+    rate = sops / (steps * driven_macs) if driven_macs else 0.0
+    elementwise = {kind: count / seen.samples for kind, count in seen.elementwise.items()}
+    channels = [sent.levels.shape[sent.neuron.channel_dim] for sent in seen.neurons]
+    sites = [sent.sites() for sent in seen.neurons]
+    updates = steps * sum(n * c for n, c in zip(sites, channels, strict=True)) / seen.samples
+    between = sum(elementwise.values()) * constants.float_mac
+    between_dense = sum(v for k, v in elementwise.items() if k != "running means") / steps
+    between_dense *= constants.float_mac
+    bits = math.ceil(math.log2((2 if ternary else 1) * steps + 1))
+    c = constants
+    own = between + updates * c.float_ac
+    fetched = {"spiking": sops + floats, "dense": dense}
+    return EnergyReport(
+        num_timesteps=steps,
+        samples=seen.samples,
+        layers=layers,
+        elementwise=elementwise,
+        membrane_updates=updates,
+        driven_share=driven_macs / dense,
+        rate=rate,
+        spikes_per_neuron=rate * steps,
+        energies={
+            "spiking, float32": sops * c.float_ac + floats * c.float_mac + own,
+            "dense, float32": dense * c.float_mac + between_dense,
+            "spiking, int8": sops * c.int32_add + floats * c.int8_mac + own,
+            "dense, int8": dense * c.int8_mac + between_dense,
+            "quantised, same levels": driven_macs * c.quantised_mac(bits)
+            + (dense - driven_macs) * c.int8_mac
+            + between_dense,
+        },
+        memory={
+            "spiking, float32": (4 * fetched["spiking"] + 8 * updates) * c.memory_byte,
+            "dense, float32": 4 * fetched["dense"] * c.memory_byte,
+            "spiking, int8": (fetched["spiking"] + 8 * updates) * c.memory_byte,
+            "dense, int8": fetched["dense"] * c.memory_byte,
+            "quantised, same levels": fetched["dense"] * c.memory_byte,
+        },
+        constants=constants,
+    )

@@ -1,0 +1,198 @@
+"""Spikes: how many, where, when, and whether they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikenlp.analysis.tracing import Sent, trace, watch_neurons
+
+
+@dataclass
+class SpikeCounts:
+    """Spikes of one layer of neurons over everything that a monitor saw."""
+
+    positive: Tensor
+    """int64 [T, C], by time step and channel."""
+    negative: Tensor
+    """int64 [T, C]; 0 for binary neurons."""
+    sites: int
+    """Real positions (tokens, pixels) that each of the C channels was seen at."""
+
+    @property
+    def rate_by_step(self) -> Tensor:
+        """Spikes of either sign per neuron at each step, [T] in [0, 1]."""
+        return (self.positive + self.negative).double().mean(1) / max(self.sites, 1)
+
+    @property
+    def rate(self) -> float:
+        """Spikes of either sign per neuron and step, in [0, 1]."""
+        return float(self.rate_by_step.mean())
+
+    @property
+    def spikes_per_neuron(self) -> float:
+        """Spikes per neuron and inference: T times the rate."""
+        return float(self.rate_by_step.sum())
+
+    @property
+    def silent(self) -> float:
+        """Share of channels that never fired."""
+        return float(((self.positive + self.negative).sum(0) == 0).double().mean())
+
+    @property
+    def saturated(self) -> float:
+        """Share of channels that fired at each step of each position."""
+        most = self.sites * len(self.positive)
+        return float(((self.positive + self.negative).sum(0) == most).double().mean())
+
+    @property
+    def sign_balance(self) -> float:
+        """(positive - negative) / all spikes, in [-1, 1]; 0 where there are none."""
+        positive, negative = int(self.positive.sum()), int(self.negative.sum())
+        return (positive - negative) / max(positive + negative, 1)
+
+    def rate_by_head(self, heads: int) -> Tensor:
+        """Rates [T, heads] of neurons whose channels are `heads` blocks of equal size."""
+        spikes = (self.positive + self.negative).double().unflatten(1, (heads, -1))
+        return spikes.mean(2) / max(self.sites, 1)
+
+
+class SpikeMonitor:
+    """Counts the spikes of a model's neurons in every forward pass inside the context.
+
+    Padding (positions where the batch's attention_mask [B, L] is 0) is left out. Outside the context
+    nothing is hooked. `layers` maps each neuron's name to its `SpikeCounts`.
+
+    >>> with SpikeMonitor(model) as monitor:
+    ...     model(**batch)
+    >>> print(monitor.table())
+
+    Raises:
+        ValueError: the model holds no neuron; a pass with another T than the one before.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.layers: dict[str, SpikeCounts] = {}
+
+    def __enter__(self) -> SpikeMonitor:
+        self._watching = watch_neurons(self.model, self._count)
+        self._watching.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._watching.__exit__(*error)
+
+    @torch.no_grad()
+    def _count(self, sent: Sent) -> None:
+        channel = sent.neuron.channel_dim % sent.levels.dim()
+        others = [d for d in range(1, sent.levels.dim()) if d != channel]
+        spikes = sent.spikes()
+        positive, negative = (
+            (of_sign.sum(others) if others else of_sign.long()).cpu()
+            for of_sign in (spikes > 0, spikes < 0)
+        )
+        seen = self.layers.get(sent.name)
+        if seen is None:
+            self.layers[sent.name] = SpikeCounts(positive, negative, sent.sites())
+            return
+        if seen.positive.shape != positive.shape:
+            raise ValueError(
+                f"{sent.name} ran with [T, C] = {list(positive.shape)} after "
+                f"{list(seen.positive.shape)}: use one monitor for each number of time steps"
+            )
+        seen.positive += positive
+        seen.negative += negative
+        seen.sites += sent.sites()
+
+    def table(self) -> str:
+        """One row a layer: rate at each step, silent and saturated shares, balance of signs."""
+        steps = max((len(counts.positive) for counts in self.layers.values()), default=0)
+        width = max((len(name) for name in self.layers), default=5)
+        by_step = "".join(f"{f't={t}':>7}" for t in range(1, steps + 1))
+        lines = [f"{'layer':{width}}{by_step}   silent  saturated  balance"]
+        for name, counts in self.layers.items():
+            rates = "".join(f"{rate:7.3f}" for rate in counts.rate_by_step.tolist())
+            lines.append(
+                f"{name:{width}}{rates}{100 * counts.silent:8.1f}%{100 * counts.saturated:10.1f}%"
+                f"{counts.sign_balance:+9.2f}"
+            )
+        return "\n".join(lines)
+
+
+@dataclass
+class Driver:
+    """What drives a weight matrix or a product of two activations."""
+
+    name: str
+    kind: str
+    driver: str
+    """binary, ternary or float."""
+    alphabet: str
+    """The values that it reads, in amplitudes of the neuron; "" for float."""
+    neuron: str
+    """Name of the neuron that sends them; "" for float."""
+
+
+def describe_spikes(
+    model: nn.Module, batch: Mapping[str, Any] | Tensor | None = None
+) -> list[Driver]:
+    """What drives each product of the model, seen in a pass over `batch` (default: dummy inputs).
+
+    Raises:
+        ValueError: a model without neurons, a collapsed one, or one that has no `dummy_inputs`
+            where no batch is given.
+    """
+    if batch is None:
+        batch = getattr(model, "dummy_inputs", None)
+        if batch is None:
+            raise ValueError(f"{type(model).__name__} has no dummy_inputs: give a batch")
+        device = next(model.parameters()).device
+        batch = {k: v.to(device) for k, v in batch.items()}
+    drivers = []
+    for product in trace(model, batch).products:
+        source = product.source
+        if source is None:
+            drivers.append(Driver(product.name, product.kind, "float", "", ""))
+            continue
+        ternary = source.neuron.ternary
+        kind, alphabet = ("ternary", "-1, 0, 1") if ternary else ("binary", "0, 1")
+        drivers.append(Driver(product.name, product.kind, kind, alphabet, source.name))
+    return drivers
+
+
+def spikes_table(drivers: list[Driver]) -> str:
+    """`describe_spikes` as text, one row a product."""
+    rows = [("product", "kind", "driven by", "alphabet", "neuron")]
+    rows += [(d.name, d.kind, d.driver, d.alphabet, d.neuron) for d in drivers]
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    return "\n".join(
+        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def assert_spiking(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> None:
+    """Fails unless every neuron sends spikes, and some, and every SpikingLinear reads them.
+
+    Raises:
+        AssertionError: names the layer and what it got.
+        ValueError: a model without neurons, or a collapsed one.
+    """
+    from spikenlp.neurons import SpikingLinear
+
+    seen = trace(model, batch)
+    for sent in seen.neurons:
+        if sent.wrong_values():
+            alphabet = "{-1, 0, 1}" if sent.neuron.ternary else "{0, 1}"
+            raise AssertionError(f"{sent.name} sent values other than its spikes {alphabet}")
+        if not sent.spikes().any():
+            raise AssertionError(f"{sent.name} sent no spike at all")
+    reads = {product.name: product.source for product in seen.products if product.weights}
+    for name, module in model.named_modules():
+        if isinstance(module, SpikingLinear) and name in reads and reads[name] is None:
+            raise AssertionError(f"{name} is a SpikingLinear, but what it read came from no neuron")

@@ -1,0 +1,177 @@
+"""Spike counts against counting by hand, and models that only say that they spike."""
+
+import pytest
+import torch
+from torch import nn
+
+from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification
+from spikenlp.analysis import SpikeMonitor, assert_spiking, describe_spikes, spikes_table
+from spikenlp.neurons import IF, LIF, RoundingIF, SpikingLinear
+from tests.conftest import TINY_DENSE
+
+TINY = {**TINY_DENSE, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def bert(**fields):
+    torch.manual_seed(0)
+    return SpikingBertForSequenceClassification(SpikingBertConfig(**TINY, **fields)).eval()
+
+
+def watch(model, *batches):
+    with SpikeMonitor(model) as monitor, torch.no_grad():
+        for batch in batches:
+            model(**batch) if isinstance(batch, dict) else model(batch)
+    return monitor.layers
+
+
+@pytest.mark.parametrize("current", [0.0, 0.25, 0.5, 1.0])
+def test_an_if_neuron_fires_at_the_rate_of_its_current(current):
+    counts = watch(IF(), torch.full((8, 5, 3), current))[""]
+    assert counts.rate == current
+    assert counts.spikes_per_neuron == 8 * current
+    assert counts.silent == (current == 0)
+    assert counts.saturated == (current == 1)
+
+
+def test_counts_by_step_channel_and_sign():
+    torch.manual_seed(0)
+    neuron = RoundingIF(6)
+    x = 2 * torch.randn(4, 7, 5, 6)
+    with torch.no_grad():
+        neuron.amplitude.uniform_(0.5, 2)
+        sent = neuron(x)
+    counts = watch(neuron, x)[""]
+    assert torch.equal(counts.positive, (sent > 0).sum((1, 2)))
+    assert torch.equal(counts.negative, (sent < 0).sum((1, 2)))
+    assert counts.sites == 35
+    fired = (sent != 0).double()
+    torch.testing.assert_close(counts.rate_by_step, fired.mean((1, 2, 3)))
+    torch.testing.assert_close(counts.rate_by_head(2), fired.unflatten(-1, (2, 3)).mean((1, 2, 4)))
+    total = (sent > 0).sum() + (sent < 0).sum()
+    assert counts.sign_balance == pytest.approx(float((sent.sign().sum()) / total))
+
+
+def test_the_channels_of_a_convolution():
+    neuron = LIF(channels=3, channel_dim=2)
+    counts = watch(neuron, 3 * torch.rand(4, 2, 3, 5, 5))[""]
+    assert counts.positive.shape == (4, 3)
+    assert counts.sites == 2 * 5 * 5
+
+
+@pytest.mark.parametrize("fields", [{}, {"nonlinearity": "step"}, {"ternary": False}])
+def test_padding_changes_no_count(fields, batches):
+    model = bert(**fields)
+    batch = batches[0]
+    shorter = {k: v[-2:-1] for k, v in batch.items()}
+    length = int(shorter["attention_mask"].sum())
+    cut = {k: v[:, :length] for k, v in shorter.items()}
+    assert length < batch["input_ids"].shape[1]
+    padded, alone = watch(model, shorter), watch(model, cut)
+    for name, counts in alone.items():
+        assert torch.equal(padded[name].positive, counts.positive), name
+        assert torch.equal(padded[name].negative, counts.negative), name
+        assert padded[name].sites == counts.sites == length
+
+
+def test_batches_add_up(batches):
+    model = bert()
+    both, first, second = (
+        watch(model, *chosen) for chosen in ((batches[0], batches[1]), (batches[0],), (batches[1],))
+    )
+    for name, counts in both.items():
+        assert torch.equal(counts.positive, first[name].positive + second[name].positive)
+        assert counts.sites == first[name].sites + second[name].sites
+
+
+def test_nothing_is_left_behind(batches):
+    model = bert()
+    watch(model, batches[0])
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_the_spikes_of_running_means_are_those_of_single_steps(batches):
+    """What the monitor takes apart is what the neuron sends without running means."""
+    torch.manual_seed(0)
+    x, neuron = torch.randn(4, 3, 8), RoundingIF(8)
+    means = x.cumsum(0) / torch.arange(1, 5).view(4, 1, 1)
+    with SpikeMonitor(neuron) as monitor, torch.no_grad():
+        neuron(means, running=True)
+    plain = watch(neuron, x)[""]
+    assert torch.equal(monitor.layers[""].positive, plain.positive)
+    assert torch.equal(monitor.layers[""].negative, plain.negative)
+
+
+def test_another_number_of_steps_is_refused():
+    with pytest.raises(ValueError, match=r"\[T, C\] = \[3, 2\] after \[4, 2\]"):
+        watch(IF(), torch.rand(4, 5, 2), torch.rand(3, 5, 2))
+
+
+def test_a_model_without_neurons_is_refused(dense, batches):
+    with pytest.raises(ValueError, match="holds no spiking neuron"):
+        watch(dense, batches[0])
+
+
+# What drives each product
+
+
+def test_what_drives_a_running_and_a_step_model():
+    for fields, attention in (
+        ({}, "float"),
+        ({"nonlinearity": "step"}, "ternary"),
+        ({"nonlinearity": "step", "ternary": False}, "binary"),
+    ):
+        model = bert(**fields)
+        found = {d.name.removeprefix("bert.encoder.layer.0."): d for d in describe_spikes(model)}
+        weights = "ternary" if model.config.ternary else "binary"
+        for name in ("attention.self.query", "attention.output.dense", "output.dense"):
+            assert found[name].driver == weights
+        assert found["attention.self.scores"].driver == attention
+        assert found["attention.self.context"].driver == attention
+        assert found["bert.pooler.dense"].driver == found["classifier"].driver == "float"
+        assert found["output.dense"].neuron == "bert.encoder.layer.0.output.neuron"
+        products = 2 * 8 + 2
+        assert len(found) <= products == len(spikes_table(describe_spikes(model)).splitlines()) - 1
+
+
+def test_a_layer_that_only_claims_to_read_spikes_is_seen():
+    class Leaky(nn.Module):
+        """The linear layer reads the current beside the spikes."""
+
+        def __init__(self):
+            super().__init__()
+            self.neuron, self.linear = IF(), SpikingLinear(3, 2)
+
+        def forward(self, x):
+            return self.linear(self.neuron(x) + 0.1 * x)
+
+    model, x = Leaky(), 2 * torch.rand(4, 5, 3)
+    assert [d.driver for d in describe_spikes(model, x)] == ["float"]
+    with pytest.raises(AssertionError, match="linear is a SpikingLinear, but what it read"):
+        assert_spiking(model, x)
+
+
+def test_a_spiking_model_passes(batches):
+    for fields in ({}, {"nonlinearity": "step"}, {"ternary": False}, {"neuron": "lif"}):
+        assert_spiking(bert(**fields), batches[0])
+
+
+def test_silence_is_caught(batches):
+    model = bert()
+    neuron = model.bert.encoder.layer[1].intermediate.neuron
+    with torch.no_grad():
+        neuron.amplitude.fill_(1e6)
+    with pytest.raises(AssertionError, match=r"layer\.1\.intermediate\.neuron sent no spike"):
+        assert_spiking(model, batches[0])
+
+
+def test_other_values_than_spikes_are_caught(batches):
+    model = bert(nonlinearity="step")
+    neuron = model.bert.encoder.layer[0].output.neuron
+    neuron.register_forward_hook(lambda module, args, sent: sent * 0.7)
+    with pytest.raises(AssertionError, match=r"layer\.0\.output\.neuron sent values other than"):
+        assert_spiking(model, batches[0])
+
+
+def test_a_collapsed_model_does_not_spike(batches):
+    with pytest.raises(ValueError, match="collapsed"):
+        assert_spiking(bert(collapsed=True), batches[0])
