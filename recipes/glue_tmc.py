@@ -444,6 +444,9 @@ def part_to_dict(part: Any) -> dict[str, Any]:
     return dataclasses.asdict(part)
 
 
+NOT_SUMMARISED = ("loss", "runtime", "ada_ece", "nll", "brier")
+
+
 def summary(results: dict[str, Any]) -> str:
     """A table: one row a model, its metrics at the last step and the first of them step by step."""
     lines = []
@@ -451,7 +454,7 @@ def summary(results: dict[str, Any]) -> str:
         metrics = results.get(name)
         if metrics is None:
             continue
-        final = {k: v for k, v in metrics.items() if "_t" not in k and k not in ("loss", "runtime")}
+        final = {k: v for k, v in metrics.items() if "_t" not in k and k not in NOT_SUMMARISED}
         final = {k: v for k, v in final.items() if not k.endswith(("runtime", "_loss"))}
         shown = "  ".join(f"{k} {100 * v:.1f}" for k, v in final.items() if isinstance(v, float))
         lines.append(f"{name.replace('_', ' '):16} {shown}")

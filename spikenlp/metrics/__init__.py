@@ -1,5 +1,43 @@
-"""Metrics of tasks."""
+"""Metrics of tasks and of calibration."""
 
+from pathlib import Path
+
+from spikenlp.metrics.calibration import (
+    ReliabilityCurve,
+    adaptive_calibration_error,
+    brier_score,
+    calibration_by_timestep,
+    expected_calibration_error,
+    negative_log_likelihood,
+    reliability_curve,
+)
 from spikenlp.metrics.glue import GlueMetric, glue_metrics
 
-__all__ = ["GlueMetric", "glue_metrics"]
+__all__ = [
+    "GlueMetric",
+    "ReliabilityCurve",
+    "adaptive_calibration_error",
+    "brier_score",
+    "calibration_by_timestep",
+    "expected_calibration_error",
+    "glue_metrics",
+    "metric_path",
+    "negative_log_likelihood",
+    "reliability_curve",
+]
+
+
+def metric_path(name: str) -> str:
+    """Folder of the `evaluate` module "ece" or "ada_ece", to be loaded without a hub.
+
+    Raises:
+        ValueError: an unknown name.
+
+    >>> import evaluate
+    >>> ece = evaluate.load(metric_path("ece"))
+    >>> ece.compute(predictions=[[1.0, 0.0], [1.0, 0.0]], references=[0, 1], bins=10)
+    {'ece': 0.5}
+    """
+    if name not in ("ece", "ada_ece"):
+        raise ValueError(f"unknown metric {name!r}: choose from ['ada_ece', 'ece']")
+    return str(Path(__file__).parent / name)

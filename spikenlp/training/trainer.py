@@ -14,6 +14,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer_pt_utils import get_parameter_names
 
 from spikenlp.losses.temporal import IGNORE_INDEX
+from spikenlp.metrics.calibration import calibration_by_timestep
 from spikenlp.neurons import SpikingNeuron
 from spikenlp.training.arguments import SpikingTrainingArguments
 from spikenlp.training.loss_function import TemporalLossFunction
@@ -28,7 +29,8 @@ class SpikingTrainer(Trainer):
         args: `SpikingTrainingArguments`; `label_smoothing_factor` smooths the cross entropy.
         compute_metrics: as for Trainer, on `predictions` = logits [N, C]. It is applied to the mean
             logits (`accuracy`) and to the running mean at each step (`accuracy_t1` ... `accuracy_tT`),
-            beside which the loss of that running mean is reported (`loss_t1` ...).
+            beside which the loss of that running mean is reported (`loss_t1` ...), and for one label
+            a sequence its calibration (`ece`, `ece_t1` ..., `ada_ece`, `nll`, `brier`).
         The rest as in transformers' Trainer.
 
     Raises:
@@ -122,6 +124,8 @@ class TimestepMetrics:
             at_step = running_mean[:, t]
             metrics |= {f"{k}_t{t + 1}": v for k, v in self._metrics(at_step, labels).items()}
             metrics[f"loss_t{t + 1}"] = _loss(at_step, labels)
+        if np.ndim(labels) == 1 and timestep_logits.shape[-1] > 1:
+            metrics |= calibration_by_timestep(timestep_logits, labels)
         return metrics
 
     def _metrics(self, logits: Any, labels: Any) -> dict[str, float]:
