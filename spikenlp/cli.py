@@ -1,16 +1,26 @@
 """The command `spikenlp`.
 
-spikenlp inspect MODEL      what it is and what training it takes; nothing is loaded but its config
+spikenlp inspect MODEL       what it is and the memory that training takes; only its config is read
+spikenlp report MODEL ...    one page: accuracy, calibration, spikes and energy over time steps
+spikenlp compare A.json ...  the numbers of several reports side by side
+spikenlp doctor              what is installed, and what will be slow and why
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
 import sys
+from pathlib import Path
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
+import spikenlp
 from spikenlp.analysis import estimate_memory
 from spikenlp.models.spiking_bert.conversion_spiking_bert import spiking_config
 
@@ -47,9 +57,109 @@ def inspect_model(args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def report_model(args: argparse.Namespace) -> str:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from spikenlp.analysis.report import report
+    from spikenlp.data import get_task, load_glue
+
+    if args.batch < 1 or args.max_samples < 1:
+        raise ValueError("--batch and --max_samples must be >= 1")
+    config = AutoConfig.from_pretrained(args.model)
+    if config.model_type != "spiking_bert":
+        raise ValueError(
+            f"{args.model} is of model_type {config.model_type!r}, not a spiking model"
+        )
+    task = get_task(args.task_name)
+    splits = load_glue(task.name, data_dir=args.data_dir, dataset=args.dataset)
+    split = next(data for name, data in splits.items() if name.startswith("validation"))
+    split = split.select(range(min(args.max_samples, len(split))))
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    model = AutoModelForSequenceClassification.from_pretrained(args.model)
+    batches = []
+    for start in range(0, len(split), args.batch):
+        rows = split[start : start + args.batch]
+        texts = [list(rows[column]) for column in task.text_columns]
+        batch = tokenizer(
+            *texts, truncation=True, max_length=128, padding=True, return_tensors="pt"
+        )
+        batches.append({**batch, "labels": torch.tensor(rows["label"])})
+    title = f"{Path(args.model).name} on {task.name}"
+    values = report(model, batches, args.out, tokenizer=tokenizer, title=title)
+    return (
+        f"{values['spiking']}\naccuracy {100 * values['accuracy'][-1]:.1f} %, ECE "
+        f"{values['calibration']['ece']:.3f} on {values['samples']} samples\n"
+        f"written: {args.out} and {Path(args.out).with_suffix('.json')}"
+    )
+
+
+def compare_reports(args: argparse.Namespace) -> str:
+    """A table of reports' JSON files: one row each, its accuracy and ECE at each step, and energy."""
+    lines = []
+    width = max(len(path.stem) for path in args.reports)
+    for path in args.reports:
+        values = json.loads(path.read_text())
+        if not {"accuracy", "calibration", "energy"} <= set(values):
+            raise ValueError(f"{path} is not what `spikenlp report` wrote")
+        steps = range(1, len(values["accuracy"]) + 1)
+        accuracy = " ".join(f"{100 * a:5.1f}" for a in values["accuracy"])
+        ece = " ".join(f"{values['calibration'][f'ece_t{t}']:.3f}" for t in steps)
+        energy = values["energy_microjoules"]["spiking, float32"][-1]
+        ratio = values["energy"]["ratios"]["spiking, float32 / dense, float32"]
+        lines.append(
+            f"{path.stem:{width}}  accuracy {accuracy}  ECE {ece}  {energy:.1f} uJ "
+            f"({ratio:.2f} of dense, float32)"
+        )
+    return "\n".join(lines)
+
+
+def doctor(args: argparse.Namespace) -> str:
+    versions = {"spikenlp": spikenlp.__version__, "python": platform.python_version()}
+    for name in ("torch", "transformers", "accelerate", "datasets", "evaluate"):
+        versions[name] = importlib.metadata.version(name)
+    lines = [f"{name:14}{version}" for name, version in versions.items()]
+    slow = []
+    cuda = torch.cuda.is_available()
+    lines.append(f"{'accelerator':14}{torch.cuda.get_device_name() if cuda else 'none'}")
+    if cuda:
+        if importlib.util.find_spec("triton") is None:
+            slow.append("neurons on the GPU run in eager mode: Triton is not installed")
+    else:
+        lines.append(
+            f"{'processor':14}{torch.backends.cpu.get_cpu_capability()}, "
+            f"{torch.get_num_threads()} of {os.cpu_count()} cores"
+        )
+        slow.append("a spiking model takes about T times as long as a dense one without a GPU, too")
+        if torch.get_num_threads() < (os.cpu_count() or 1):
+            slow.append(
+                "not all cores are used: unset OMP_NUM_THREADS or call torch.set_num_threads"
+            )
+    compiler = _cpp_compiler()
+    lines.append(f"{'C++ compiler':14}{compiler or 'none'}")
+    if compiler is None and not cuda:
+        slow.append("neurons run in eager mode, several times slower: no C++ compiler was found")
+    for extra, module in (("plots", "matplotlib"), ("peers", "spikingjelly")):
+        found = importlib.util.find_spec(module) is not None
+        lines.append(f"{'extra ' + extra:14}{'installed' if found else 'not installed'}")
+    return "\n".join([*lines, "", "slow here:", *(f"- {reason}" for reason in slow or ["nothing"])])
+
+
+def _cpp_compiler() -> str | None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        return get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return None
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="spikenlp", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="spikenlp", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
+
     inspect = commands.add_parser("inspect", help="what a model is and the memory training takes")
     inspect.add_argument("model", help="folder or Hub id of a spiking model or a dense BERT")
     inspect.add_argument("--batch", type=int, default=32)
@@ -57,10 +167,30 @@ def main(argv: list[str] | None = None) -> None:
     inspect.add_argument("--num_timesteps", type=int, nargs="+", help="default: the model's own T")
     inspect.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
     inspect.set_defaults(run=inspect_model)
+
+    report = commands.add_parser("report", help="one HTML page about a spiking classifier")
+    report.add_argument("model", help="folder or Hub id of a spiking classifier")
+    report.add_argument(
+        "--task_name", required=True, help="GLUE task of its dev set: sst2, qqp, ..."
+    )
+    report.add_argument("--data_dir", help="folder with GLUE's TSV files")
+    report.add_argument("--dataset", help="Hub data set with GLUE's configurations: nyu-mll/glue")
+    report.add_argument("--max_samples", type=int, default=1000)
+    report.add_argument("--batch", type=int, default=32)
+    report.add_argument("--out", type=Path, default=Path("report.html"))
+    report.set_defaults(run=report_model)
+
+    compare = commands.add_parser("compare", help="the numbers of several reports side by side")
+    compare.add_argument("reports", type=Path, nargs="+", help="JSON files that `report` wrote")
+    compare.set_defaults(run=compare_reports)
+
+    commands.add_parser("doctor", help="what is installed, and what will be slow").set_defaults(
+        run=doctor
+    )
     args = parser.parse_args(argv)
     try:
         print(args.run(args))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"spikenlp: {error}")
 
 
