@@ -283,13 +283,26 @@ def dense_trainer(
 
 def calibration_batches(inputs: Inputs, batches: int, seed: int) -> list[dict[str, torch.Tensor]]:
     size = min(batches * CALIBRATION_BATCH, len(inputs.train))
-    chosen = inputs.train.shuffle(seed=seed).select(range(size))
+    return model_inputs(
+        inputs, inputs.train.shuffle(seed=seed).select(range(size)), CALIBRATION_BATCH
+    )
+
+
+def evaluation_batches(inputs: Inputs, samples: int, size: int) -> list[dict[str, torch.Tensor]]:
+    """The first evaluation split, without labels: `samples` of it, spread over all lengths."""
+    split = next(iter(inputs.evaluation.values()))
+    samples = min(samples, len(split))
+    chosen = split.select([i * len(split) // samples for i in range(samples)])
+    return model_inputs(inputs, chosen, size)
+
+
+def model_inputs(
+    inputs: Inputs, rows: datasets.Dataset, size: int
+) -> list[dict[str, torch.Tensor]]:
+    """Batches of `size` of what the model reads."""
     names = inputs.tokenizer.model_input_names
-    examples = [{k: row[k] for k in names if k in row} for row in chosen]
-    return [
-        dict(inputs.collator(examples[i : i + CALIBRATION_BATCH]))
-        for i in range(0, size, CALIBRATION_BATCH)
-    ]
+    examples = [{k: row[k] for k in names if k in row} for row in rows]
+    return [dict(inputs.collator(examples[i : i + size])) for i in range(0, len(examples), size)]
 
 
 def build_model(
@@ -454,8 +467,7 @@ def summary(results: dict[str, Any]) -> str:
         metrics = results.get(name)
         if metrics is None:
             continue
-        final = {k: v for k, v in metrics.items() if "_t" not in k and k not in NOT_SUMMARISED}
-        final = {k: v for k, v in final.items() if not k.endswith(("runtime", "_loss"))}
+        final = {k: v for k, v in metrics.items() if not ("_t" in k or k.endswith(NOT_SUMMARISED))}
         shown = "  ".join(f"{k} {100 * v:.1f}" for k, v in final.items() if isinstance(v, float))
         lines.append(f"{name.replace('_', ' '):16} {shown}")
         for key in final:

@@ -39,5 +39,5 @@ def metric_path(name: str) -> str:
     {'ece': 0.5}
     """
     if name not in ("ece", "ada_ece"):
-        raise ValueError(f"unknown metric {name!r}: choose from ['ada_ece', 'ece']")
+        raise ValueError(f"unknown metric {name!r}: choose 'ece' or 'ada_ece'")
     return str(Path(__file__).parent / name)

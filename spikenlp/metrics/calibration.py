@@ -17,7 +17,7 @@ leaves out the samples whose label is -100.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import log_softmax, softmax
@@ -31,7 +31,8 @@ SUM_TOLERANCE = 1e-2
 """How far a row of probabilities may be from the sum 1: what a softmax in bfloat16 needs."""
 
 
-class ReliabilityCurve(NamedTuple):
+@dataclass(frozen=True)
+class ReliabilityCurve:
     """Accuracy against confidence; bin b is (edges[b], edges[b + 1]].
 
     Attributes:
@@ -57,7 +58,7 @@ def reliability_curve(probabilities: Array, labels: Array, *, bins: int = 15) ->
     array([0, 0, 1, 2])
     """
     confidence, correct = _confidence(probabilities, labels, bins)
-    edges = np.linspace(0, 1, bins + 1)
+    edges = np.arange(bins + 1) / bins
     bin_of = np.searchsorted(edges[1:-1], confidence)
     count = np.bincount(bin_of, minlength=bins)
     with np.errstate(invalid="ignore"):
@@ -196,7 +197,7 @@ def _probabilities(probabilities: Array, labels: Array) -> tuple[np.ndarray, np.
     if p.min() < 0 or abs(sums[worst] - 1) > SUM_TOLERANCE:
         raise ValueError(
             f"probabilities must be >= 0 and each row sum to 1, got a minimum of {p.min():g} and a "
-            f"row that sums to {sums[worst]:g}: are they logits?"
+            f"row that sums to {sums[worst]:g}: apply softmax to logits"
         )
     return p, y
 

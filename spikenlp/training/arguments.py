@@ -31,6 +31,16 @@ class SpikingTrainingArguments(TrainingArguments):
             "which tends to 1 for many classes; '1' is the literal paper."
         },
     )
+    theta_lambda: Literal["linear", "constant"] = field(
+        default="linear",
+        metadata={"help": "TMC: exponents that fall over time (the paper), or 1 (its ablation)."},
+    )
+    theta_odds: bool = field(
+        default=True,
+        metadata={
+            "help": "TMC: theta is the odds of the label; False: its probability (ablation)."
+        },
+    )
     tet_mse_weight: float = field(
         default=0.0, metadata={"help": "TET: weight in [0, 1] of the term MSE(z, 1)."}
     )
@@ -73,6 +83,8 @@ class SpikingTrainingArguments(TrainingArguments):
             options["mse_weight"] = self.tet_mse_weight
         elif self.temporal_loss == "tmc":
             options["theta_reduction"] = self.theta_reduction
+            options["theta_lambda"] = self.theta_lambda
+            options["theta_odds"] = self.theta_odds
             weight = self.theta_weight
             options["theta_weight"] = weight if weight == "auto" else float(weight)
         return options

@@ -5,9 +5,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from sklearn.calibration import calibration_curve
+from sklearn.metrics import brier_score_loss
 from transformers import EvalPrediction
 
+from spikenlp import (
+    SpikingBertConfig,
+    SpikingBertForSequenceClassification,
+    SpikingTrainer,
+    SpikingTrainingArguments,
+)
 from spikenlp.metrics import (
     adaptive_calibration_error,
     brier_score,
@@ -18,6 +26,7 @@ from spikenlp.metrics import (
     reliability_curve,
 )
 from spikenlp.training.trainer import TimestepMetrics
+from tests.conftest import TINY_DENSE
 
 
 def sample(n=400, classes=3, seed=0, scale=2.0):
@@ -72,6 +81,8 @@ def test_against_sklearn():
     np.testing.assert_allclose(curve.accuracy[filled], accuracy)
     np.testing.assert_allclose(curve.confidence[filled], confidence)
     assert curve.count.sum() == len(p)
+    np.testing.assert_array_equal(np.isnan(curve.accuracy), ~filled)
+    assert brier_score(p, labels) == pytest.approx(2 * brier_score_loss(labels, p[:, 1]))
 
 
 def test_uniform_predictions_at_chance_are_calibrated():
@@ -89,8 +100,32 @@ def test_always_sure_and_half_right():
 
 
 def test_the_edge_of_a_bin_belongs_to_the_bin_below():
-    p = [[0.6, 0.4]] * 5
-    assert reliability_curve(p, [0] * 5, bins=5).count.tolist() == [0, 0, 5, 0, 0]
+    for k in (5, 6, 7, 8, 9):
+        count = reliability_curve([[k / 10, 1 - k / 10]], [0], bins=10).count
+        assert count.tolist() == [int(b == k - 1) for b in range(10)]
+
+
+def test_equal_confidences_count_as_their_mean():
+    p = [[0.8, 0.2]] * 4 + [[0.6, 0.4]] * 2
+    found = adaptive_calibration_error(p, [0, 0, 0, 1, 0, 1], bins=2)
+    gap_of_first_three = (0.6 - 0.5) * 2 + (0.8 - 0.75)
+    gap_of_last_three = (0.8 - 0.75) * 3
+    assert found == pytest.approx((gap_of_first_three + gap_of_last_three) / 6)
+
+
+def test_more_bins_than_samples_judge_each_sample_alone():
+    p = [[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]]
+    assert adaptive_calibration_error(p, [0, 0, 1]) == pytest.approx((0.1 + 0.6 + 0.7) / 3)
+
+
+def test_tensors_of_any_dtype():
+    logits = torch.randn(60, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    labels = torch.arange(60) % 5
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        p = logits.to(dtype).softmax(-1)
+        exact = p.detach().double().numpy()
+        for metric in (expected_calibration_error, adaptive_calibration_error, brier_score):
+            assert metric(p, labels) == metric(exact, labels.numpy())
 
 
 def test_the_order_of_samples_does_not_matter():
@@ -131,13 +166,15 @@ def test_each_step_is_judged_by_the_running_mean():
 def test_ignored_labels_are_left_out():
     p, labels = sample(20)
     ignored = np.append(labels, [-100, -100])
-    more = np.concatenate([p, p[:2]])
-    assert expected_calibration_error(more, ignored) == expected_calibration_error(p, labels)
+    more = np.concatenate([p, p[:1], np.full((1, 3), np.nan)])
+    for metric in (expected_calibration_error, adaptive_calibration_error, brier_score):
+        assert metric(more, ignored) == metric(p, labels)
+    found = calibration_by_timestep(np.log(more)[:, None], ignored)
+    assert found == calibration_by_timestep(np.log(p)[:, None], labels)
 
 
 @pytest.mark.parametrize("name", ["ece", "ada_ece"])
-def test_evaluate_loads_the_modules_from_disk(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path))
+def test_evaluate_loads_the_modules_from_disk(name, tmp_path):
     p, labels = sample(50)
     metric = evaluate.load(metric_path(name), cache_dir=str(tmp_path))
     function = {"ece": expected_calibration_error, "ada_ece": adaptive_calibration_error}[name]
@@ -145,14 +182,40 @@ def test_evaluate_loads_the_modules_from_disk(name, tmp_path, monkeypatch):
     assert found == {name: pytest.approx(function(p, labels, bins=7))}
 
 
-def test_the_trainer_reports_calibration_of_classes_only():
-    z = np.random.default_rng(0).standard_normal((30, 4, 3)).astype(np.float32)
-    labels = np.arange(30) % 3
-    found = TimestepMetrics(None)(EvalPrediction((z.mean(1), z), labels))
-    assert calibration_by_timestep(z, labels).items() <= found.items()
-    targets = z[:, 0, 0]
-    regression = TimestepMetrics(None)(EvalPrediction((z[..., :1].mean(1), z[..., :1]), targets))
-    assert not any("ece" in name for name in regression)
+def test_the_trainer_reports_calibration_at_every_time_step(tmp_path):
+    torch.manual_seed(0)
+    model = SpikingBertForSequenceClassification(
+        SpikingBertConfig(**{**TINY_DENSE, "num_hidden_layers": 1}, num_timesteps=3, num_labels=3)
+    )
+    torch.nn.init.normal_(model.classifier.weight)
+    ids, labels = torch.randint(5, 120, (24, 10)), torch.arange(24) % 3
+    args = SpikingTrainingArguments(output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True)
+    data = Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
+    found = SpikingTrainer(model, args, eval_dataset=data).evaluate()
+    with torch.no_grad():
+        z = model.eval()(input_ids=ids).timestep_logits
+    for t in (1, 2, 3):
+        p = z[:, :t].mean(1).softmax(-1)
+        for name, metric in (
+            ("ece", expected_calibration_error),
+            ("ada_ece", adaptive_calibration_error),
+            ("brier", brier_score),
+        ):
+            assert found[f"eval_{name}_t{t}"] == pytest.approx(metric(p, labels), abs=1e-5)
+        assert found[f"eval_nll_t{t}"] == pytest.approx(found[f"eval_loss_t{t}"], rel=1e-5)
+    for name in ("ece", "ada_ece", "nll", "brier"):
+        assert found[f"eval_{name}"] == found[f"eval_{name}_t3"]
+
+
+@pytest.mark.parametrize("task", ["regression", "tokens"])
+def test_the_trainer_reports_calibration_of_one_label_a_sequence_only(task):
+    rng = np.random.default_rng(0)
+    if task == "regression":
+        z, labels = rng.standard_normal((30, 4, 1)), rng.standard_normal(30)
+    else:
+        z, labels = rng.standard_normal((30, 4, 6, 3)), rng.integers(3, size=(30, 6))
+    found = TimestepMetrics()(EvalPrediction((z.mean(1), z), labels))
+    assert set(found) == {f"loss_t{t}" for t in range(1, 5)}
 
 
 @pytest.mark.parametrize(
@@ -161,16 +224,33 @@ def test_the_trainer_reports_calibration_of_classes_only():
         ([[2.0, -1.0]], [0], 15, "apply softmax"),
         ([[0.5, 0.6]], [0], 15, "apply softmax"),
         ([[0.5, 0.5]], [2], 15, r"labels must lie in \[0, 2\)"),
-        ([[0.5, 0.5]], [0, 1], 15, "got shapes"),
+        ([[0.5, 0.5]], [0, 1], 15, "labels of shape"),
+        ([[1.0]], [0], 15, "C >= 2"),
+        ([0.5, 0.5], [0, 1], 15, r"shape \[N, C\]"),
+        ([[0.5, 0.5]], [-1], 15, r"labels must lie in \[0, 2\)"),
+        ([[0.5, 0.5]], [0], 2.5, "bins must be an integer >= 1"),
         ([[0.5, np.nan]], [0], 15, "NaN"),
         ([[0.5, 0.5]], [0.0], 15, "integers"),
         ([[0.5, 0.5]], [-100], 15, "no sample"),
-        ([[0.5, 0.5]], [0], 0, "bins must be >= 1"),
+        ([[0.5, 0.5]], [0], 0, "bins must be an integer >= 1"),
     ],
 )
 def test_bad_input_is_named(p, labels, bins, message):
     for metric in (expected_calibration_error, adaptive_calibration_error, reliability_curve):
         with pytest.raises(ValueError, match=message):
             metric(p, labels, bins=bins)
-    with pytest.raises(ValueError, match="'ece' and 'ada_ece'"):
+    with pytest.raises(ValueError, match="choose 'ece' or 'ada_ece'"):
         metric_path("accuracy")
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (np.zeros((2, 3)), [0, 1], r"timestep_logits must have shape \[B, T, C\]"),
+        (np.full((2, 1, 3), np.inf), [0, 1], "NaN or infinity"),
+        (np.zeros((2, 1, 3)), [0, 3], r"\[0, 3\)"),
+    ],
+)
+def test_bad_logits_are_named(logits, labels, message):
+    with pytest.raises(ValueError, match=message):
+        calibration_by_timestep(logits, labels)

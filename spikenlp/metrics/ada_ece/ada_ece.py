@@ -22,7 +22,6 @@ class AdaECE(evaluate.Metric):
                     "references": datasets.Value("int64"),
                 }
             ),
-            format="numpy",
         )
 
     def _compute(self, *, predictions: Any, references: Any, bins: int = 15) -> dict[str, float]:

@@ -1,0 +1,166 @@
+"""Train the same model with each temporal loss, from the same start and on the same data order.
+
+    python recipes/compare_losses.py --output_dir outputs/compare_demo
+    python recipes/compare_losses.py --task_name sst2 --data_dir glue --max_steps 300 \\
+        --model_name_or_path outputs/sst2/dense --seeds 1 2 3 --output_dir outputs/compare_sst2
+
+Options that are not named here go to `glue_tmc.py` (without a task: `qqp_tmc.py` on demo pairs). A run
+that is done is not repeated, and one that was stopped goes on, when the same command is given again.
+The output folder gets comparison.json, comparison.md and charts: mean and standard deviation over
+seeds, and a paired t test of each loss against the first (differences of the same seed).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from glue_tmc import evaluation_batches, load_inputs, load_task_data, parse_arguments, run
+from qqp_tmc import load_pairs
+from scipy.stats import ttest_rel
+
+from spikenlp import SpikingBertForSequenceClassification
+from spikenlp.analysis import SpikeMonitor, energy_report
+from spikenlp.analysis.plots import plot_metric_by_step
+from spikenlp.analysis.temporal import loss_oscillation, mean_off_diagonal, temporal_similarity
+from spikenlp.training.provenance import run_record
+
+LOSSES = {
+    "sdt": ["--temporal_loss", "sdt"],
+    "tet": ["--temporal_loss", "tet"],
+    "tet_mse": ["--temporal_loss", "tet", "--tet_mse_weight", "1e-3"],
+    "tmc_batch": [],
+    "tmc_batch_literal": ["--theta_weight", "1"],
+    "tmc_sample": ["--theta_reduction", "sample"],
+    "tmc_sample_literal": ["--theta_reduction", "sample", "--theta_weight", "1"],
+    "tmc_constant_lambda": ["--theta_lambda", "constant"],
+    "tmc_no_odds": ["--theta_odds", "False"],
+}
+LOOKED_INTO = 256
+"""Dev samples that rates, energy and similarity are taken from."""
+WINDOW = 5
+"""Of the moving average that the loss's oscillation is measured against, in logged values."""
+
+
+def run_one(options: list[str], out: Path, seed: int) -> dict[str, Any]:
+    """One training, and what the trained model does; read from disk if it is done."""
+    done = out / "run.json"
+    if done.exists():
+        return json.loads(done.read_text())
+    argv = [*options, "--seed", str(seed), "--output_dir", str(out)]
+    demo = "--task_name" not in options
+    defaults = {"task_name": "qqp"} if demo else {}
+    arguments = parse_arguments(argv, **defaults)
+    load_data = load_pairs if demo else load_task_data
+    results = run(*arguments, load_data=load_data)
+    model_args, data_args, training_args = arguments
+    model_args.model_name_or_path = str(out)
+    inputs = load_inputs(model_args, data_args, *load_data(data_args))
+    model = SpikingBertForSequenceClassification.from_pretrained(out).eval()
+    batches = evaluation_batches(inputs, LOOKED_INTO, training_args.per_device_eval_batch_size)
+    with SpikeMonitor(model) as monitor, torch.no_grad():
+        for batch in batches:
+            model(**batch)
+    energy = energy_report(model, batches[0])
+    similarity = temporal_similarity(model, batches[0])
+    log = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    rates = [counts.rate for counts in monitor.layers.values()]
+    found = {
+        **results,
+        "firing_rate": statistics.mean(rates),
+        "similarity": statistics.mean(mean_off_diagonal(m) for m in similarity.values()),
+        "energy_microjoules": energy.energies["spiking, float32"] / 1e6,
+        "loss_oscillation": loss_oscillation(losses, WINDOW) if len(losses) >= WINDOW else None,
+    }
+    done.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def measures(found: dict[str, Any]) -> dict[str, float]:
+    """What is compared, of one run."""
+    metrics = found["spiking"]
+    names = ("accuracy", "f1", "matthews_correlation", "ece", "ada_ece")
+    by_step = {k: v for k, v in metrics.items() if k.rpartition("_t")[0] in names}
+    others = {
+        k: found[k] for k in ("firing_rate", "similarity", "energy_microjoules", "loss_oscillation")
+    }
+    seconds = {"seconds_per_step": found["training"]["seconds"] / found["training"]["steps"]}
+    return {k: v for k, v in {**by_step, **others, **seconds}.items() if v is not None}
+
+
+def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Mean, standard deviation and paired p value against the first loss, by loss and measure."""
+    values = {loss: [measures(found) for found in seeds] for loss, seeds in runs.items()}
+    reference = next(iter(values))
+    table: dict[str, dict[str, Any]] = {}
+    for loss, seeds in values.items():
+        table[loss] = {}
+        for name in seeds[0]:
+            row = [seed[name] for seed in seeds]
+            entry = {"mean": statistics.mean(row), "values": row}
+            if len(row) > 1:
+                entry["std"] = statistics.stdev(row)
+                other = [seed[name] for seed in values[reference]]
+                if loss != reference and row != other:
+                    entry["p"] = float(ttest_rel(row, other).pvalue)
+            table[loss][name] = entry
+    return table
+
+
+def markdown(table: dict[str, dict[str, Any]]) -> str:
+    """One row a loss; what is measured at each step in one cell, with the deviation of the last."""
+    groups: dict[str, list[str]] = {}
+    for name in next(iter(table.values())):
+        groups.setdefault(name.rpartition("_t")[0] or name, []).append(name)
+    lines = ["| loss | " + " | ".join(groups) + " |", "|---" * (len(groups) + 1) + "|"]
+    for loss, row in table.items():
+        cells = []
+        for group, names in groups.items():
+            percent = group in ("accuracy", "f1", "matthews_correlation")
+            scale, digits = (100, 1) if percent else (1, 3)
+            last = row[names[-1]]
+            cell = " / ".join(f"{scale * row[name]['mean']:.{digits}f}" for name in names)
+            cell += f" ± {scale * last['std']:.{digits}f}" if "std" in last else ""
+            cells.append(cell + (" *" if last.get("p", 1) < 0.05 else ""))
+        lines.append(f"| {loss} | " + " | ".join(cells) + " |")
+    note = (
+        "By time step where there are several values; ± is the standard deviation over seeds (of the "
+        f"last step).\n*: differs from {next(iter(table))}, p < 0.05 in a paired t test (last step), "
+        "not corrected for the number of comparisons."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def main() -> None:
+    transformers.utils.logging.set_verbosity_warning()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/compare_losses"))
+    args, options = parser.parse_known_args()
+    runs: dict[str, list[dict[str, Any]]] = {loss: [] for loss in args.losses}
+    for seed in args.seeds:
+        for loss in args.losses:
+            out = args.output_dir / loss / f"seed{seed}"
+            runs[loss].append(run_one([*options, *LOSSES[loss]], out, seed))
+    table = compare(runs)
+    record = {"run": run_record(), "seeds": args.seeds, "options": options, "losses": table}
+    (args.output_dir / "comparison.json").write_text(json.dumps(record, indent=1) + "\n")
+    (args.output_dir / "comparison.md").write_text(markdown(table) + "\n")
+    for name in ("accuracy", "ece"):
+        steps = [k for k in next(iter(table.values())) if k.startswith(f"{name}_t")]
+        by_step = {loss: [row[k]["mean"] for k in steps] for loss, row in table.items()}
+        plot_metric_by_step(by_step, name).savefig(args.output_dir / f"{name}.svg")
+    print(markdown(table))
+
+
+if __name__ == "__main__":
+    main()
