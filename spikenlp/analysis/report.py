@@ -230,7 +230,7 @@ def _example(
     with watch_neurons(model, keep), torch.no_grad():
         logits = model(**inputs).timestep_logits.float().cpu()
     model.train(training)
-    names = dict(model.config.id2label or {})
+    names: dict[Any, str] = dict(model.config.id2label or {})
     truth = names[int(batch["labels"][0])]
     confident = _running_mean(logits)[0].softmax(-1)
     lines = [f"truth: {truth}"]

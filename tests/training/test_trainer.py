@@ -207,6 +207,21 @@ def test_regression_trains_with_tet_and_is_refused_by_tmc(tmp_path):
         SpikingTrainer(model, make_args(tmp_path), train_dataset=data).train()
 
 
+def test_a_run_that_is_over_takes_no_further_step(tmp_path):
+    args = make_args(tmp_path, max_steps=3, save_strategy="steps", save_steps=1)
+    first = SpikingTrainer(make_model(), args, train_dataset=make_data())
+    first.train()
+    again = SpikingTrainer(make_model(), args, train_dataset=make_data())
+    for checkpoint in (str(tmp_path / "checkpoint-3"), True):
+        assert again.train(resume_from_checkpoint=checkpoint).global_step == 3
+        for name, parameter in again.model.state_dict().items():
+            assert torch.equal(parameter, first.model.state_dict()[name]), name
+    unfinished = SpikingTrainer(make_model(), args, train_dataset=make_data())
+    assert unfinished.train(str(tmp_path / "checkpoint-2")).global_step == 3
+    for name, parameter in unfinished.model.state_dict().items():
+        torch.testing.assert_close(parameter, first.model.state_dict()[name])
+
+
 @pytest.mark.slow
 def test_bf16_and_compiled_training(tmp_path):
     for options in ({"bf16": True}, {"torch_compile": True}):

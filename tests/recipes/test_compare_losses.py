@@ -1,0 +1,82 @@
+"""The comparison of losses: the same start for all, nothing done twice, and its statistics."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from scipy.stats import ttest_rel
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "recipes"))
+
+from compare_losses import LOSSES, compare, markdown  # noqa: E402
+
+
+def made_up(accuracy, ece):
+    metrics = {f"{k}_t{t}": v for k, vs in (("accuracy", accuracy), ("ece", ece)) for t, v in vs}
+    return {
+        "spiking": {**metrics, "accuracy": 0.9, "loss_t1": 5.0},
+        "training": {"seconds": 20.0, "steps": 40},
+        "firing_rate": 0.3,
+        "similarity": 0.5,
+        "energy_microjoules": 2.0,
+        "loss_oscillation": None,
+    }
+
+
+def test_means_deviations_and_paired_tests():
+    first, second = (0.80, 0.84, 0.82), (0.83, 0.86, 0.86)
+    runs = {
+        loss: [made_up([(1, 0.5), (2, a)], [(1, 0.1), (2, 0.05)]) for a in values]
+        for loss, values in (("tmc_batch", first), ("sdt", second))
+    }
+    table = compare(runs)
+    found = table["sdt"]["accuracy_t2"]
+    assert found["values"] == list(second)
+    assert found["mean"] == pytest.approx(statistics.mean(second))
+    assert found["std"] == pytest.approx(statistics.stdev(second))
+    assert found["p"] == pytest.approx(ttest_rel(second, first).pvalue)
+    assert "p" not in table["tmc_batch"]["accuracy_t2"]
+    assert "p" not in table["sdt"]["accuracy_t1"], "nothing differs"
+    assert table["sdt"]["seconds_per_step"]["mean"] == 0.5
+    assert not {"loss_t1", "accuracy", "loss_oscillation"} & set(table["sdt"])
+    row = next(line for line in markdown(table).splitlines() if line.startswith("| sdt"))
+    assert "50.0 / 85.0 ± 1.7 *" in row
+    assert "0.100 / 0.050" in row
+
+
+def test_the_losses_are_different():
+    assert len({tuple(options) for options in LOSSES.values()}) == len(LOSSES) == 9
+
+
+@pytest.mark.slow
+def test_a_comparison_on_demo_pairs_goes_on_where_it_was(tmp_path):
+    command = [sys.executable, str(ROOT / "recipes" / "compare_losses.py")]
+    command += ["--losses", "tmc_batch", "tet", "--seeds", "1", "--output_dir", str(tmp_path)]
+    command += ["--max_steps", "4", "--logging_steps", "1", "--disable_tqdm", "True"]
+    command += ["--max_train_samples", "96", "--max_eval_samples", "32", "--use_cpu", "True"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+
+    def run():
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    assert "tmc_batch" in run()
+    runs = {loss: tmp_path / loss / "seed1" / "run.json" for loss in ("tmc_batch", "tet")}
+    written = {loss: path.stat().st_mtime_ns for loss, path in runs.items()}
+    record = json.loads((tmp_path / "comparison.json").read_text())
+    assert set(record["losses"]) == {"tmc_batch", "tet"}
+    logs = [json.loads((p.parent / "trainer_state.json").read_text()) for p in runs.values()]
+    norms = [log["log_history"][0]["grad_norm"] for log in logs]
+    assert norms[0] != norms[1], "the losses differ from the first step on"
+    runs["tet"].unlink()
+    run()
+    assert runs["tmc_batch"].stat().st_mtime_ns == written["tmc_batch"], "done is done"
+    assert runs["tet"].stat().st_mtime_ns > written["tet"]
+    again = json.loads((tmp_path / "comparison.json").read_text())["losses"]
+    assert again["tet"]["accuracy_t4"] == record["losses"]["tet"]["accuracy_t4"]
