@@ -9,6 +9,13 @@ from spikenlp.analysis.spikes import (
     describe_spikes,
     spikes_table,
 )
+from spikenlp.analysis.temporal import (
+    gradient_norms,
+    loss_oscillation,
+    mean_off_diagonal,
+    temporal_similarity,
+    weight_rank,
+)
 
 __all__ = [
     "EnergyConstants",
@@ -20,5 +27,10 @@ __all__ = [
     "describe_spikes",
     "energy_report",
     "estimate_memory",
+    "gradient_norms",
+    "loss_oscillation",
+    "mean_off_diagonal",
     "spikes_table",
+    "temporal_similarity",
+    "weight_rank",
 ]
