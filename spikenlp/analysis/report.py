@@ -119,10 +119,11 @@ def report(
         ImportError: matplotlib is not installed (extra `plots`).
     """
     from spikenlp.analysis import plots
+    from spikenlp.training.provenance import run_record
 
     batches = [dict(batch) for batch in batches]
     found = collect(model, batches)
-    values = numbers(found)
+    values = {"title": title, "run": run_record(), **numbers(found)}
     logits, labels = found["timestep_logits"], found["labels"]
     steps = logits.shape[1]
     calibration = values["calibration"]
