@@ -191,8 +191,11 @@ def energy_report(
     sites = [sent.sites() for sent in seen.neurons]
     updates = steps * sum(n * c for n, c in zip(sites, channels, strict=True)) / seen.samples
     between = sum(elementwise.values()) * constants.float_mac
-    between_dense = sum(v for k, v in elementwise.items() if k != "running means") / steps
-    between_dense *= constants.float_mac
+    between_dense = constants.float_mac * sum(
+        count if kind == "input" else count / steps
+        for kind, count in elementwise.items()
+        if kind != "running means"
+    )
     bits = math.ceil(math.log2((2 if ternary else 1) * steps + 1))
     c = constants
     own = between + updates * c.float_ac

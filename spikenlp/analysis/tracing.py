@@ -200,7 +200,8 @@ class _Recorder(TorchFunctionMode):
 
     def _elementwise(self, kind: str, count: int, running_means: int) -> None:
         """Adds `count` evaluations; a running model makes the mean of what a float function reads
-        and the difference that it sends besides."""
+        and the difference that it sends besides. Before the first neuron there is no time yet."""
+        kind = kind if self.neurons else "input"
         self.elementwise[kind] = self.elementwise.get(kind, 0) + count
         if running_means and self.neurons and self.neurons[0].running:
             made = self.elementwise.get("running means", 0) + running_means
@@ -267,7 +268,8 @@ class Trace:
 
     products: list[Product]
     elementwise: dict[str, int]
-    """Float operations between products, element evaluations over the batch and all steps."""
+    """Float operations between products, element evaluations over the batch and all steps; those
+    before the first neuron run once and are the "input"."""
     neurons: list[Sent]
     samples: int
 

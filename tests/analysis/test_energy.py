@@ -46,6 +46,16 @@ def test_counts_of_a_bert(fields, batches):
     layer = layers["bert.encoder.layer.1.intermediate.dense"]
     assert layer.sops * samples == spikes * inner
     assert layer.rate == pytest.approx(counts.rate)
+    floats, streams = found.elementwise, tokens * width * steps
+    assert floats["layer norm"] * samples == 2 * 2 * streams
+    assert floats["GELU"] * samples == 2 * tokens * inner * steps
+    heads = model.config.num_attention_heads
+    assert floats["softmax"] * samples == 2 * sum(n * n for n in lengths) * heads * steps
+    assert floats["residual"] * samples == 2 * 2 * streams
+    # Three embeddings are added, then normalised, once.
+    assert floats["input"] * samples == 3 * tokens * width
+    running = model.config.nonlinearity == "running"
+    assert ("running means" in floats) == running
     neurons = 2 * (5 * width + inner)
     assert found.membrane_updates * samples == neurons * tokens * steps
 
