@@ -34,6 +34,7 @@ LOSSES = {
     "sdt": ["--temporal_loss", "sdt"],
     "tet": ["--temporal_loss", "tet"],
     "tet_mse": ["--temporal_loss", "tet", "--tet_mse_weight", "1e-3"],
+    "trt": ["--temporal_loss", "trt"],
     "tmc_batch": [],
     "tmc_batch_literal": ["--theta_weight", "1"],
     "tmc_sample": ["--theta_reduction", "sample"],

@@ -8,6 +8,8 @@ from spikenlp.losses.temporal import (
     sdt_loss,
     tet_loss,
     tmc_loss,
+    trt_loss,
+    trt_weight_penalty,
 )
 
 __all__ = [
@@ -18,4 +20,6 @@ __all__ = [
     "sdt_loss",
     "tet_loss",
     "tmc_loss",
+    "trt_loss",
+    "trt_weight_penalty",
 ]

@@ -22,7 +22,7 @@ import functools
 import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -152,6 +152,62 @@ def tmc_loss(
     return _mean_cross_entropy(logits, labels, share, label_smoothing) + weight * term
 
 
+def trt_loss(
+    timestep_logits: Tensor,
+    labels: Tensor,
+    *,
+    mse_weight: float = 0.05,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """The part of temporal regularisation training (TRT, arXiv 2506.19256) that reads the outputs.
+
+    The mean over steps of (1 - eta) CE(z_t, y) + eta MSE(z_t, one-hot y); `trt_weight_penalty` is the
+    other part.
+
+    Args:
+        timestep_logits, labels, label_smoothing: as in `sdt_loss`, C >= 2.
+        mse_weight: eta, in [0, 1].
+
+    Returns:
+        float32 scalar.
+
+    Raises:
+        ValueError: as `sdt_loss`; C = 1; `mse_weight` outside [0, 1].
+    """
+    if not 0 <= mse_weight <= 1:
+        raise ValueError(f"mse_weight must be in [0, 1], got {mse_weight}")
+    logits, labels, share = _prepare(timestep_logits, labels)
+    classes = logits.shape[-1]
+    if classes == 1:
+        raise ValueError("TRT is defined for classification (C >= 2): use 'sdt' or 'tet'")
+    distance = (logits - F.one_hot(labels, classes)[:, None]).square().mean((1, 2))
+    cross_entropy = _mean_cross_entropy(logits, labels, share, label_smoothing)
+    return (1 - mse_weight) * cross_entropy + mse_weight * _mean(distance, share)
+
+
+def trt_weight_penalty(
+    weights: Iterable[Tensor], steps: int, *, strength: float = 1e-5, growth: float = 0.5
+) -> Tensor:
+    """TRT's penalty on weights, which early steps feel more than late ones.
+
+    The mean over t = 1 ... T of sum_w w^2 lambda / (1 + (exp(delta t) - 1) (|w| + 1e-5)), with lambda =
+    `strength` and delta = `growth` (arXiv 2506.19256).
+
+    Args:
+        weights: tensors of any shape, at least one.
+        steps: T.
+
+    Returns:
+        Scalar, differentiable in the weights.
+    """
+    total: Tensor | float = 0.0
+    for w in weights:
+        size = w.abs() + 1e-5
+        for t in range(1, steps + 1):
+            total = total + (w.square() / (1 + math.expm1(growth * t) * size)).sum()
+    return torch.as_tensor(total) * (strength / steps)
+
+
 def gradient_scaling_factor(
     timestep_logits: Tensor, labels: Tensor, *, theta_weight: float | Literal["auto"] = 1.0
 ) -> Tensor:
@@ -199,6 +255,7 @@ TEMPORAL_LOSSES: dict[str, Callable[..., Tensor]] = {
     "sdt": sdt_loss,
     "tet": tet_loss,
     "tmc": tmc_loss,
+    "trt": trt_loss,
 }
 
 

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from transformers import TrainingArguments
 
+from spikenlp.losses import TEMPORAL_LOSSES
+
 
 @dataclass
 class SpikingTrainingArguments(TrainingArguments):
@@ -16,9 +18,9 @@ class SpikingTrainingArguments(TrainingArguments):
         ValueError: an option out of range (see the help of each field).
     """
 
-    temporal_loss: Literal["sdt", "tet", "tmc"] = field(
+    temporal_loss: Literal["sdt", "tet", "tmc", "trt"] = field(
         default="tmc",
-        metadata={"help": "Loss over time steps: sdt, tet or tmc (see spikenlp.losses)."},
+        metadata={"help": "Loss over time steps: sdt, tet, tmc or trt (see spikenlp.losses)."},
     )
     theta_reduction: Literal["batch", "sample"] = field(
         default="batch",
@@ -62,8 +64,11 @@ class SpikingTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.temporal_loss not in ("sdt", "tet", "tmc"):
-            raise ValueError(f"temporal_loss must be sdt, tet or tmc, got {self.temporal_loss!r}")
+        if self.temporal_loss not in TEMPORAL_LOSSES:
+            raise ValueError(
+                f"temporal_loss must be one of {', '.join(TEMPORAL_LOSSES)}, got "
+                f"{self.temporal_loss!r}"
+            )
         if self.theta_weight != "auto":
             try:
                 valid = float(self.theta_weight) >= 0

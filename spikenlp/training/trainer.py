@@ -16,6 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import get_parameter_names
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
+from spikenlp.losses import trt_weight_penalty
 from spikenlp.losses.temporal import IGNORE_INDEX
 from spikenlp.metrics.calibration import calibration_by_timestep
 from spikenlp.neurons import SpikingNeuron
@@ -86,9 +87,21 @@ class SpikingTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not (self.args.collapsed and model.training):
-            return super().compute_loss(model, *args, **kwargs)
+            computed = super().compute_loss(model, *args, **kwargs)
+            if self.args.temporal_loss == "trt" and model.training:
+                loss, *rest = computed if isinstance(computed, tuple) else (computed,)
+                loss = loss + self._trt_penalty(model)
+                return (loss, *rest) if rest else loss
+            return computed
         with collapsed(self.accelerator.unwrap_model(model).config):
             return super().compute_loss(model, *args, **kwargs)
+
+    def _trt_penalty(self, model: nn.Module) -> torch.Tensor:
+        """TRT's penalty on the weight matrices, once an optimizer step."""
+        weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        steps = self.accelerator.unwrap_model(model).config.num_timesteps
+        pieces = self.current_gradient_accumulation_steps
+        return trt_weight_penalty(weights, steps) / pieces
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         of_neurons = _neuron_parameter_names(model)

@@ -15,6 +15,7 @@ from spikenlp.losses import (
     sdt_loss,
     tet_loss,
     tmc_loss,
+    trt_weight_penalty,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:literal TMC")
@@ -553,7 +554,40 @@ def test_tmc_refuses_regression(reduction):
 # Errors and warnings
 
 
-@pytest.mark.parametrize("name", ["sdt", "tet", "tmc"])
+def test_trt_against_a_loop():
+    z, labels = sample_problem(ignored=(2,))
+    kept, total = [0, 1, 3, 4], 0.0
+    for b in kept:
+        for t in range(z.shape[1]):
+            target = torch.zeros(z.shape[2], dtype=z.dtype)
+            target[labels[b]] = 1
+            mse = ((z[b, t] - target) ** 2).mean()
+            total = total + 0.7 * cross_entropy(z[b, t], labels[b], 0.1) + 0.3 * mse
+    expected = total / (len(kept) * z.shape[1])
+    found = TEMPORAL_LOSSES["trt"](z, labels, mse_weight=0.3, label_smoothing=0.1)
+    torch.testing.assert_close(found.double(), expected.detach(), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="classification"):
+        TEMPORAL_LOSSES["trt"](z[..., :1], torch.zeros(5))
+
+
+def test_the_weight_penalty_of_trt_against_a_loop():
+    weights = [
+        torch.tensor([[0.5, -2.0], [0.0, 1e-3]], dtype=torch.float64),
+        torch.ones(3).double(),
+    ]
+    expected = 0.0
+    for t in (1, 2, 3):
+        for w in (w for tensor in weights for w in tensor.flatten().tolist()):
+            expected += w**2 * 1e-2 / (1 + (math.exp(0.4 * t) - 1) * (abs(w) + 1e-5)) / 3
+    leaves = [w.clone().requires_grad_() for w in weights]
+    found = trt_weight_penalty(leaves, 3, strength=1e-2, growth=0.4)
+    assert found.item() == pytest.approx(expected, rel=1e-12)
+    assert torch.autograd.gradcheck(
+        lambda w: trt_weight_penalty([w], 3, strength=1.0), leaves[0][:1]
+    )
+
+
+@pytest.mark.parametrize("name", ["sdt", "tet", "tmc", "trt"])
 @pytest.mark.parametrize(
     ("z", "labels", "message"),
     [

@@ -50,7 +50,7 @@ def test_means_deviations_and_paired_tests():
 
 
 def test_the_losses_are_different():
-    assert len({tuple(options) for options in LOSSES.values()}) == len(LOSSES) == 9
+    assert len({tuple(options) for options in LOSSES.values()}) == len(LOSSES) == 10
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """SpikingTrainer: gradients, accumulation, resuming, metrics per step, and what it refuses."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from spikenlp import (
     SpikingTrainer,
     SpikingTrainingArguments,
 )
-from spikenlp.losses import get_temporal_loss
+from spikenlp.losses import get_temporal_loss, trt_weight_penalty
 from spikenlp.training import TemporalLossFunction
 from tests.conftest import TINY_DENSE
 
@@ -110,6 +112,28 @@ def test_accumulation_equals_one_large_batch(name, options, tmp_path):
         )
         found.append(gradients_of(SpikingTrainer(make_model(), args, train_dataset=make_data()))[0])
     assert_same(found[1], found[0])
+
+
+def test_trt_adds_its_penalty_once_an_optimizer_step(tmp_path, monkeypatch):
+    strong = functools.partial(trt_weight_penalty, strength=0.1)
+    monkeypatch.setattr("spikenlp.training.trainer.trt_weight_penalty", strong)
+    found = []
+    for size, accumulated in ((32, 1), (8, 4)):
+        args = make_args(
+            tmp_path,
+            temporal_loss="trt",
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulated,
+        )
+        found.append(gradients_of(SpikingTrainer(make_model(), args, train_dataset=make_data()))[0])
+    assert_same(found[1], found[0])
+    data, model = make_data(), make_model().train()
+    logits = model(input_ids=torch.tensor(data["input_ids"][:])).timestep_logits
+    loss = get_temporal_loss("trt")(logits, torch.tensor(data["labels"][:]))
+    weights = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    (loss + strong(weights, 2)).backward()
+    expected = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert_same(found[0], expected)
 
 
 @pytest.mark.parametrize("accumulated", [1, 4])
