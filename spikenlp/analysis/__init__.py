@@ -10,9 +10,12 @@ from spikenlp.analysis.spikes import (
     spikes_table,
 )
 from spikenlp.analysis.temporal import (
+    ScalingFactors,
     gradient_norms,
     loss_oscillation,
+    loss_residual,
     mean_off_diagonal,
+    scaling_factor_distribution,
     temporal_similarity,
     weight_rank,
 )
@@ -21,6 +24,7 @@ __all__ = [
     "EnergyConstants",
     "EnergyReport",
     "MemoryEstimate",
+    "ScalingFactors",
     "SpikeCounts",
     "SpikeMonitor",
     "assert_spiking",
@@ -29,7 +33,9 @@ __all__ = [
     "estimate_memory",
     "gradient_norms",
     "loss_oscillation",
+    "loss_residual",
     "mean_off_diagonal",
+    "scaling_factor_distribution",
     "spikes_table",
     "temporal_similarity",
     "weight_rank",

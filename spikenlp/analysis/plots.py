@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from spikenlp.analysis.temporal import NORM_KEY
 from spikenlp.metrics.calibration import ReliabilityCurve
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+LINE_STYLES = ["-", "--", ":"]
 
 
 def _figure(width: float = 6.0, height: float = 3.6) -> Any:
@@ -28,14 +30,27 @@ def _figure(width: float = 6.0, height: float = 3.6) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def _require(data: Any) -> None:
+    if len(data) == 0:
+        raise ValueError("nothing to draw: the data are empty")
+
+
 def plot_metric_by_step(values: Mapping[str, Sequence[float]], ylabel: str) -> Figure:
-    """One line a name, its values at steps 1 ... T."""
+    """One line a name, its values at steps 1 ... T.
+
+    Raises:
+        ValueError: nothing to draw.
+    """
+    _require(values)
     figure = _figure()
     axes = figure.subplots()
     for i, (name, by_step) in enumerate(values.items()):
+        turn, colour = divmod(i, len(COLOURS))
+        style = LINE_STYLES[turn % len(LINE_STYLES)]
         steps = range(1, len(by_step) + 1)
-        axes.plot(steps, by_step, marker="o", color=COLOURS[i % len(COLOURS)], label=name)
-    axes.set(xlabel="time steps", ylabel=ylabel, xticks=steps)
+        axes.plot(steps, by_step, style, marker="o", color=COLOURS[colour], label=name)
+    axes.set(xlabel="time steps", ylabel=ylabel)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     if len(values) > 1:
         axes.legend(frameon=False)
@@ -43,13 +58,17 @@ def plot_metric_by_step(values: Mapping[str, Sequence[float]], ylabel: str) -> F
 
 
 def plot_reliability(curve: ReliabilityCurve) -> Figure:
-    """Accuracy in bins of confidence, beside the diagonal of a calibrated model, over their counts."""
+    """Accuracy in bins of confidence, beside the diagonal of a calibrated model, over their counts.
+
+    A dot is a bin's accuracy at its mean confidence: its distance from the diagonal is what ECE counts.
+    """
     figure = _figure(height=4.6)
     axes, counts = figure.subplots(2, sharex=True, height_ratios=[3, 1])
     centres, width = (curve.edges[:-1] + curve.edges[1:]) / 2, curve.edges[1] - curve.edges[0]
     axes.bar(
         centres, np.nan_to_num(curve.accuracy), 0.9 * width, color=COLOURS[0], label="accuracy"
     )
+    axes.plot(curve.confidence, curve.accuracy, "ko", markersize=4, label="at mean confidence")
     axes.plot([0, 1], [0, 1], "--", color="#555555", label="calibrated")
     axes.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     axes.legend(frameon=False, loc="upper left")
@@ -59,7 +78,12 @@ def plot_reliability(curve: ReliabilityCurve) -> Figure:
 
 
 def plot_firing_rates(rates: Mapping[str, Sequence[float]]) -> Figure:
-    """Heat map of firing rates in [0, 1], layer by step, rates [T] by name of layer."""
+    """Heat map of firing rates in [0, 1], layer by step, rates [T] by name of layer.
+
+    Raises:
+        ValueError: nothing to draw.
+    """
+    _require(rates)
     values = np.array(list(rates.values()))
     figure = _figure(7.0, 1.5 + 0.22 * len(rates))
     axes = figure.subplots()
@@ -74,7 +98,12 @@ def plot_firing_rates(rates: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def plot_similarity(matrices: Mapping[str, ArrayLike]) -> Figure:
-    """Cosine similarities [T, T] between time steps, one panel a layer."""
+    """Cosine similarities [T, T] between time steps, one panel a layer.
+
+    Raises:
+        ValueError: nothing to draw.
+    """
+    _require(matrices)
     columns = min(len(matrices), 6)
     rows = -(-len(matrices) // columns)
     figure = _figure(2.2 * columns + 1, 2.3 * rows)
@@ -89,18 +118,63 @@ def plot_similarity(matrices: Mapping[str, ArrayLike]) -> Figure:
         panel.set_xticks(steps, ticks)
         panel.set_yticks(steps, ticks)
         panel.set_title(name, fontsize=9)
+    figure.supxlabel("time step", fontsize=10)
+    figure.supylabel("time step", fontsize=10)
     figure.colorbar(image, ax=figure.axes, label="cosine similarity")
     return figure
 
 
 def plot_scaling_factors(factors: ArrayLike) -> Figure:
-    """Distribution over samples of TMC's gradient scaling factor g_t, [N, T], one violin a step."""
+    """Distribution over samples of TMC's gradient scaling factor g_t, [N, T], one violin a step.
+
+    Raises:
+        ValueError: not [N, T], or empty.
+    """
     values = np.asarray(factors)
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"factors must be [N, T], not empty, got shape {values.shape}")
     figure = _figure()
     axes = figure.subplots()
     axes.violinplot(list(values.T), showmedians=True)
     axes.axhline(1, color="#555555", linestyle="--", linewidth=1)
-    axes.set(xlabel="time step", ylabel="g$_t$", xticks=range(1, values.shape[1] + 1))
+    axes.set(
+        xlabel="time step",
+        ylabel="gradient scaling factor g$_t$ (1: cross entropy)",
+        xticks=range(1, values.shape[1] + 1),
+    )
+    return figure
+
+
+def plot_gradient_norms(log_history: Sequence[Mapping[str, float]]) -> Figure:
+    """Gradient norms in training, one line a module, from dark (input) to bright (output).
+
+    Args:
+        log_history: `trainer.state.log_history` of a training with the callback `GradientNorms`.
+
+    Raises:
+        ValueError: it holds no grad_norm/<module>.
+    """
+    norms: dict[str, list[tuple[float, float]]] = {}
+    for entry in log_history:
+        for key, norm in entry.items():
+            if key.startswith(NORM_KEY):
+                norms.setdefault(key.removeprefix(NORM_KEY), []).append((entry["step"], norm))
+    if not norms:
+        raise ValueError(
+            f"log_history holds no {NORM_KEY}<module>: train with "
+            "spikenlp.training.callbacks.GradientNorms"
+        )
+    figure = _figure(7.5, 4.2)
+    from matplotlib import colormaps
+
+    axes = figure.subplots()
+    colours = colormaps["viridis"](np.linspace(0, 0.9, len(norms)))
+    for (name, points), colour in zip(norms.items(), colours, strict=True):
+        axes.plot(*zip(*points, strict=True), color=colour, label=name)
+    axes.set(xlabel="optimizer step", ylabel="gradient norm (L2)", yscale="log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 

@@ -36,7 +36,7 @@ def collect(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> 
         raise ValueError(f"a report needs labels, which batch {missing[0]} has not")
     if model.config.num_labels < 2:
         raise ValueError("a report is about confidence, which a regression has none of")
-    first = {k: v for k, v in batches[0].items() if k != "labels"}
+    first = {k: v.to(model.device) for k, v in batches[0].items() if k != "labels"}
     try:
         assert_spiking(model, first)
         spiking = "every neuron sends spikes, and every layer that claims to read spikes does"
@@ -58,7 +58,7 @@ def collect(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> 
         "labels": torch.cat(labels),
         "spikes": monitor.layers,
         "drivers": describe_spikes(model, first),
-        "similarity": temporal_similarity(model, batches[0]),
+        "similarity": temporal_similarity(model, first),
         "energy": [_energy_at(model, first, t) for t in range(1, steps + 1)],
     }
 

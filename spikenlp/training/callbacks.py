@@ -2,46 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from spikenlp.analysis.temporal import gradient_norms
+from spikenlp.analysis.temporal import NORM_KEY, gradient_norm_tensors
 
 
 class GradientNorms(TrainerCallback):
-    """Adds the L2 norm of each layer's gradient to what the Trainer logs, as grad_norm/<module>.
+    """Adds the L2 norm of each module's gradient to what the Trainer logs, as grad_norm/<module>.
 
-    Norms are those of the step that is logged, after clipping (`max_grad_norm`).
+    Modules are those of `spikenlp.analysis.temporal.gradient_norms`. Norms are of the logged step and
+    before clipping (`max_grad_norm`), as is the Trainer's own grad_norm: the root of the sum of their
+    squares. They are in `trainer.state.log_history` and `trainer_state.json`, which
+    `spikenlp.analysis.plots.plot_gradient_norms` draws; not in TensorBoard and the like, whose
+    callbacks come first.
 
-    >>> trainer = SpikingTrainer(model, args, callbacks=[GradientNorms()], ...)
+        SpikingTrainer(model, args, callbacks=[GradientNorms()], ...)
     """
 
     def __init__(self) -> None:
-        self._norms: dict[str, float] = {}
+        self._norms: dict[str, Tensor] = {}
 
     def on_pre_optimizer_step(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        step = state.global_step + 1
-        logged = step % max(int(state.logging_steps), 1) == 0
-        if model is not None and (logged or (step == 1 and args.logging_first_step)):
-            self._norms = gradient_norms(model)
+        self._norms = gradient_norm_tensors(kwargs["model"])
 
     def on_log(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if logs is not None and "loss" in logs and state.log_history:
-            named = {f"grad_norm/{name}": norm for name, norm in self._norms.items()}
-            state.log_history[-1].update(named)
+        logs = kwargs["logs"]
+        if not self._norms or "grad_norm" not in logs:
+            return
+        norms = torch.stack(list(self._norms.values())).tolist()
+        # Clipping has scaled all gradients by the same factor.
+        clipped = math.hypot(*norms)
+        scale = logs["grad_norm"] / clipped if clipped else 1.0
+        named = {NORM_KEY + k: scale * x for k, x in zip(self._norms, norms, strict=True)}
+        state.log_history[-1].update(named)

@@ -1,6 +1,7 @@
 """Diagnostics against loops in float64 and cases whose answer is known."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,13 +9,19 @@ import torch
 from torch import nn
 
 from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification
-from spikenlp.analysis import (
+from spikenlp.analysis.temporal import (
+    QUANTILES,
     gradient_norms,
     loss_oscillation,
+    loss_residual,
     mean_off_diagonal,
+    scaling_factor_distribution,
     temporal_similarity,
     weight_rank,
 )
+from spikenlp.losses import tet_loss, tmc_loss
+from spikenlp.models.over_time import running_mean
+from spikenlp.neurons import RoundingIF
 from tests.conftest import TINY_DENSE
 
 LAYERS = ["bert.encoder.layer.0", "bert.encoder.layer.1"]
@@ -51,6 +58,7 @@ def test_similarity_against_a_loop(nonlinearity, batches):
 
 def test_padding_changes_no_similarity_and_the_mode_is_restored(batches):
     model = bert().train()
+    model.bert.encoder.layer[0].output.dropout.p = 0.5
     padded = {k: v[-2:-1] for k, v in batches[0].items()}
     length = int(padded["attention_mask"].sum())
     assert length < padded["input_ids"].shape[1]
@@ -67,14 +75,91 @@ def test_layers_that_fit_and_layers_that_do_not(batches):
     assert chosen["bert.encoder.layer.0.intermediate"].shape == (4, 4)
     with pytest.raises(ValueError, match="no module"):
         temporal_similarity(model, batches[0], ["bert.encoder.layer.7"])
-    with pytest.raises(ValueError, match=r"not \[T, B, L, D\]"):
-        temporal_similarity(model, batches[0], ["bert.embeddings"])
+    pooled = temporal_similarity(model, batches[0], ["bert.pooler", LAYERS[0]])
+    assert list(pooled) == ["bert.pooler", LAYERS[0]]
+    four = {k: v[:4] for k, v in batches[0].items()}  # as many samples as steps
+    with pytest.raises(ValueError, match=r"not \[T, B, ..., D\] with T, B = \(4, 4\)"):
+        temporal_similarity(model, four, ["bert.embeddings"])
+    with pytest.raises(ValueError, match="does not call"):
+        temporal_similarity(model, batches[0], ["bert.encoder.layer"])
+    with pytest.raises(ValueError, match="name modules"):
+        temporal_similarity(nn.Sequential(RoundingIF()), torch.ones(2, 3, 4))
+    with pytest.raises(ValueError, match="collapsed"):
+        temporal_similarity(bert(collapsed=True, num_timesteps=1), batches[0])
+    mask = batches[0]["attention_mask"]
+    with pytest.raises(ValueError, match=r"must be \[B, L\], got shape \(8, 1, 12\)"):
+        temporal_similarity(model, {**batches[0], "attention_mask": mask[:, None]})
+
+
+class Recorded(nn.Module):
+    """Sends what it was made with, whatever it reads."""
+
+    def __init__(self, stream):
+        super().__init__()
+        self.stream = stream
+
+    def forward(self, x):
+        return self.stream
+
+
+def test_any_module_and_the_same_at_each_step_is_similar():
+    torch.manual_seed(0)
+    step = torch.randn(1, 5, 7, 6)
+    model = nn.Sequential(Recorded(torch.cat([step, 2 * step, -step])))
+    found = temporal_similarity(model, torch.zeros(3, 5, 7, 6), ["0"])
+    expected = np.array([[1, 1, -1], [1, 1, -1], [-1, -1, 1]])
+    np.testing.assert_allclose(found["0"], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_where_nothing_is_sent_there_is_no_direction(dtype):
+    """The rounding error of running means is not taken for a spike."""
+    generator = torch.Generator().manual_seed(0)
+    spikes = 0.3 * (torch.rand(5, 6, 7, 3, generator=generator) < 0.2)
+    model = nn.Sequential(Recorded(running_mean(spikes).to(dtype)))
+    model.config = SimpleNamespace(nonlinearity="running", num_timesteps=5)
+    found = temporal_similarity(model, torch.zeros(5, 6, 7, 3), ["0"])["0"]
+    flat = spikes.double().flatten(1, 2)
+    for t in range(5):
+        for s in range(5):
+            cosines = [
+                float(a @ b / (a.norm() * b.norm()))
+                for a, b in zip(flat[t], flat[s], strict=True)
+                if a.any() and b.any()
+            ]
+            assert 0 < len(cosines) < 42
+            assert found[t, s] == pytest.approx(np.mean(cosines), abs=0.03 if t != s else 1e-9)
+    quiet = nn.Sequential(Recorded(torch.zeros(2, 3, 4)))
+    assert np.isnan(temporal_similarity(quiet, torch.zeros(2, 3, 4), ["0"])["0"]).all()
 
 
 def test_mean_off_diagonal():
     assert mean_off_diagonal([[1, 0.5], [0.1, 1]]) == pytest.approx(0.3)
     assert mean_off_diagonal(np.ones((3, 3))) == 1
     assert math.isnan(mean_off_diagonal([[1.0]]))
+    with pytest.raises(ValueError, match=r"must be \[T, T\], got shape \(1, 2\)"):
+        mean_off_diagonal([[1.0, 0.5]])
+
+
+def test_scaling_factors_are_the_ratio_of_the_gradients_of_tmc_and_cross_entropy():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 3, 5), torch.tensor([0, 4, -100, 2, 1, 3])
+    kept = labels != -100
+    found = scaling_factor_distribution(logits, labels, theta_weight=0.7)
+
+    def target_gradient(loss, **options):
+        z = logits.clone().requires_grad_()
+        loss(z, labels, **options).backward()
+        return z.grad[kept].gather(2, labels[kept][:, None, None].expand(-1, 3, 1))[..., 0]
+
+    tmc = target_gradient(tmc_loss, theta_reduction="sample", theta_weight=0.7)
+    np.testing.assert_allclose(found.factors, tmc / target_gradient(tet_loss), rtol=1e-4)
+    assert found.quantiles.shape == (len(QUANTILES), 3)
+    for t in range(3):
+        ordered = sorted(found.factors[:, t])  # 5 samples: the quartiles are samples themselves
+        assert found.quantiles[1:4, t].tolist() == pytest.approx(ordered[1:4])
+    again = scaling_factor_distribution(logits.numpy(), labels.numpy(), theta_weight=0.7)
+    np.testing.assert_array_equal(again.factors, found.factors)
 
 
 def test_rank_of_matrices_whose_rank_is_known():
@@ -88,6 +173,21 @@ def test_rank_of_matrices_whose_rank_is_known():
     assert found["full.weight"] == pytest.approx(7)
 
 
+def test_rank_against_a_loop():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"conv": nn.Conv2d(3, 4, 2), "embeddings": nn.Embedding(9, 5)})
+    found = weight_rank(model)
+    for name, rows in (("conv.weight", 4), ("embeddings.weight", 9)):
+        matrix = model.get_parameter(name).detach().double().reshape(rows, -1)
+        gram = np.linalg.eigvalsh((matrix @ matrix.T).numpy())
+        values = [math.sqrt(max(x, 0)) for x in gram]
+        shares = [v / sum(values) for v in values]
+        expected = math.exp(-sum(p * math.log(p) for p in shares if p > 0))
+        assert found[name] == pytest.approx(expected, rel=1e-5)
+    nn.init.zeros_(model["embeddings"].weight)
+    assert weight_rank(model)["embeddings.weight"] == 0
+
+
 def test_oscillation_is_what_a_trend_does_not_explain():
     trend = np.linspace(2, 1, 200)
     assert loss_oscillation(trend) == pytest.approx(0, abs=1e-12)
@@ -98,6 +198,18 @@ def test_oscillation_is_what_a_trend_does_not_explain():
     for losses, window in (([1.0] * 10, 11), ([1.0] * 10, 4), ([1.0] * 10, 1)):
         with pytest.raises(ValueError, match="window"):
             loss_oscillation(losses, window)
+    with pytest.raises(ValueError, match="NaN or infinity, first at 2"):
+        loss_oscillation([1.0, 2.0, math.nan], 3)
+
+
+def test_the_residual_against_a_loop():
+    losses = np.random.default_rng(0).random(30).tolist()
+    found = loss_residual(losses, 7)
+    expected = [losses[i] - sum(losses[i - 3 : i + 4]) / 7 for i in range(3, 27)]
+    assert found.tolist() == pytest.approx(expected)
+    mean = sum(expected) / 24
+    variance = sum((x - mean) ** 2 for x in expected) / 24
+    assert loss_oscillation(losses, 7) == pytest.approx(math.sqrt(variance))
 
 
 def test_gradient_norms_by_layer(batches):
@@ -106,9 +218,26 @@ def test_gradient_norms_by_layer(batches):
     labels = torch.zeros(8, dtype=torch.long)
     model(**batches[0], labels=labels).loss.backward()
     found = gradient_norms(model)
-    assert set(LAYERS) <= set(found)
-    layer = model.bert.encoder.layer[0]
-    expected = math.sqrt(sum(p.grad.double().square().sum() for p in layer.parameters()))
-    assert found[LAYERS[0]] == pytest.approx(expected, rel=1e-5)
-    total = math.sqrt(sum(p.grad.double().square().sum() for p in model.parameters()))
-    assert math.sqrt(sum(n**2 for n in found.values())) == pytest.approx(total, rel=1e-5)
+    groups = {name: [] for name in ("bert.embeddings", *LAYERS, "bert.pooler", "classifier")}
+    groups["neurons"] = []
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            of_neuron = isinstance(model.get_submodule(name.rpartition(".")[0]), RoundingIF)
+            group = "neurons" if of_neuron else next(g for g in groups if name.startswith(g))
+            groups[group].append(p.grad.double())
+    assert set(found) == set(groups)
+    for name, grads in groups.items():
+        expected = math.sqrt(sum(g.square().sum() for g in grads))
+        assert found[name] == pytest.approx(expected, rel=1e-5)
+        assert expected > 0
+    bare = bert().bert
+    bare(**batches[0]).pooler_output.sum().backward()
+    names = {name.removeprefix("bert.") for name in groups} - {"classifier"}
+    assert set(gradient_norms(bare)) == names
+
+
+def test_gradient_norms_in_half_precision_do_not_overflow():
+    model = nn.Linear(100, 100).half()
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 3e4)
+    assert gradient_norms(model) == pytest.approx({"weight": 3e6, "bias": 3e5}, rel=1e-3)
