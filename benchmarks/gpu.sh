@@ -1,5 +1,5 @@
 #!/bin/sh
-# Every benchmark on a CUDA GPU, in under 8 minutes: sh benchmarks/gpu.sh [output folder]
+# Every benchmark on a CUDA GPU: sh benchmarks/gpu.sh [output folder]. Compiling whole models takes most of the time.
 set -eu
 cd "$(dirname "$0")/.."
 out=${1:-results/benchmarks}
