@@ -76,12 +76,12 @@ def report_model(args: argparse.Namespace) -> str:
     split = split.select(range(min(args.max_samples, len(split))))
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForSequenceClassification.from_pretrained(args.model)
-    batches = []
+    longest, batches = min(128, config.max_position_embeddings), []
     for start in range(0, len(split), args.batch):
         rows = split[start : start + args.batch]
         texts = [list(rows[column]) for column in task.text_columns]
         batch = tokenizer(
-            *texts, truncation=True, max_length=128, padding=True, return_tensors="pt"
+            *texts, truncation=True, max_length=longest, padding=True, return_tensors="pt"
         )
         batches.append({**batch, "labels": torch.tensor(rows["label"])})
     title = f"{Path(args.model).name} on {task.name}"
@@ -118,7 +118,7 @@ def doctor(args: argparse.Namespace) -> str:
     for name in ("torch", "transformers", "accelerate", "datasets", "evaluate"):
         versions[name] = importlib.metadata.version(name)
     lines = [f"{name:14}{version}" for name, version in versions.items()]
-    slow = []
+    slow = ["a spiking model takes about T times as long as its dense twin"]
     cuda = torch.cuda.is_available()
     lines.append(f"{'accelerator':14}{torch.cuda.get_device_name() if cuda else 'none'}")
     if cuda:
@@ -129,7 +129,6 @@ def doctor(args: argparse.Namespace) -> str:
             f"{'processor':14}{torch.backends.cpu.get_cpu_capability()}, "
             f"{torch.get_num_threads()} of {os.cpu_count()} cores"
         )
-        slow.append("a spiking model takes about T times as long as a dense one without a GPU, too")
         if torch.get_num_threads() < (os.cpu_count() or 1):
             slow.append(
                 "not all cores are used: unset OMP_NUM_THREADS or call torch.set_num_threads"
@@ -141,7 +140,7 @@ def doctor(args: argparse.Namespace) -> str:
     for extra, module in (("plots", "matplotlib"), ("peers", "spikingjelly")):
         found = importlib.util.find_spec(module) is not None
         lines.append(f"{'extra ' + extra:14}{'installed' if found else 'not installed'}")
-    return "\n".join([*lines, "", "slow here:", *(f"- {reason}" for reason in slow or ["nothing"])])
+    return "\n".join([*lines, "", "slow here:", *(f"- {reason}" for reason in slow)])
 
 
 def _cpp_compiler() -> str | None:

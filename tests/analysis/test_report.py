@@ -12,6 +12,7 @@ from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification
 from spikenlp.analysis import SpikeMonitor, energy_report
 from spikenlp.analysis.report import report
 from spikenlp.cli import main
+from spikenlp.data import wordpiece_tokenizer
 from spikenlp.metrics import calibration_by_timestep
 from tests.conftest import TINY_DENSE
 
@@ -122,6 +123,26 @@ def test_the_commands_report_and_compare(model, labelled, tmp_path, capsys):
     (tmp_path / "c.json").write_text("{}")
     with pytest.raises(SystemExit, match="not what `spikenlp report` wrote"):
         main(["compare", str(tmp_path / "c.json")])
+
+
+def test_the_report_of_a_checkpoint_on_a_glue_task(tmp_path, capsys):
+    sentences = ["a fine film", "a dull film", "what a joy", "what a bore"] * 5
+    rows = "".join(f"{text}\t{1 - i % 2}\n" for i, text in enumerate(sentences))
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / name).write_text("sentence\tlabel\n" + rows)
+    tokenizer = wordpiece_tokenizer(sentences)
+    size = {**TINY_DENSE, "vocab_size": len(tokenizer), "max_position_embeddings": 12}
+    model = SpikingBertForSequenceClassification(SpikingBertConfig(**size))
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    command = ["report", str(tmp_path / "model"), "--data_dir", str(tmp_path)]
+    out = str(tmp_path / "page.html")
+    main([*command, "--task_name", "sst2", "--out", out, "--max_samples", "18", "--batch", "8"])
+    assert "on 18 samples" in capsys.readouterr().out
+    values = json.loads((tmp_path / "page.json").read_text())
+    assert (values["title"], values["samples"]) == ("model on sst2", 18)
+    with pytest.raises(SystemExit, match="sst3"):
+        main([*command, "--task_name", "sst3", "--out", out])
 
 
 def test_bad_input_is_named(model, labelled, batches, tmp_path):

@@ -4,8 +4,9 @@ Calibration runs the network densely (neurons pass their input on) over a few ba
 channel of each rounding neuron the amplitude that minimises the mean squared error between its
 activations and their (2T + 1)-level rounding (binary: T + 1 levels, and an offset), over a grid of
 fractions of the channel's range. A token counts as much as the model's decision depends on it there:
-its error is weighted by the norm of the gradient of the margin between the two best scores. Classic neurons take the same amplitude as threshold and as
-amplitude, i.e. they fire at what they send. Padding is left out. It is deterministic.
+its error is weighted by the norm of the gradient of the margin between the two best scores. Classic
+neurons take the same amplitude as threshold and as amplitude, i.e. they fire at what they send. Padding
+is left out. It is deterministic.
 """
 
 from __future__ import annotations
