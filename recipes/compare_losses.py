@@ -18,14 +18,20 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
-from glue_tmc import evaluation_batches, load_inputs, load_task_data, parse_arguments, run
+from glue_tmc import (
+    LOOKED_INTO,
+    evaluation_batches,
+    load_inputs,
+    load_task_data,
+    parse_arguments,
+    run,
+    spikes_and_energy,
+)
 from qqp_tmc import load_pairs
 from scipy.stats import ttest_rel
 
 from spikenlp import SpikingBertForSequenceClassification
-from spikenlp.analysis import SpikeMonitor, energy_report
 from spikenlp.analysis.plots import plot_metric_by_step
 from spikenlp.analysis.temporal import loss_oscillation, mean_off_diagonal, temporal_similarity
 from spikenlp.training.provenance import run_record
@@ -42,8 +48,6 @@ LOSSES = {
     "tmc_constant_lambda": ["--theta_lambda", "constant"],
     "tmc_no_odds": ["--theta_odds", "False"],
 }
-LOOKED_INTO = 256
-"""Dev samples that rates, energy and similarity are taken from."""
 WINDOW = 5
 """Of the moving average that the loss's oscillation is measured against, in logged values."""
 
@@ -63,20 +67,16 @@ def run_one(options: list[str], out: Path, seed: int) -> dict[str, Any]:
     model_args.model_name_or_path = str(out)
     inputs = load_inputs(model_args, data_args, *load_data(data_args))
     model = SpikingBertForSequenceClassification.from_pretrained(out).eval()
-    batches = evaluation_batches(inputs, LOOKED_INTO, training_args.per_device_eval_batch_size)
-    with SpikeMonitor(model) as monitor, torch.no_grad():
-        for batch in batches:
-            model(**batch)
-    energy = energy_report(model, batches[0])
-    similarity = temporal_similarity(model, batches[0])
+    size = training_args.per_device_eval_batch_size
+    spent = spikes_and_energy(model, inputs, size)
+    similarity = temporal_similarity(model, evaluation_batches(inputs, LOOKED_INTO, size)[0])
     log = json.loads((out / "trainer_state.json").read_text())["log_history"]
     losses = [entry["loss"] for entry in log if "loss" in entry]
-    rates = [counts.rate for counts in monitor.layers.values()]
     found = {
         **results,
-        "firing_rate": statistics.mean(rates),
+        "firing_rate": spent["firing_rate"],
         "similarity": statistics.mean(mean_off_diagonal(m) for m in similarity.values()),
-        "energy_microjoules": energy.energies["spiking, float32"] / 1e6,
+        "energy_microjoules": spent["microjoules, spiking, float32"],
         "loss_oscillation": loss_oscillation(losses, WINDOW) if len(losses) >= WINDOW else None,
     }
     done.write_text(json.dumps(found, indent=1) + "\n")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ from spikenlp import (
     SpikingTrainer,
     SpikingTrainingArguments,
 )
+from spikenlp.analysis import SpikeMonitor, energy_report
 from spikenlp.data import GlueTask, get_task, load_glue, wordpiece_tokenizer
 from spikenlp.losses import few_class_weight
 from spikenlp.metrics import glue_metrics
@@ -56,6 +58,8 @@ from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 from spikenlp.training.provenance import run_record
 
 CALIBRATION_BATCH = 32
+LOOKED_INTO = 256
+"""Dev samples that rates and energy are taken from."""
 FROM_SCRATCH = {
     "hidden_size": 128,
     "num_hidden_layers": 2,
@@ -67,7 +71,9 @@ FROM_SCRATCH = {
 
 
 @dataclass
-class ModelArguments:
+class StudentArguments:
+    """What the spiking model is, and what it starts from."""
+
     model_name_or_path: str | None = field(
         default=None,
         metadata={
@@ -94,6 +100,15 @@ class ModelArguments:
         default=4,
         metadata={"help": f"Batches of {CALIBRATION_BATCH} that amplitudes are calibrated on."},
     )
+
+    def spiking_fields(self) -> dict[str, Any]:
+        names = ("num_timesteps", "nonlinearity", "neuron", "ternary")
+        chosen = {k: getattr(self, k) for k in names if getattr(self, k) is not None}
+        return {**chosen, "hidden_dropout_prob": self.hidden_dropout_prob}
+
+
+@dataclass
+class ModelArguments(StudentArguments):
     dense_first: bool = field(
         default=False,
         metadata={"help": "Fine-tune the dense model on the task before it is made spiking."},
@@ -102,11 +117,6 @@ class ModelArguments:
         default=5e-5, metadata={"help": "Learning rate of --dense_first."}
     )
     dense_epochs: float = field(default=1.0, metadata={"help": "Epochs of --dense_first."})
-
-    def spiking_fields(self) -> dict[str, Any]:
-        names = ("num_timesteps", "nonlinearity", "neuron", "ternary")
-        chosen = {k: getattr(self, k) for k in names if getattr(self, k) is not None}
-        return {**chosen, "hidden_dropout_prob": self.hidden_dropout_prob}
 
 
 @dataclass
@@ -152,9 +162,13 @@ class Inputs:
         }
 
 
-def parse_arguments(argv: list[str], **defaults: Any):
+def parse_arguments(
+    argv: list[str],
+    kinds: tuple[type, ...] = (ModelArguments, DataArguments, SpikingTrainingArguments),
+    **defaults: Any,
+):
     """Command line, or a YAML file followed by options that override it."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, SpikingTrainingArguments))
+    parser = HfArgumentParser(kinds)
     parser.set_defaults(
         save_total_limit=2,
         train_sampling_strategy="group_by_length",
@@ -176,7 +190,7 @@ def parse_arguments(argv: list[str], **defaults: Any):
 
 
 def load_inputs(
-    model_args: ModelArguments, data_args: DataArguments, data: datasets.DatasetDict, source: str
+    model_args: StudentArguments, data_args: DataArguments, data: datasets.DatasetDict, source: str
 ) -> Inputs:
     task = get_task(data_args.task_name)
     if "train" not in data or len(data) < 2:
@@ -242,15 +256,17 @@ def evaluate(trainer: Trainer, inputs: Inputs, prefix: str) -> dict[str, float]:
 def fine_tune_dense(
     model: PreTrainedModel,
     inputs: Inputs,
-    model_args: ModelArguments,
     training_args: SpikingTrainingArguments,
+    output_dir: Path,
+    learning_rate: float,
+    epochs: float,
 ) -> dict[str, float]:
-    """Trains the dense model on the task, in `output_dir`/dense, and returns its dev metrics."""
+    """Trains the dense model on the task, in `output_dir`, and returns its dev metrics."""
     args = dataclasses.replace(
         training_args,
-        output_dir=str(Path(training_args.output_dir) / "dense"),
-        learning_rate=model_args.dense_learning_rate,
-        num_train_epochs=model_args.dense_epochs,
+        output_dir=str(output_dir),
+        learning_rate=learning_rate,
+        num_train_epochs=epochs,
         max_steps=-1,
         push_to_hub=False,
     )
@@ -305,6 +321,25 @@ def model_inputs(
     return [dict(inputs.collator(examples[i : i + size])) for i in range(0, len(examples), size)]
 
 
+def spikes_and_energy(model: PreTrainedModel, inputs: Inputs, size: int) -> dict[str, float]:
+    """What the model spends on `LOOKED_INTO` dev samples, read in batches of `size`."""
+    model.eval()
+    batches = evaluation_batches(inputs, LOOKED_INTO, size)
+    batches = [{k: v.to(model.device) for k, v in batch.items()} for batch in batches]
+    with SpikeMonitor(model) as monitor, torch.no_grad():
+        for batch in batches:
+            model(**batch)
+    energy = energy_report(model, batches[0])
+    layers = monitor.layers.values()
+    neurons = sum(counts.positive.shape[1] for counts in layers)
+    spikes = sum(counts.spikes_per_neuron * counts.positive.shape[1] for counts in layers)
+    return {
+        "firing_rate": statistics.mean(counts.rate for counts in layers),
+        "spikes_per_neuron": spikes / neurons,
+        **{f"microjoules, {name}": joules / 1e6 for name, joules in energy.energies.items()},
+    }
+
+
 def build_model(
     inputs: Inputs,
     model_args: ModelArguments,
@@ -339,7 +374,14 @@ def build_model(
     dense = BertForSequenceClassification.from_pretrained(path, **inputs.label_fields())
     check_tokenizer_fits(dense, inputs.tokenizer)
     if model_args.dense_first:
-        results["dense"] = fine_tune_dense(dense, inputs, model_args, training_args)
+        results["dense"] = fine_tune_dense(
+            dense,
+            inputs,
+            training_args,
+            Path(training_args.output_dir) / "dense",
+            model_args.dense_learning_rate,
+            model_args.dense_epochs,
+        )
     elif "BertForSequenceClassification" in (source_config.architectures or []):
         results["dense"] = evaluate(dense_trainer(dense, inputs, training_args), inputs, "dense")
     return SpikingBertForSequenceClassification.from_dense(

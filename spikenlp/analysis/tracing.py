@@ -59,13 +59,22 @@ class Sent:
         return bool((wrong if self.mask is None else wrong & self.mask[None, :, :, None]).any())
 
 
+def refuse_collapsed(model: nn.Module) -> None:
+    if getattr(getattr(model, "config", None), "collapsed", False):
+        raise ValueError(
+            "the model is collapsed: it rounds, and does not spike. Set model.config.collapsed = "
+            "False to look at its spiking twin"
+        )
+
+
 @contextmanager
 def watch_neurons(model: nn.Module, observe: Callable[[Sent], None]):
     """Calls `observe` with what each neuron of `model` sends, while the context is open.
 
     Raises:
-        ValueError: the model has no neuron.
+        ValueError: the model has no neuron, or is collapsed.
     """
+    refuse_collapsed(model)
     neurons = {name: m for name, m in model.named_modules() if isinstance(m, SpikingNeuron)}
     if not neurons:
         raise ValueError(f"{type(model).__name__} holds no spiking neuron (spikenlp.neurons)")
@@ -281,11 +290,7 @@ def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Trace:
     Raises:
         ValueError: a model without neurons; a collapsed one, which has no time steps.
     """
-    if getattr(getattr(model, "config", None), "collapsed", False):
-        raise ValueError(
-            "the model is collapsed: it rounds, and does not spike. Set model.config.collapsed = "
-            "False to look at its spiking twin"
-        )
+    refuse_collapsed(model)
     recorder = _Recorder(model)
     training = model.training
     inputs = {k: v for k, v in batch.items() if k != "labels"} if isinstance(batch, Mapping) else {}

@@ -282,9 +282,17 @@ class RoundingIF(SpikingNeuron):
         return self._broadcast(self.amplitude, step), offset
 
     def forward(
-        self, x: Tensor, *, num_timesteps: int | None = None, running: bool = False
+        self,
+        x: Tensor,
+        *,
+        num_timesteps: int | None = None,
+        running: bool = False,
+        collapsed: bool = False,
     ) -> Tensor:
+        """`collapsed`: what `num_timesteps` steps of `x` [1, ...] send on average, [1, ...]."""
         steps = self._steps(x, num_timesteps)
+        if collapsed:
+            return self.collapsed(x, steps)
         amplitude, offset = self._parameters_for(x[0])
         sent, state = rounding_spike(
             x,

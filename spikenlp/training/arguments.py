@@ -62,6 +62,18 @@ class SpikingTrainingArguments(TrainingArguments):
         },
     )
 
+    spike_target: float = field(
+        default=0.0,
+        metadata={"help": "Spikes per neuron and inference above which spike_weight is paid for."},
+    )
+    spike_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the mean spikes per neuron and inference, above spike_target, in the "
+            "loss. Energy falls with spikes, accuracy with too few."
+        },
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.temporal_loss not in TEMPORAL_LOSSES:
@@ -78,8 +90,9 @@ class SpikingTrainingArguments(TrainingArguments):
                 raise ValueError(
                     f"theta_weight must be 'auto' or a number >= 0, got {self.theta_weight!r}"
                 )
-        if not self.neuron_learning_rate >= 0:
-            raise ValueError(f"neuron_learning_rate must be >= 0, got {self.neuron_learning_rate}")
+        for name in ("neuron_learning_rate", "spike_target", "spike_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
 
     def temporal_loss_options(self) -> dict[str, Any]:
         """Options of the chosen loss, as `get_temporal_loss` takes them."""

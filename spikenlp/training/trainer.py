@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers.trainer_pt_utils import get_parameter_names
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from spikenlp.losses import trt_weight_penalty
+from spikenlp.losses.spikes import count_spikes
 from spikenlp.losses.temporal import IGNORE_INDEX
 from spikenlp.metrics.calibration import calibration_by_timestep
 from spikenlp.neurons import SpikingNeuron
@@ -60,6 +61,7 @@ class SpikingTrainer(Trainer):
                 args.temporal_loss, **args.temporal_loss_options()
             )
         kwargs["compute_metrics"] = TimestepMetrics(compute_metrics)
+        self._to_log: dict[str, list[torch.Tensor]] = {}
         super().__init__(model, args, *positional, **kwargs)
         for name, dataset in (("train", self.train_dataset), ("eval", self.eval_dataset)):
             if isinstance(dataset, Sized) and len(dataset) == 0:
@@ -85,23 +87,65 @@ class SpikingTrainer(Trainer):
                 return TrainOutput(state.global_step, loss, metrics)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not (self.args.collapsed and model.training):
-            computed = super().compute_loss(model, *args, **kwargs)
-            if self.args.temporal_loss == "trt" and model.training:
-                loss, *rest = computed if isinstance(computed, tuple) else (computed,)
-                loss = loss + self._trt_penalty(model)
-                return (loss, *rest) if rest else loss
-            return computed
-        with collapsed(self.accelerator.unwrap_model(model).config):
-            return super().compute_loss(model, *args, **kwargs)
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        config = self.accelerator.unwrap_model(model).config
+        mode = collapsed(config) if self.args.collapsed else nullcontext()
+        penalised = self.args.spike_weight > 0
+        counting = count_spikes(model, inputs.get("attention_mask")) if penalised else nullcontext()
+        with mode, counting as counted:
+            loss, outputs = self.training_loss(model, inputs, num_items_in_batch)
+        # Trainer divides what it computed without num_items_in_batch by the accumulated pieces.
+        pieces = self.current_gradient_accumulation_steps if self._loss_is_scaled() else 1
+        if counted is not None:
+            spikes = counted.mean()
+            self.add_to_log("spikes_per_neuron", spikes)
+            excess = (spikes - self.args.spike_target).clamp_min(0)
+            loss = loss + self.args.spike_weight * excess / pieces
+        if self.args.temporal_loss == "trt" and not self.args.collapsed:
+            loss = loss + self._trt_penalty(model) / pieces
+        return (loss, outputs) if return_outputs else loss
+
+    def training_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> tuple[torch.Tensor, Any]:
+        """The loss of a batch before the penalties on spikes and weights, and the model's outputs."""
+        computed: Any = super().compute_loss(
+            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+        )
+        return computed
+
+    def _loss_is_scaled(self) -> bool:
+        if self.loss_is_scaled_for_ga is not None:
+            return self.loss_is_scaled_for_ga
+        return self.compute_loss_func is not None
+
+    def add_to_log(self, name: str, value: torch.Tensor) -> None:
+        """Adds the mean of `value` since the last log to what the Trainer logs next."""
+        self._to_log.setdefault(name, []).append(value.detach())
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            for name, values in self._to_log.items():
+                logs[name] = torch.stack(values).float().mean().item()
+            self._to_log = {}
+        super().log(logs, *args, **kwargs)
 
     def _trt_penalty(self, model: nn.Module) -> torch.Tensor:
-        """TRT's penalty on the weight matrices, once an optimizer step."""
+        """TRT's penalty on the weight matrices."""
         weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
         steps = self.accelerator.unwrap_model(model).config.num_timesteps
-        pieces = self.current_gradient_accumulation_steps
-        return trt_weight_penalty(weights, steps) / pieces
+        return trt_weight_penalty(weights, steps)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         of_neurons = _neuron_parameter_names(model)

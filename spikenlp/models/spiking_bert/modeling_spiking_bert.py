@@ -129,7 +129,7 @@ class SpikingBlock(nn.Module):
         """Spikes of `stream` [T, B, L, C] or [1, B, L, C]; when collapsed, its rounding [1, B, L, C]."""
         steps = self.config.num_timesteps
         if self.config.collapsed:
-            return neuron.collapsed(stream, steps)
+            return neuron(stream, num_timesteps=steps, collapsed=True)
         return neuron(stream, num_timesteps=steps, running=self.over_time.running)
 
 

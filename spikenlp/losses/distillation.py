@@ -1,0 +1,177 @@
+"""Losses between a student and its teacher: answers, hidden states, attention scores.
+
+    soft cross entropy   -tau^2 sum_c softmax(teacher / tau)_c log softmax(student / tau)_c
+    hidden states        sum_l mean (P_l h_l - H_m(l))^2       over real tokens and channels
+    attention scores     sum_l mean (a_l - A_m(l))^2           over heads and pairs of real tokens
+
+(Hinton et al., 2015; Jiao et al., TinyBERT, EMNLP 2020; Bal & Sengupta, SpikingBERT, AAAI 2024.) P_l is the
+identity, or a learned projection where widths differ. All are computed in float32 and are means over the
+samples of the batch; within a sample every real token weighs the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def soft_cross_entropy(
+    logits: Tensor, teacher_logits: Tensor, *, temperature: float = 1.0
+) -> Tensor:
+    """Cross entropy against the teacher's distribution; with one output the squared error.
+
+    Args:
+        logits: student, [B, C], or [B, T, C]: then the mean over its T steps.
+        teacher_logits: [B, C].
+        temperature: tau > 0 softens both distributions; the loss is scaled by tau^2, so that its
+            gradient keeps its size.
+
+    Returns:
+        float32 scalar, mean over the batch.
+
+    Raises:
+        ValueError: shapes that do not fit, a temperature that is not positive.
+
+    >>> soft_cross_entropy(torch.zeros(1, 2), torch.zeros(1, 2)).item()
+    0.6931471824645996
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be > 0, got {temperature}")
+    batch, classes = teacher_logits.shape
+    if logits.shape not in ((batch, classes), (batch, *logits.shape[1:-1], classes)):
+        raise ValueError(
+            f"student logits {list(logits.shape)} do not fit teacher logits {[batch, classes]}: "
+            "give [B, C] or [B, T, C] of the same batch and classes"
+        )
+    target = teacher_logits.float()
+    if logits.dim() == 3:
+        target = target[:, None].expand(logits.shape)
+    if classes == 1:
+        return F.mse_loss(logits.float(), target)
+    target = (target / temperature).softmax(-1)
+    log_p = (logits.float() / temperature).log_softmax(-1)
+    return -(target * log_p).sum(-1).mean() * temperature**2
+
+
+def layer_map(student_layers: int, teacher_layers: int) -> list[int]:
+    """For each hidden state 0..`student_layers` of the student (0: the embedding) the teacher's.
+
+    Evenly spaced, first to first and last to last: 4 layers of 12 learn from 0, 3, 6, 9, 12.
+
+    Raises:
+        ValueError: a student deeper than the teacher.
+
+    >>> layer_map(4, 12)
+    [0, 3, 6, 9, 12]
+    """
+    if not 1 <= student_layers <= teacher_layers:
+        raise ValueError(
+            f"a student of {student_layers} layers cannot learn layer by layer from a teacher of "
+            f"{teacher_layers}: it must have at least 1 and at most as many"
+        )
+    return [round(i * teacher_layers / student_layers) for i in range(student_layers + 1)]
+
+
+def hidden_state_loss(
+    hidden: Sequence[Tensor],
+    teacher_hidden: Sequence[Tensor],
+    attention_mask: Tensor | None = None,
+    *,
+    layers: Sequence[int] | None = None,
+    projections: Sequence[Callable[[Tensor], Tensor]] | None = None,
+) -> Tensor:
+    """Sum over layers of the mean squared distance to the teacher's hidden states.
+
+    Args:
+        hidden: the student's, embedding first, each [B, L, D].
+        teacher_hidden: the teacher's, each [B, L, D'].
+        attention_mask: [B, L], 0 at padding, which is left out.
+        layers: for each student state the index of the teacher's; None: `layer_map`.
+        projections: for each student state a map from D to D'; None: D = D'.
+
+    Returns:
+        float32 scalar. A sample without a real token counts as 0.
+
+    Raises:
+        ValueError: lengths or widths that do not fit.
+
+    >>> h = [torch.zeros(2, 3, 4), torch.ones(2, 3, 4)]
+    >>> hidden_state_loss(h, [torch.zeros(2, 3, 4)] * 2).item()
+    1.0
+    """
+    if layers is None:
+        layers = layer_map(len(hidden) - 1, len(teacher_hidden) - 1)
+    if len(layers) != len(hidden):
+        raise ValueError(f"{len(layers)} teacher layers are given for {len(hidden)} hidden states")
+    if not all(0 <= i < len(teacher_hidden) for i in layers):
+        raise ValueError(
+            f"layers {list(layers)} of a teacher that has {len(teacher_hidden)} states"
+        )
+    total = hidden[0].new_zeros((), dtype=hidden[0].float().dtype)
+    for i, (state, j) in enumerate(zip(hidden, layers, strict=True)):
+        mapped = state if projections is None else projections[i](state)
+        target = teacher_hidden[j]
+        if mapped.shape != target.shape:
+            raise ValueError(
+                f"hidden state {i} has shape {list(mapped.shape)}, the teacher's {j} "
+                f"{list(target.shape)}: widths that differ need `projections`"
+            )
+        distance = (mapped.float() - target.float()).square().mean(-1)
+        total = total + _mean_of_real(distance, attention_mask)
+    return total
+
+
+def attention_score_loss(
+    scores: Sequence[Tensor],
+    teacher_scores: Sequence[Tensor],
+    attention_mask: Tensor | None = None,
+    *,
+    layers: Sequence[int] | None = None,
+) -> Tensor:
+    """Sum over layers of the mean squared distance of attention scores before the softmax.
+
+    Args:
+        scores: the student's q k^T / sqrt(d), each [B, heads, L, L], one a layer.
+        teacher_scores: the teacher's, likewise. Padded queries and keys are left out, whatever a
+            mask has put there.
+        attention_mask: [B, L], 0 at padding.
+        layers: for each student layer (from 0) the index of the teacher's; None: the evenly spaced
+            one whose output `layer_map` matches with this layer's, i to 3 i + 2 for 4 of 12.
+
+    Returns:
+        float32 scalar.
+
+    Raises:
+        ValueError: lengths or numbers of heads that do not fit.
+    """
+    if layers is None:
+        layers = [i - 1 for i in layer_map(len(scores), len(teacher_scores))[1:]]
+    if len(layers) != len(scores):
+        raise ValueError(f"{len(layers)} teacher layers are given for {len(scores)} layers")
+    pairs = None
+    if attention_mask is not None:
+        real = attention_mask.bool()
+        pairs = (real[:, :, None] & real[:, None, :]).flatten(1)
+    total = scores[0].new_zeros((), dtype=scores[0].float().dtype)
+    for i, (score, j) in enumerate(zip(scores, layers, strict=True)):
+        target = teacher_scores[j]
+        if score.shape != target.shape:
+            raise ValueError(
+                f"attention scores of layer {i} have shape {list(score.shape)}, the teacher's "
+                f"{list(target.shape)}: both need the same heads and length"
+            )
+        distance = (score.float() - target.float()).square().mean(1).flatten(1)
+        total = total + _mean_of_real(distance, pairs)
+    return total
+
+
+def _mean_of_real(distance: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over samples of the mean of `distance` [B, N] where `mask` [B, N] is not 0."""
+    if mask is None:
+        return distance.mean()
+    real = mask.bool()
+    # Where, and not times 0: what stands at padding may be infinite.
+    kept = distance.where(real, 0).sum(1) / real.sum(1).clamp_min(1)
+    return kept.mean()

@@ -1,0 +1,195 @@
+"""Spikes per neuron and inference as a differentiable quantity, for a penalty on what a model spends.
+
+    n = sum_t |s_t|,   s_t = (out_t + c) / alpha        a neuron that sends out_t = alpha s_t - c
+    n = |level|                                         its collapsed twin, which sends alpha level / T - c
+
+The gradient of out_t and alpha is what the neuron makes of it: straight through for a rounding neuron, so
+that a penalty lowers membrane potentials and widens amplitudes. Only the neuron's state is kept, not its
+spikes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikenlp.neurons import SpikingNeuron
+from spikenlp.neurons.collapsed import collapsed_of_state, level_of
+from spikenlp.neurons.compilation import run_compiled
+from spikenlp.neurons.dynamics import SMALLEST_SCALE, grad_of_currents, spike_function
+
+
+def spikes_per_neuron(sent: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """Mean over neurons of their spikes in one inference (T times the firing rate).
+
+    Args:
+        sent: what a neuron of `spikenlp.neurons` returned in training, [T, B, ...] or of a collapsed
+            one [1, B, ...], unchanged.
+        attention_mask: [B, L] for `sent` [T, B, L, C]: positions where it is 0 are left out.
+
+    Returns:
+        float32 scalar in [0, T], differentiable. 0 where nothing is real.
+
+    Raises:
+        ValueError: `sent` is not what a neuron returned, or no gradient was asked for.
+
+    >>> neuron = RoundingIF()
+    >>> spikes_per_neuron(neuron(torch.full((4, 1, 1), 0.5, requires_grad=True))).item()
+    2.0
+    """
+    record = getattr(sent, "spike_record", None)
+    if record is None:
+        raise ValueError(
+            "spikes_per_neuron needs what a spiking neuron returned with gradients on, untouched: "
+            "this tensor has no record of its spikes (gradient checkpointing leaves none either)"
+        )
+    mask = None
+    sites: Tensor | int = sent[0].numel()
+    if attention_mask is not None:
+        mask = attention_mask.to(sent.device, torch.float32)[..., None]
+        sites = mask.sum().clamp_min(1) * sent.shape[-1]
+    return (
+        _SpikeCount.apply(
+            sent, record.state, record.amplitude, record.offset, mask, _options(record)
+        )
+        / sites
+    )
+
+
+class CountedSpikes:
+    """What the neurons of a model sent in one forward pass."""
+
+    def __init__(self) -> None:
+        self._means: list[Tensor] = []
+        self._neurons: list[int] = []
+
+    def add(self, mean: Tensor, neurons: int) -> None:
+        self._means.append(mean)
+        self._neurons.append(neurons)
+
+    def mean(self) -> Tensor:
+        """Spikes per neuron and inference over all neurons, float32 scalar, differentiable."""
+        weights = torch.tensor(self._neurons, dtype=torch.float32, device=self._means[0].device)
+        return (torch.stack(self._means) * weights).sum() / weights.sum()
+
+
+@contextmanager
+def count_spikes(model: nn.Module, attention_mask: Tensor | None = None) -> Iterator[CountedSpikes]:
+    """Counts the spikes of one training forward pass of `model` inside the context, differentiably.
+
+    Args:
+        model: any module that holds neurons of `spikenlp.neurons`, in training mode.
+        attention_mask: [B, L] of the batch: padding is left out.
+
+    Raises:
+        ValueError: a model without spiking neurons; see `spikes_per_neuron`.
+
+    >>> with count_spikes(model, batch["attention_mask"]) as counted:
+    ...     loss = model(**batch).loss
+    >>> loss = loss + 0.5 * counted.mean()
+    """
+    neurons = [m for m in model.modules() if isinstance(m, SpikingNeuron)]
+    if not neurons:
+        raise ValueError(f"{type(model).__name__} holds no spiking neuron (spikenlp.neurons)")
+    counted = CountedSpikes()
+
+    def count(module: nn.Module, args: Any, sent: Tensor) -> None:
+        mask = attention_mask if sent.dim() == 4 else None
+        counted.add(spikes_per_neuron(sent, mask), sent.shape[2:].numel())
+
+    with ExitStack() as stack:
+        for neuron in neurons:
+            stack.callback(neuron.register_forward_hook(count).remove)
+        yield counted
+
+
+def _options(record: Any) -> dict[str, Any]:
+    options = {k: v for k, v in record.options.items() if k != "out_dtype"}
+    if record.again is collapsed_of_state:
+        return {"running": False, "threshold": None, **options}
+    return {
+        "steps": 1,
+        "threshold": 0.5 if options.pop("rounding") else 1.0,
+        **options,
+    }
+
+
+def _levels(state: Tensor, threshold: float | None, steps: int, ternary: bool) -> list[Tensor]:
+    """Spikes of each step; of a collapsed neuron (no threshold) its level."""
+    if threshold is None:
+        return [level_of(z.float(), steps, ternary) for z in state.unbind(0)]
+    return [spike_function(z.float(), threshold, ternary) for z in state.unbind(0)]
+
+
+def _count_forward(
+    state: Tensor,
+    mask: Tensor | None,
+    *,
+    threshold: float | None,
+    steps: int,
+    ternary: bool,
+    running: bool,
+) -> Tensor:
+    levels = _levels(state, threshold, steps, ternary)
+    count = sum((level.abs() for level in levels[1:]), levels[0].abs())
+    return count if mask is None else count * mask
+
+
+def _count_backward(
+    state: Tensor,
+    grad: Tensor,
+    mask: Tensor | None,
+    amplitude: Tensor,
+    *,
+    threshold: float | None,
+    steps: int,
+    ternary: bool,
+    running: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    weight = grad * steps / amplitude.clamp_min(SMALLEST_SCALE)
+    if mask is not None:
+        weight = weight * mask
+    levels = _levels(state, threshold, steps, ternary)
+    # The count of binary spikes is linear in what is sent: silent steps have a gradient as well.
+    signs = [level.sign() if ternary else torch.ones_like(level) for level in levels]
+    return grad_of_currents([weight * sign for sign in signs], False, running, dtype)
+
+
+class _SpikeCount(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, sent, state, amplitude, offset, mask, options):
+        counts = run_compiled(_count_forward, state, mask, **options)
+        by_amplitude = counts.sum_to_size(amplitude.shape)
+        ctx.save_for_backward(state, mask, amplitude, by_amplitude)
+        ctx.options, ctx.dtype = options, sent.dtype
+        return by_amplitude.sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        state, mask, amplitude, by_amplitude = ctx.saved_tensors
+        needs_sent, _, needs_amplitude, needs_offset = ctx.needs_input_grad[:4]
+        grad = grads[0]
+        of_sent = of_offset = None
+        if needs_sent or needs_offset:
+            of_sent = run_compiled(
+                _count_backward, state, grad, mask, amplitude, **ctx.options, dtype=ctx.dtype
+            )
+        if needs_offset:  # s_t = (out_t + c) / alpha, of binary spikes: as linear in c as in out_t
+            of_offset = _offset_gradient(state, mask, amplitude, grad, ctx.options)
+        of_amplitude = None
+        if needs_amplitude:
+            of_amplitude = -grad * by_amplitude / amplitude.clamp_min(SMALLEST_SCALE)
+        return of_sent, None, of_amplitude, of_offset, None, None
+
+
+def _offset_gradient(
+    state: Tensor, mask: Tensor | None, amplitude: Tensor, grad: Tensor, options: dict[str, Any]
+) -> Tensor:
+    per_site = grad * options["steps"] * len(state) / amplitude.clamp_min(SMALLEST_SCALE)
+    weight = torch.ones_like(state[0], dtype=torch.float32) if mask is None else mask
+    return (per_site * weight).expand(state.shape[1:]).sum_to_size(amplitude.shape)

@@ -1,0 +1,293 @@
+"""Training from a teacher: its answers at every step, its hidden states, its attention scores.
+
+    loss = (1 - a) task + a soft + b hidden + c scores
+
+task: the temporal loss on z_t (collapsed: the model's own loss). soft: cross entropy of the running mean of
+z_t at each step, which is the model's answer there, against the teacher's distribution. hidden, scores: see
+`spikenlp.losses.distillation`. A batch without labels, raw text, has the last two only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from spikenlp.losses.distillation import (
+    attention_score_loss,
+    hidden_state_loss,
+    layer_map,
+    soft_cross_entropy,
+)
+from spikenlp.models.over_time import running_mean
+from spikenlp.training.arguments import SpikingTrainingArguments
+from spikenlp.training.trainer import SpikingTrainer, check_tokenizer_fits
+
+PROJECTIONS = "hidden_projections"
+"""Attribute of the student that holds the learned projections while it is trained."""
+
+
+@dataclass
+class DistillationArguments(SpikingTrainingArguments):
+    """`SpikingTrainingArguments` and what is learned from the teacher.
+
+    Raises:
+        ValueError: an option out of range (see the help of each field).
+    """
+
+    logit_weight: float = field(
+        default=0.5,
+        metadata={"help": "Weight a in [0, 1] of the teacher's answers; the labels have 1 - a."},
+    )
+    temperature: float = field(
+        default=1.0, metadata={"help": "Temperature of the teacher's and student's answers."}
+    )
+    hidden_weight: float = field(
+        default=1.0,
+        metadata={"help": "Weight of the mean squared distance of hidden states, sum over layers."},
+    )
+    attention_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the mean squared distance of attention scores before the softmax."
+        },
+    )
+    teacher_layers: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Index of the teacher's hidden state (0: the embedding) for each of the "
+            "student's. Default: evenly spaced."
+        },
+    )
+    random_timesteps: bool = field(
+        default=False,
+        metadata={
+            "help": "Collapsed training: T is drawn anew for each batch, from 1 to num_timesteps, so "
+            "that the model is good at early steps as well."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.logit_weight <= 1:
+            raise ValueError(f"logit_weight must be in [0, 1], got {self.logit_weight}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be > 0, got {self.temperature}")
+        for name in ("hidden_weight", "attention_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if self.random_timesteps and not self.collapsed:
+            raise ValueError("random_timesteps draws T of collapsed training: set collapsed=True")
+
+
+class DistillationTrainer(SpikingTrainer):
+    """`SpikingTrainer` with a teacher.
+
+    Args:
+        model: a spiking model, with a classification head or without.
+        args: `DistillationArguments`.
+        teacher: a dense (or any) model of transformers with the same vocabulary, and, for its
+            answers, the same classes. It is put into eval mode and never trained. Where its width
+            differs from the student's, a linear projection of each hidden state is learned beside
+            the student (`model.hidden_projections`, in checkpoints, until training ends).
+        The rest as in `SpikingTrainer`.
+
+    Raises:
+        ValueError: a vocabulary, number of classes, depth or number of heads that does not fit; a
+            teacher left in training mode; a batch with a row of padding only.
+    """
+
+    args: DistillationArguments
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: DistillationArguments,
+        *positional: Any,
+        teacher: PreTrainedModel,
+        **kwargs: Any,
+    ):
+        if not isinstance(args, DistillationArguments):
+            raise ValueError(f"args must be DistillationArguments, got {type(args).__name__}")
+        check_teacher(model, teacher, args)
+        check_tokenizer_fits(teacher, kwargs.get("processing_class"))
+        states = model.config.num_hidden_layers + 1
+        width, teacher_width = model.config.hidden_size, teacher.config.hidden_size
+        if args.hidden_weight and width != teacher_width:
+            projections = [nn.Linear(width, teacher_width) for _ in range(states)]
+            setattr(model, PROJECTIONS, nn.ModuleList(projections).to(model.device))
+        super().__init__(model, args, *positional, **kwargs)
+        self.data_collator = RealRows(self.data_collator)
+        self.teacher: Any = teacher.eval().requires_grad_(False)
+        self.teacher.to(args.device)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().train(*args, **kwargs)
+        if hasattr(self.model, PROJECTIONS):
+            delattr(self.model, PROJECTIONS)
+        return output
+
+    def training_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: Tensor | int | None,
+    ) -> tuple[Tensor, Any]:
+        args = self.args
+        config = self.accelerator.unwrap_model(model).config
+        drawn = self._timesteps(config) if args.random_timesteps else nullcontext()
+        wanted: dict[str, Any] = {"output_hidden_states": args.hidden_weight > 0}
+        if args.attention_weight:
+            wanted["output_attention_scores"] = True
+        with drawn:
+            outputs = model(**inputs, **wanted)
+        answers = self._ask_teacher(inputs)
+        labels, mask = inputs.get("labels"), inputs.get("attention_mask")
+        parts: dict[str, Tensor] = {}
+        if labels is not None:
+            if args.collapsed:
+                parts["task"], student = outputs.loss, outputs.logits
+            else:
+                assert self.compute_loss_func is not None
+                parts["task"] = self.compute_loss_func(outputs, labels)
+                student = running_mean(outputs.timestep_logits.transpose(0, 1)).transpose(0, 1)
+            parts["soft"] = soft_cross_entropy(
+                student, answers["logits"], temperature=args.temperature
+            )
+        if args.hidden_weight:
+            parts["hidden"] = hidden_state_loss(
+                outputs.hidden_states,
+                answers["hidden_states"],
+                mask,
+                layers=args.teacher_layers,
+                projections=getattr(self.accelerator.unwrap_model(model), PROJECTIONS, None),
+            )
+        if args.attention_weight:
+            layers = args.teacher_layers
+            parts["scores"] = attention_score_loss(
+                outputs.attention_scores,
+                answers["attention_scores"],
+                mask,
+                layers=None if layers is None else [i - 1 for i in layers[1:]],
+            )
+        for name, value in parts.items():
+            self.add_to_log(f"loss_{name}", value)
+        weights = {
+            "task": 1 - args.logit_weight,
+            "soft": args.logit_weight,
+            "hidden": args.hidden_weight,
+            "scores": args.attention_weight,
+        }
+        return sum(weights[name] * value for name, value in parts.items()), outputs  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def _ask_teacher(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        if self.teacher.training:
+            raise ValueError(
+                "the teacher is in training mode, so that its dropout answers at random: call "
+                "teacher.eval()"
+            )
+        inputs = {k: v for k, v in inputs.items() if k != "labels"}
+        with attention_scores(self.teacher, self.args.attention_weight > 0) as scores:
+            outputs = self.teacher(**inputs, output_hidden_states=self.args.hidden_weight > 0)
+        return {**outputs, "attention_scores": scores}
+
+    @contextmanager
+    def _timesteps(self, config: Any) -> Iterator[None]:
+        """T of this step, drawn from the seed and the number of the step: the same after a resume."""
+        generator = torch.Generator().manual_seed(
+            self.args.seed * 1_000_003 + self.state.global_step
+        )
+        saved = config.num_timesteps
+        config.num_timesteps = int(torch.randint(1, saved + 1, (), generator=generator))
+        try:
+            yield
+        finally:
+            config.num_timesteps = saved
+
+
+class RealRows:
+    """A data collator that refuses a row in which every position is padding."""
+
+    def __init__(self, collator: Any):
+        self.collator = collator
+
+    def __call__(self, rows: Sequence[Any]) -> Any:
+        batch = self.collator(rows)
+        mask = batch.get("attention_mask")
+        if mask is not None and not bool(mask.any(-1).all()):
+            row = int(mask.any(-1).logical_not().nonzero()[0])
+            raise ValueError(
+                f"row {row} of a batch has only padding (attention_mask 0): leave empty texts out"
+            )
+        return batch
+
+
+def check_teacher(
+    model: PreTrainedModel, teacher: PreTrainedModel, args: DistillationArguments
+) -> None:
+    """Raises ValueError where `model` cannot learn from `teacher`."""
+    student, source = model.config, teacher.config
+    if student.vocab_size != source.vocab_size:
+        raise ValueError(
+            f"the teacher's vocabulary has {source.vocab_size} entries, the student's "
+            f"{student.vocab_size}: both must read the same token ids"
+        )
+    classifies = hasattr(model, "classifier") and hasattr(teacher, "classifier")
+    if args.logit_weight and classifies and student.num_labels != source.num_labels:
+        raise ValueError(
+            f"the teacher has {source.num_labels} classes, the student {student.num_labels}"
+        )
+    if args.logit_weight and hasattr(model, "classifier") and not classifies:
+        raise ValueError(
+            f"the teacher, {type(teacher).__name__}, gives no logits of classes: fine-tune one with "
+            "a classification head, or set logit_weight=0"
+        )
+    if args.hidden_weight or args.attention_weight:
+        states = student.num_hidden_layers + 1
+        if args.teacher_layers is None:
+            layer_map(student.num_hidden_layers, source.num_hidden_layers)
+        elif len(args.teacher_layers) != states:
+            raise ValueError(
+                f"teacher_layers must name {states} hidden states (embedding first), got "
+                f"{args.teacher_layers}"
+            )
+    if args.attention_weight and student.num_attention_heads != source.num_attention_heads:
+        raise ValueError(
+            f"attention scores need as many heads: the teacher has {source.num_attention_heads}, "
+            f"the student {student.num_attention_heads}. Set attention_weight=0 to leave them out"
+        )
+
+
+@contextmanager
+def attention_scores(teacher: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
+    """Collects q k^T / sqrt(d) [B, heads, L, L] of each self-attention of a dense BERT."""
+    from transformers.models.bert.modeling_bert import BertSelfAttention
+
+    scores: list[Tensor] = []
+
+    def compute(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        heads = (*hidden.shape[:2], module.num_attention_heads, -1)
+        query, key = (
+            layer(hidden).view(heads).transpose(1, 2) for layer in (module.query, module.key)
+        )
+        scores.append(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5)
+
+    hooks = []
+    if wanted:
+        layers = [m for m in teacher.modules() if isinstance(m, BertSelfAttention)]
+        if not layers:
+            raise ValueError(f"{type(teacher).__name__} has no BertSelfAttention to take scores of")
+        hooks = [m.register_forward_hook(compute, with_kwargs=True) for m in layers]
+    try:
+        yield scores
+    finally:
+        for hook in hooks:
+            hook.remove()
