@@ -1,4 +1,4 @@
-"""The whole way from a dense BERT to a spiking one: teacher, collapsed training, training over time.
+"""The whole way from a dense BERT to a spiking one, by distillation.
 
     python recipes/distill.py --task_name sst2 --data_dir glue --model_name_or_path path/to/bert \\
         --output_dir outputs/distill_sst2
@@ -6,14 +6,14 @@
 Phases, each in a folder of its own under `--output_dir`, in this order:
 
     teacher    fine-tunes the dense model on the task (or `--teacher` names one that is)
-    collapsed  converts the teacher, then trains it without the time loop, at about dense cost
-    unrolled   trains over T time steps with the temporal loss; the usual options (`--max_steps`,
+    converted  the student: spiking, with the weights of the teacher (or of `--student`), calibrated
+    collapsed  trains the student without the time loop, at about the cost of a dense one
+    unrolled   trains it over T time steps with the temporal loss; the usual options (`--max_steps`,
                `--learning_rate`, `--temporal_loss`, ...) are those of this phase
 
-`--phases` chooses among them: a phase starts from the last one before it that was run, in this call
-or an earlier one. A phase that is done is not repeated, and one that was stopped goes on from its last
-checkpoint, when the same command is given again. results.json holds dev metrics by time step, spikes and
-energy after each phase.
+`--phases` chooses among them. A phase that is done is not repeated, and one that was stopped goes on
+from its last checkpoint, when the same command is given again. results.json holds dev metrics by time
+step, spikes and energy after each phase.
 """
 
 from __future__ import annotations
@@ -42,24 +42,31 @@ from glue_tmc import (
 )
 from transformers import AutoTokenizer, BertForSequenceClassification, set_seed
 
-from spikenlp import SpikingBertForSequenceClassification
+from spikenlp import SpikingBertForSequenceClassification, SpikingTrainer
 from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 from spikenlp.training.distillation import DistillationArguments, DistillationTrainer
 from spikenlp.training.provenance import run_record
 from spikenlp.training.trainer import collapsed
 
-PHASES = ("teacher", "collapsed", "unrolled")
+PHASES = ("teacher", "converted", "collapsed", "unrolled")
 
 
 @dataclass
 class PipelineArguments(StudentArguments):
     phases: list[str] = field(
         default_factory=lambda: list(PHASES),
-        metadata={"help": f"Which phases to run, of {', '.join(PHASES)}.", "choices": PHASES},
+        metadata={"help": f"Phases to run, of {', '.join(PHASES)}.", "choices": PHASES},
     )
     teacher: str | None = field(
         default=None,
-        metadata={"help": "A dense model fine-tuned on the task, in place of the phase 'teacher'."},
+        metadata={"help": "A dense model fine-tuned on the task, in place of the phase teacher."},
+    )
+    student: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dense BERT that the student is converted from, where it is to have another shape "
+            "than the teacher. Same tokenizer."
+        },
     )
     teacher_learning_rate: float = field(default=5e-5, metadata={"help": "Of the phase teacher."})
     teacher_epochs: float = field(default=2.0, metadata={"help": "Of the phase teacher."})
@@ -72,9 +79,7 @@ class PipelineArguments(StudentArguments):
     collapsed_steps: int = field(default=1500, metadata={"help": "Of the phase collapsed."})
     hidden_act: str | None = field(
         default=None,
-        metadata={
-            "help": "Activation of the student's feed-forward layers, e.g. relu: fewer spikes."
-        },
+        metadata={"help": "Activation of the student's feed-forward layers; relu spikes less."},
     )
 
 
@@ -93,33 +98,44 @@ class Pipeline:
         self.teacher_path = Path(options.teacher or self.root / "teacher")
 
     def run(self) -> dict[str, Any]:
-        results: dict[str, Any] = {}
+        """What each phase found, in this call or an earlier one."""
+        found: dict[str, Any] = {}
         for phase in PHASES:
-            if phase in self.options.phases and not (phase == "teacher" and self.options.teacher):
-                done = self.root / phase / "results.json"
-                if not done.exists():
-                    found = getattr(self, f"run_{phase}")(self.root / phase)
-                    done.write_text(json.dumps(found, indent=1) + "\n")
-                results[phase] = json.loads(done.read_text())
-            elif (self.root / phase / "results.json").exists():
-                results[phase] = json.loads((self.root / phase / "results.json").read_text())
-        return results
+            record = self.root / phase / "results.json"
+            if record.exists():
+                found[phase] = json.loads(record.read_text())
+            elif phase in self.options.phases and not (phase == "teacher" and self.options.teacher):
+                found[phase] = getattr(self, f"run_{phase}")(self.root / phase)
+                found[phase]["run"] = run_record()
+                if self.args.process_index == 0:
+                    record.write_text(json.dumps(found[phase], indent=1) + "\n")
+        return found
 
     def run_teacher(self, folder: Path) -> dict[str, Any]:
-        model = BertForSequenceClassification.from_pretrained(
-            self.options.model_name_or_path, **self.inputs.label_fields()
-        )
-        announce("teacher", self.options.model_name_or_path, "a dense classifier", "nothing")
         options = self.options
-        metrics = fine_tune_dense(
-            model,
-            self.inputs,
-            self.args,
-            folder,
-            options.teacher_learning_rate,
-            options.teacher_epochs,
+        self.announce("teacher", options.model_name_or_path, "the classifier")
+        model = BertForSequenceClassification.from_pretrained(
+            options.model_name_or_path, **self.inputs.label_fields()
         )
-        return {"dense": metrics, "run": run_record()}
+        rate, epochs = options.teacher_learning_rate, options.teacher_epochs
+        return {"dense": fine_tune_dense(model, self.inputs, self.args, folder, rate, epochs)}
+
+    def run_converted(self, folder: Path) -> dict[str, Any]:
+        options = self.options
+        source = options.student or self.teacher_path
+        self.announce("converted", source, "amplitudes (calibrated)")
+        self.check_tokenizer(source)
+        fields = options.spiking_fields()
+        if options.hidden_act is not None:
+            fields["hidden_act"] = options.hidden_act
+        dense = BertForSequenceClassification.from_pretrained(source, **self.inputs.label_fields())
+        batches = calibration_batches(self.inputs, options.calibration_batches, self.args.seed)
+        model = SpikingBertForSequenceClassification.from_dense(
+            dense, calibration=batches, **fields
+        )
+        trainer = self.trainer(model, dataclasses.replace(self.args, output_dir=str(folder)))
+        trainer.save_model()
+        return self.measure(trainer)
 
     def run_collapsed(self, folder: Path) -> dict[str, Any]:
         options = self.options
@@ -131,60 +147,44 @@ class Pipeline:
             learning_rate=options.collapsed_learning_rate,
             neuron_learning_rate=options.collapsed_neuron_learning_rate,
         )
-        announce("collapsed", self.teacher_path, "amplitudes (calibrated)", "nothing")
-        model = self.convert()
-        trainer = self.trainer(model, args)
-        before = {} if last_checkpoint(folder) else evaluate(trainer, self.inputs, "eval")
-        return {"converted": before, **self.train(trainer)}
+        return self.train("collapsed", self.start("collapsed", ["converted"]), args)
 
     def run_unrolled(self, folder: Path) -> dict[str, Any]:
-        args = dataclasses.replace(
-            self.args, output_dir=str(folder), collapsed=False, random_timesteps=False
-        )
-        start = self.root / "collapsed"
-        if (start / "results.json").exists():
-            announce("unrolled", start, "nothing", "nothing")
-            model = SpikingBertForSequenceClassification.from_pretrained(
-                start, **self.student_fields()
-            )
-        else:
-            announce("unrolled", self.teacher_path, "amplitudes (calibrated)", "nothing")
-            model = self.convert()
-        return self.train(self.trainer(model, args))
+        args = dataclasses.replace(self.args, output_dir=str(folder), collapsed=False)
+        return self.train("unrolled", self.start("unrolled", ["collapsed", "converted"]), args)
 
-    def student_fields(self) -> dict[str, Any]:
-        fields = self.options.spiking_fields()
-        if self.options.hidden_act is not None:
-            fields["hidden_act"] = self.options.hidden_act
-        return fields
-
-    def convert(self) -> SpikingBertForSequenceClassification:
-        batches = calibration_batches(self.inputs, self.options.calibration_batches, self.args.seed)
-        return SpikingBertForSequenceClassification.from_dense(
-            self.load_teacher(), calibration=batches, **self.student_fields()
+    def start(self, phase: str, earlier: list[str]) -> Path:
+        """The folder of the last of the `earlier` phases that is done."""
+        for name in earlier:
+            if (self.root / name / "results.json").exists():
+                return self.root / name
+        raise ValueError(
+            f"the phase {phase} starts from {' or '.join(earlier)}, which was not run in "
+            f"{self.root}: add it to --phases"
         )
 
-    def load_teacher(self) -> BertForSequenceClassification:
-        if not (self.teacher_path / "config.json").exists():
-            raise ValueError(
-                f"there is no teacher at {self.teacher_path}: run the phase 'teacher', or give one "
-                "with --teacher"
-            )
-        vocabulary = AutoTokenizer.from_pretrained(self.teacher_path).get_vocab()
-        if vocabulary != self.inputs.tokenizer.get_vocab():
-            raise ValueError(
-                f"the tokenizer of the teacher at {self.teacher_path} is not that of "
-                f"{self.options.model_name_or_path}: both must give the same token ids"
-            )
-        return BertForSequenceClassification.from_pretrained(self.teacher_path)
+    def train(self, phase: str, start: Path, args: DistillationArguments) -> dict[str, Any]:
+        self.announce(phase, start, "nothing")
+        trainer = self.trainer(SpikingBertForSequenceClassification.from_pretrained(start), args)
+        trained = trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
+        trainer.save_model()
+        trainer.save_state()
+        training = {
+            "steps": trainer.state.global_step,
+            "seconds": trained.metrics["train_runtime"],
+            "temporal_loss": "none (collapsed)" if args.collapsed else args.temporal_loss,
+            **{name: getattr(args, name) for name in RECORDED},
+        }
+        return {**self.measure(trainer), "training": training}
 
     def trainer(
         self, model: SpikingBertForSequenceClassification, args: DistillationArguments
     ) -> DistillationTrainer:
+        self.check_tokenizer(self.teacher_path)
         return DistillationTrainer(
             model,
             args,
-            teacher=self.load_teacher(),
+            teacher=BertForSequenceClassification.from_pretrained(self.teacher_path),
             train_dataset=self.inputs.train,
             eval_dataset=next(iter(self.inputs.evaluation.values())),
             data_collator=self.inputs.collator,
@@ -192,27 +192,31 @@ class Pipeline:
             compute_metrics=self.inputs.compute_metrics,
         )
 
-    def train(self, trainer: DistillationTrainer) -> dict[str, Any]:
-        """Trains, saves and measures: the spiking model by step, and its collapsed twin."""
-        args = trainer.args
-        trained = trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
-        trainer.save_model()
-        trainer.save_state()
-        model = trainer.model
+    def measure(self, trainer: SpikingTrainer) -> dict[str, Any]:
+        """Dev metrics of the spiking model by step and of its collapsed twin, spikes and energy."""
+        model, args = trainer.model, trainer.args
         found = {"spiking": evaluate(trainer, self.inputs, "eval")}
         if model.config.neuron == "rounding":
             with collapsed(model.config):
-                found["collapsed"] = evaluate(
-                    dense_trainer(model, self.inputs, args), self.inputs, "eval"
-                )
+                twin = dense_trainer(model, self.inputs, args)
+                found["collapsed"] = evaluate(twin, self.inputs, "eval")
         found["spending"] = spikes_and_energy(model, self.inputs, args.per_device_eval_batch_size)
-        found["training"] = {
-            "steps": trainer.state.global_step,
-            "seconds": trained.metrics["train_runtime"],
-            "temporal_loss": "none (collapsed)" if args.collapsed else args.temporal_loss,
-            **{name: getattr(args, name) for name in RECORDED},
-        }
-        return {**found, "run": run_record()}
+        return found
+
+    def check_tokenizer(self, path: str | Path) -> None:
+        if Path(path) == self.teacher_path and not (self.teacher_path / "config.json").exists():
+            raise ValueError(
+                f"there is no teacher at {path}: run the phase teacher, or name one with --teacher"
+            )
+        if AutoTokenizer.from_pretrained(path).get_vocab() != self.inputs.tokenizer.get_vocab():
+            raise ValueError(
+                f"the tokenizer at {path} is not that of {self.options.model_name_or_path}: teacher "
+                "and student must read the same token ids"
+            )
+
+    def announce(self, phase: str, loaded: Any, created: str) -> None:
+        if self.args.process_index == 0:
+            print(f"phase {phase}: loads {loaded}; creates {created}", flush=True)
 
 
 RECORDED = (
@@ -223,34 +227,27 @@ RECORDED = (
     "attention_weight",
     "spike_target",
     "spike_weight",
-    "random_timesteps",
+    "collapsed_timesteps",
     "seed",
 )
-
-
-def announce(phase: str, loaded: Any, created: str, dropped: str) -> None:
-    print(f"phase {phase}: loads {loaded}; creates {created}; drops {dropped}", flush=True)
+MAIN_METRICS = ("accuracy", "f1", "matthews_correlation", "pearson", "spearmanr")
 
 
 def summary(results: dict[str, Any]) -> str:
-    """One row a model: its main metric at the last step, and step by step."""
+    """One row a model: its main metrics at the last step, and step by step; spikes and energy."""
     lines = []
     for phase, found in results.items():
-        for name in ("dense", "converted", "collapsed", "spiking"):
-            metrics = found.get(name)
-            if not metrics:
-                continue
-            for key in ("accuracy", "f1", "matthews_correlation", "pearson", "spearmanr"):
+        for name in ("dense", "collapsed", "spiking"):
+            metrics = found.get(name, {})
+            for key in MAIN_METRICS:
                 if key in metrics:
                     steps = [v for k, v in metrics.items() if k.startswith(f"{key}_t")]
                     by_step = " / ".join(f"{100 * v:.1f}" for v in steps)
                     label = f"{phase}: {name}"
                     lines.append(f"{label:22} {key:21} {100 * metrics[key]:5.1f}  {by_step}")
         if "spending" in found:
-            spent = found["spending"]
-            lines.append(
-                f"{phase + ': spikes':22} {spent['spikes_per_neuron']:.2f} per neuron and inference"
-            )
+            spikes = found["spending"]["spikes_per_neuron"]
+            lines.append(f"{phase + ': spikes':22} {spikes:.2f} per neuron and inference")
     return "\n".join(lines)
 
 
@@ -277,8 +274,9 @@ def main() -> None:
     results = Pipeline(options, data_args, args, inputs).run()
     record = {"task": inputs.task.name, "data": inputs.source, "seed": args.seed, **results}
     record["config"] = {**options.spiking_fields(), "hidden_act": options.hidden_act}
-    (Path(args.output_dir) / "results.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(summary(results), flush=True)
+    if args.process_index == 0:
+        (Path(args.output_dir) / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+        print(summary(results), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -64,11 +64,11 @@ class DistillationArguments(SpikingTrainingArguments):
             "student's. Default: evenly spaced."
         },
     )
-    random_timesteps: bool = field(
-        default=False,
+    collapsed_timesteps: Literal["fixed", "random"] = field(
+        default="fixed",
         metadata={
-            "help": "Collapsed training: T is drawn anew for each batch, from 1 to num_timesteps, so "
-            "that the model is good at early steps as well."
+            "help": "Collapsed training at num_timesteps (fixed), or at a T drawn anew for each batch, "
+            "from 1 to num_timesteps, so that early steps are served as well (random)."
         },
     )
 
@@ -81,8 +81,10 @@ class DistillationArguments(SpikingTrainingArguments):
         for name in ("hidden_weight", "attention_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        if self.random_timesteps and not self.collapsed:
-            raise ValueError("random_timesteps draws T of collapsed training: set collapsed=True")
+        if self.collapsed_timesteps not in ("fixed", "random"):
+            raise ValueError(
+                f"collapsed_timesteps must be 'fixed' or 'random', got {self.collapsed_timesteps!r}"
+            )
 
 
 class DistillationTrainer(SpikingTrainer):
@@ -141,7 +143,8 @@ class DistillationTrainer(SpikingTrainer):
     ) -> tuple[Tensor, Any]:
         args = self.args
         config = self.accelerator.unwrap_model(model).config
-        drawn = self._timesteps(config) if args.random_timesteps else nullcontext()
+        random = args.collapsed and args.collapsed_timesteps == "random"
+        drawn = self._random_timesteps(config) if random else nullcontext()
         wanted: dict[str, Any] = {"output_hidden_states": args.hidden_weight > 0}
         if args.attention_weight:
             wanted["output_attention_scores"] = True
@@ -199,7 +202,7 @@ class DistillationTrainer(SpikingTrainer):
         return {**outputs, "attention_scores": scores}
 
     @contextmanager
-    def _timesteps(self, config: Any) -> Iterator[None]:
+    def _random_timesteps(self, config: Any) -> Iterator[None]:
         """T of this step, drawn from the seed and the number of the step: the same after a resume."""
         generator = torch.Generator().manual_seed(
             self.args.seed * 1_000_003 + self.state.global_step

@@ -1,0 +1,210 @@
+"""DistillationTrainer: its loss by hand, resuming, teachers of other shapes, and what it refuses."""
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+from spikenlp import SpikingBertForSequenceClassification
+from spikenlp.losses import tmc_loss
+from spikenlp.losses.distillation import hidden_state_loss, soft_cross_entropy
+from spikenlp.training.distillation import (
+    PROJECTIONS,
+    DistillationArguments,
+    DistillationTrainer,
+    attention_scores,
+)
+from tests.conftest import TINY_DENSE
+from tests.training.test_trainer import make_args
+
+
+def make_teacher(seed=1, **fields):
+    torch.manual_seed(seed)
+    config = {**TINY_DENSE, "num_labels": 2, "hidden_dropout_prob": 0.2, **fields}
+    return BertForSequenceClassification(BertConfig(**config))
+
+
+def make_student(dense, batches, **fields):
+    options = {"num_timesteps": 3, "hidden_dropout_prob": 0.0, **fields}
+    return SpikingBertForSequenceClassification.from_dense(dense, calibration=batches, **options)
+
+
+def make_data(rows=32):
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(3, 11, (rows, 1), generator=generator)
+    mask = (torch.arange(10) < lengths).long()
+    ids = torch.randint(5, 120, (rows, 10), generator=generator) * mask
+    labels = torch.randint(2, (rows,), generator=generator)
+    columns = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return Dataset.from_dict({k: v.tolist() for k, v in columns.items()})
+
+
+def make_trainer(folder, model, teacher, **options):
+    data = options.pop("train_dataset", None) or make_data()
+    args = make_args(folder, DistillationArguments, **options)
+    return DistillationTrainer(model, args, teacher=teacher, train_dataset=data)
+
+
+def first_batch():
+    return {k: torch.tensor(v) for k, v in make_data()[:8].items()}
+
+
+def loss_of(trainer, batch):
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer.compute_loss(trainer.model, dict(batch))
+
+
+@pytest.mark.parametrize("collapsed", [False, True])
+def test_the_loss_is_the_weighted_sum_of_its_parts(dense, batches, tmp_path, collapsed):
+    model, teacher, batch = make_student(dense, batches), make_teacher(), first_batch()
+    options = {"logit_weight": 0.3, "hidden_weight": 0.7, "temperature": 2.0}
+    trainer = make_trainer(tmp_path, model, teacher, collapsed=collapsed, **options)
+    found = loss_of(trainer, batch)
+    teacher.eval()
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    answers = teacher(**inputs, output_hidden_states=True)
+    model.config.collapsed = collapsed
+    outputs = model(**batch, output_hidden_states=True)
+    if collapsed:
+        task, logits = outputs.loss, outputs.logits
+    else:
+        z = outputs.timestep_logits
+        task = tmc_loss(z, batch["labels"], theta_weight="auto")
+        logits = torch.stack([z[:, : t + 1].mean(1) for t in range(3)], 1)
+    soft = soft_cross_entropy(logits, answers.logits, temperature=2.0)
+    hidden = hidden_state_loss(
+        outputs.hidden_states, answers.hidden_states, batch["attention_mask"]
+    )
+    torch.testing.assert_close(found, 0.7 * task + 0.3 * soft + 0.7 * hidden)
+
+
+def test_the_teacher_is_frozen_and_answers_without_dropout(dense, batches, tmp_path):
+    teacher = make_teacher().train()
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    trainer = make_trainer(tmp_path, make_student(dense, batches), teacher, max_steps=2)
+    trainer.train()
+    assert not teacher.training
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    teacher.train()
+    with pytest.raises(ValueError, match="teacher is in training mode"):
+        loss_of(trainer, first_batch())
+
+
+def test_training_brings_the_student_nearer_to_its_teacher(dense, batches, tmp_path):
+    teacher = make_teacher()
+    model = make_student(dense, batches)
+    options = {"logit_weight": 1.0, "max_steps": 30, "learning_rate": 3e-3, "logging_steps": 1}
+    trainer = make_trainer(tmp_path, model, teacher, collapsed=True, **options)
+    trainer.train()
+    hidden = [e["loss_hidden"] for e in trainer.state.log_history if "loss_hidden" in e]
+    assert len(hidden) == 30
+    assert hidden[-1] < 0.7 * hidden[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"collapsed": True, "collapsed_timesteps": "random"}, {"spike_weight": 0.5}],
+    ids=["unrolled", "collapsed", "penalty"],
+)
+def test_a_resumed_phase_ends_with_the_weights_of_one_that_ran_through(
+    dense, batches, tmp_path, options
+):
+    finals = []
+    for folder, stops in (("whole", [4]), ("stopped", [2, 4])):
+        for stop in stops:
+            model = make_student(dense, batches)
+            trainer = make_trainer(
+                tmp_path / folder,
+                model,
+                make_teacher(),
+                **options,
+                max_steps=4,
+                save_strategy="steps",
+                save_steps=2,
+                lr_scheduler_type="constant",
+            )
+            trainer.args.max_steps = stop
+            checkpoint = None if stop == stops[0] else str(tmp_path / folder / "checkpoint-2")
+            trainer.train(resume_from_checkpoint=checkpoint)
+        finals.append(model.state_dict())
+    for name, value in finals[0].items():
+        assert torch.equal(value, finals[1][name]), name
+
+
+def test_t_is_drawn_anew_for_each_batch_between_1_and_num_timesteps(dense, batches, tmp_path):
+    model = make_student(dense, batches)
+    options = {"collapsed": True, "collapsed_timesteps": "random", "max_steps": 12}
+    trainer = make_trainer(tmp_path, model, make_teacher(), **options)
+    drawn = []
+    model.register_forward_pre_hook(lambda module, args: drawn.append(module.config.num_timesteps))
+    trainer.train()
+    assert set(drawn) == {1, 2, 3}
+    assert model.config.num_timesteps == 3
+
+
+def test_a_teacher_of_another_width_teaches_through_projections(dense, batches, tmp_path):
+    teacher = make_teacher(hidden_size=48, num_hidden_layers=4)
+    model = make_student(dense, batches)
+    trainer = make_trainer(tmp_path, model, teacher, max_steps=2)
+    projections = getattr(model, PROJECTIONS)
+    before = [p.clone() for p in projections.parameters()]
+    trainer.train()
+    after = list(projections.parameters())
+    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not hasattr(model, PROJECTIONS)
+    trainer.save_model(tmp_path / "final")
+    SpikingBertForSequenceClassification.from_pretrained(tmp_path / "final")
+
+
+def test_scores_of_a_dense_teacher_are_those_its_softmax_takes():
+    teacher = BertModel(BertConfig(**TINY_DENSE, attn_implementation="eager")).eval()
+    ids = torch.randint(5, 120, (2, 7))
+    with attention_scores(teacher, True) as scores:
+        outputs = teacher(input_ids=ids, output_attentions=True)
+    for score, attention in zip(scores, outputs.attentions, strict=True):
+        torch.testing.assert_close(score.softmax(-1), attention)
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "message"),
+    [
+        ({"vocab_size": 121}, {}, "vocabulary has 121 entries"),
+        ({"num_labels": 3}, {}, "teacher has 3 classes"),
+        ({"num_hidden_layers": 1}, {}, "cannot learn layer by layer"),
+        ({"num_attention_heads": 8}, {"attention_weight": 1.0}, "as many heads"),
+        ({}, {"teacher_layers": [0, 1]}, "must name 3 hidden states"),
+    ],
+)
+def test_teachers_that_do_not_fit_are_refused(dense, batches, tmp_path, fields, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, make_student(dense, batches), make_teacher(**fields), **options)
+
+
+def test_a_row_of_padding_is_named(dense, batches, tmp_path):
+    data = make_data(8).to_dict()
+    data["attention_mask"][5] = [0] * 10
+    trainer = make_trainer(
+        tmp_path,
+        make_student(dense, batches),
+        make_teacher(),
+        train_dataset=Dataset.from_dict(data),
+    )
+    with pytest.raises(ValueError, match="has only padding"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("logit_weight", 1.5),
+        ("temperature", 0.0),
+        ("hidden_weight", -1.0),
+        ("collapsed_timesteps", "any"),
+        ("spike_weight", -1.0),
+    ],
+)
+def test_options_out_of_range_are_named(tmp_path, option, value):
+    with pytest.raises(ValueError, match=option):
+        make_args(tmp_path, DistillationArguments, **{option: value})
