@@ -251,10 +251,10 @@ def summary(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    transformers.utils.logging.set_verbosity_warning()
+def distill(argv: list[str]) -> dict[str, Any]:
+    """The whole job; returns what results.json holds."""
     options, data_args, args = parse_arguments(
-        sys.argv[1:],
+        argv,
         (PipelineArguments, DataArguments, DistillationArguments),
         output_dir="outputs/distill",
     )
@@ -271,12 +271,19 @@ def main() -> None:
             f"{inputs.task.name} is a regression, which has no confidence for TMC to calibrate: use "
             "--temporal_loss sdt or tet"
         )
-    results = Pipeline(options, data_args, args, inputs).run()
-    record = {"task": inputs.task.name, "data": inputs.source, "seed": args.seed, **results}
-    record["config"] = {**options.spiking_fields(), "hidden_act": options.hidden_act}
+    phases = Pipeline(options, data_args, args, inputs).run()
+    config = {**options.spiking_fields(), "hidden_act": options.hidden_act}
+    record = {"task": inputs.task.name, "data": inputs.source, "seed": args.seed, "config": config}
+    record |= phases
     if args.process_index == 0:
         (Path(args.output_dir) / "results.json").write_text(json.dumps(record, indent=1) + "\n")
-        print(summary(results), flush=True)
+        print(summary(phases), flush=True)
+    return record
+
+
+def main() -> None:
+    transformers.utils.logging.set_verbosity_warning()
+    distill(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -57,6 +57,35 @@ def plot_metric_by_step(values: Mapping[str, Sequence[float]], ylabel: str) -> F
     return figure
 
 
+def plot_energy_front(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    rivals: Mapping[str, tuple[float, float]],
+    ylabel: str,
+) -> Figure:
+    """Metric against energy per sample.
+
+    Args:
+        series: for each name points (energy in microjoules, metric), joined in order of energy.
+        rivals: single points, drawn as crosses: what the series are to be held against.
+
+    Raises:
+        ValueError: nothing to draw.
+    """
+    _require(series)
+    figure = _figure()
+    axes = figure.subplots()
+    for i, (name, points) in enumerate(series.items()):
+        axes.plot(
+            *zip(*sorted(points), strict=True), "-o", color=COLOURS[i % len(COLOURS)], label=name
+        )
+    for i, (name, (energy, metric)) in enumerate(rivals.items()):
+        axes.plot([energy], [metric], "x", color="black", markersize=8 - 2 * i, label=name)
+    axes.set(xlabel="arithmetic energy per sample, microjoules", ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
 def plot_reliability(curve: ReliabilityCurve) -> Figure:
     """Accuracy in bins of confidence, beside the diagonal of a calibrated model, over their counts.
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -26,6 +27,7 @@ from spikenlp.losses.distillation import (
 )
 from spikenlp.models.over_time import running_mean
 from spikenlp.training.arguments import SpikingTrainingArguments
+from spikenlp.training.teacher_cache import ROW, TeacherCache, bytes_needed
 from spikenlp.training.trainer import SpikingTrainer, check_tokenizer_fits
 
 PROJECTIONS = "hidden_projections"
@@ -57,6 +59,13 @@ class DistillationArguments(SpikingTrainingArguments):
             "help": "Weight of the mean squared distance of attention scores before the softmax."
         },
     )
+    teacher_cache_gb: float = field(
+        default=2.0,
+        metadata={
+            "help": "The teacher is asked once for each row, before training, where its answers take "
+            "no more than this (GB of host memory); else at every step. 0: always at every step."
+        },
+    )
     teacher_layers: list[int] | None = field(
         default=None,
         metadata={
@@ -78,7 +87,7 @@ class DistillationArguments(SpikingTrainingArguments):
             raise ValueError(f"logit_weight must be in [0, 1], got {self.logit_weight}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be > 0, got {self.temperature}")
-        for name in ("hidden_weight", "attention_weight"):
+        for name in ("hidden_weight", "attention_weight", "teacher_cache_gb"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         if self.collapsed_timesteps not in ("fixed", "random"):
@@ -128,12 +137,40 @@ class DistillationTrainer(SpikingTrainer):
         self.data_collator = RealRows(self.data_collator)
         self.teacher: Any = teacher.eval().requires_grad_(False)
         self.teacher.to(args.device)
+        self._cache: TeacherCache | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        data: Any = self.train_dataset
+        if self._cache is None and self._cache_fits():
+            self.train_dataset = data.add_column(ROW, list(range(len(data))))
+            self._cache = TeacherCache(
+                self.teacher,
+                data,
+                self.data_collator,
+                hidden=self.args.hidden_weight > 0,
+                context=self.compute_loss_context_manager(),
+            )
         output = super().train(*args, **kwargs)
         if hasattr(self.model, PROJECTIONS):
             delattr(self.model, PROJECTIONS)
         return output
+
+    def _cache_fits(self) -> bool:
+        data, config, args = self.train_dataset, self.teacher.config, self.args
+        columns = {"input_ids", "attention_mask"}
+        if not isinstance(data, Dataset) or not columns <= set(data.column_names):
+            return False
+        if args.attention_weight:  # grow with the square of the length
+            return False
+        states = config.num_hidden_layers + 1 if args.hidden_weight else 0
+        needed = bytes_needed(data, states, config.hidden_size, config.num_labels)
+        return needed <= args.teacher_cache_gb * 1e9
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        if ROW not in columns:
+            columns.append(ROW)
 
     def training_loss(
         self,
@@ -142,6 +179,7 @@ class DistillationTrainer(SpikingTrainer):
         num_items_in_batch: Tensor | int | None,
     ) -> tuple[Tensor, Any]:
         args = self.args
+        rows = inputs.pop(ROW, None)
         config = self.accelerator.unwrap_model(model).config
         random = args.collapsed and args.collapsed_timesteps == "random"
         drawn = self._random_timesteps(config) if random else nullcontext()
@@ -150,8 +188,11 @@ class DistillationTrainer(SpikingTrainer):
             wanted["output_attention_scores"] = True
         with drawn:
             outputs = model(**inputs, **wanted)
-        answers = self._ask_teacher(inputs)
         labels, mask = inputs.get("labels"), inputs.get("attention_mask")
+        if self._cache is None or rows is None:
+            answers = self._ask_teacher(inputs)
+        else:
+            answers = self._cache.answers(rows, inputs["attention_mask"])
         parts: dict[str, Tensor] = {}
         if labels is not None:
             if args.collapsed:

@@ -92,6 +92,20 @@ def test_the_teacher_is_frozen_and_answers_without_dropout(dense, batches, tmp_p
         loss_of(trainer, first_batch())
 
 
+@pytest.mark.parametrize("collapsed", [False, True])
+def test_a_teacher_that_is_asked_once_teaches_the_same(dense, batches, tmp_path, collapsed):
+    finals, asked = [], []
+    for gigabytes in (0.0, 1.0):
+        teacher, model = make_teacher(), make_student(dense, batches)
+        teacher.register_forward_hook(lambda *_, g=gigabytes: asked.append(g))
+        options = {"collapsed": collapsed, "teacher_cache_gb": gigabytes, "num_train_epochs": 3}
+        make_trainer(tmp_path, model, teacher, max_steps=-1, **options).train()
+        finals.append(model.state_dict())
+    assert (asked.count(0.0), asked.count(1.0)) == (12, 1)
+    for name, value in finals[0].items():
+        torch.testing.assert_close(finals[1][name], value, rtol=1e-3, atol=1e-4)
+
+
 def test_training_brings_the_student_nearer_to_its_teacher(dense, batches, tmp_path):
     teacher = make_teacher()
     model = make_student(dense, batches)

@@ -1,0 +1,85 @@
+"""What a teacher says of each row of a data set, asked once and kept in memory where it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+ROW = "row"
+"""Column that tells a batch which rows of the data set it holds."""
+ASKED_AT_ONCE = 64
+
+
+def bytes_needed(dataset: Dataset, states: int, width: int, classes: int) -> int:
+    """Of hidden states (`states` times `width`) of each token and of the logits, in float32."""
+    tokens = sum(len(ids) for ids in dataset["input_ids"])
+    return 4 * (tokens * states * width + len(dataset) * classes)
+
+
+class TeacherCache:
+    """Logits and hidden states of a teacher for each row of `dataset`.
+
+    Rows are asked in order of their length, so that the answers do not depend on how training mixes
+    them: a run that is resumed sees the same.
+
+    Args:
+        teacher: in eval mode; its inputs are what `collator` makes of the rows, labels left out.
+        hidden: whether hidden states are kept.
+        context: what the teacher runs in (autocast).
+    """
+
+    def __init__(
+        self,
+        teacher: Any,
+        dataset: Dataset,
+        collator: Any,
+        *,
+        hidden: bool,
+        context: AbstractContextManager[Any],
+    ):
+        self._logits: list[Tensor] = [torch.empty(0)] * len(dataset)
+        self._hidden: list[Tensor] = [torch.empty(0)] * len(dataset)
+        self._states = 0
+        lengths = [len(ids) for ids in dataset["input_ids"]]
+        order = sorted(range(len(dataset)), key=lengths.__getitem__)
+        device = next(teacher.parameters()).device
+        names = [n for n in dataset.column_names if n not in (ROW, "labels", "label")]
+        with torch.no_grad(), context:
+            for start in range(0, len(order), ASKED_AT_ONCE):
+                rows = order[start : start + ASKED_AT_ONCE]
+                batch = collator([{n: dataset[i][n] for n in names} for i in rows])
+                inputs = {k: v.to(device) for k, v in batch.items()}
+                outputs = teacher(**inputs, output_hidden_states=hidden)
+                self._keep(rows, inputs, outputs, hidden)
+
+    def _keep(
+        self, rows: list[int], inputs: Mapping[str, Tensor], outputs: Any, hidden: bool
+    ) -> None:
+        if hidden:
+            self._states = len(outputs.hidden_states)
+            stacked = torch.stack(outputs.hidden_states, 2).cpu()  # [B, L, S, D]
+            real = inputs["attention_mask"].bool().cpu()
+        for i, row in enumerate(rows):
+            if "logits" in outputs:
+                self._logits[row] = outputs.logits[i].cpu()
+            if hidden:
+                self._hidden[row] = stacked[i][real[i]].clone()
+
+    def answers(self, rows: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+        """`logits` [B, C] and `hidden_states` (each [B, L, D], 0 at padding) of the given rows."""
+        found: dict[str, Any] = {}
+        indices = rows.tolist()
+        device = attention_mask.device
+        if self._logits[indices[0]].numel():
+            found["logits"] = torch.stack([self._logits[i] for i in indices]).to(device)
+        if self._states:
+            kept = torch.cat([self._hidden[i] for i in indices]).to(device)
+            states = kept.new_zeros(*attention_mask.shape, *kept.shape[1:])
+            states[attention_mask.bool()] = kept
+            found["hidden_states"] = states.unbind(2)
+        return found
