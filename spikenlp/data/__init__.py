@@ -1,14 +1,30 @@
-"""Data sets and vocabularies."""
+"""Data sets, raw text and vocabularies."""
 
 from spikenlp.data.demo import demo_question_pairs
-from spikenlp.data.glue import GLUE_TASKS, GlueTask, get_task, load_glue
-from spikenlp.data.tokenization import wordpiece_tokenizer
+from spikenlp.data.glue import GLUE_TASKS, GlueTask, load_glue
+from spikenlp.data.masking import ReproducibleMasking
+from spikenlp.data.orange import read_tab
+from spikenlp.data.tasks import TASKS, TextTask, get_task, load_task
+from spikenlp.data.text import load_corpus, pack
+from spikenlp.data.tokenization import sentencepiece_tokenizer, wordpiece_tokenizer
+from spikenlp.data.topics import TOPIC_TASKS, TopicTask, load_topics
 
 __all__ = [
     "GLUE_TASKS",
+    "TASKS",
+    "TOPIC_TASKS",
     "GlueTask",
+    "ReproducibleMasking",
+    "TextTask",
+    "TopicTask",
     "demo_question_pairs",
     "get_task",
+    "load_corpus",
     "load_glue",
+    "load_task",
+    "load_topics",
+    "pack",
+    "read_tab",
+    "sentencepiece_tokenizer",
     "wordpiece_tokenizer",
 ]

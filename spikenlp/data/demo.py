@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from spikenlp.data.glue import get_task
+from spikenlp.data.glue import GLUE_TASKS
 
 TRAIN_PAIRS = 5600
 DEV_PAIRS = 1000
@@ -97,7 +97,7 @@ def demo_question_pairs() -> DatasetDict:
         {
             "question1": Value("string"),
             "question2": Value("string"),
-            "label": ClassLabel(names=list(get_task("qqp").labels or ())),
+            "label": ClassLabel(names=list(GLUE_TASKS["qqp"].labels or ())),
         }
     )
     splits = {

@@ -31,6 +31,7 @@ class GlueTask:
         labels: class names in the order of their ids; None for regression.
         header: the TSV files' columns where they have no header line.
         evaluation: split -> TSV file.
+        metrics: what is reported, as `spikenlp.metrics.glue_metrics` names it.
     """
 
     name: str
@@ -40,6 +41,7 @@ class GlueTask:
     labels: tuple[str, ...] | None
     header: tuple[str, ...] | None = None
     evaluation: tuple[tuple[str, str], ...] = (("validation", "dev.tsv"),)
+    metrics: tuple[str, ...] = ("accuracy",)
 
     @property
     def files(self) -> dict[str, str]:
@@ -58,6 +60,7 @@ GLUE_TASKS = {
             ("sentence", "label"),
             ("unacceptable", "acceptable"),
             header=("source", "label", "mark", "sentence"),
+            metrics=("accuracy", "mcc"),
         ),
         GlueTask("sst2", "SST-2", ("sentence",), ("sentence", "label"), ("negative", "positive")),
         GlueTask(
@@ -66,6 +69,7 @@ GLUE_TASKS = {
             SENTENCES,
             ("#1 String", "#2 String", "Quality"),
             ("not_equivalent", "equivalent"),
+            metrics=("accuracy", "f1"),
         ),
         GlueTask(
             "qqp",
@@ -73,8 +77,16 @@ GLUE_TASKS = {
             ("question1", "question2"),
             ("question1", "question2", "is_duplicate"),
             ("not_duplicate", "duplicate"),
+            metrics=("accuracy", "f1"),
         ),
-        GlueTask("stsb", "STS-B", SENTENCES, (*SENTENCES, "score"), None),
+        GlueTask(
+            "stsb",
+            "STS-B",
+            SENTENCES,
+            (*SENTENCES, "score"),
+            None,
+            metrics=("pearson", "spearman"),
+        ),
         GlueTask(
             "mnli",
             "MNLI",
@@ -101,16 +113,9 @@ GLUE_TASKS = {
 }
 
 
-def get_task(name: str | None) -> GlueTask:
-    """The task called `name`; GLUE's folder names ("SST-2", "STS-B") will do too.
-
-    Raises:
-        ValueError: it is none of the nine.
-    """
-    key = (name or "").lower().replace("-", "")
-    if key not in GLUE_TASKS:
-        raise ValueError(f"unknown GLUE task {name!r}: choose from {', '.join(GLUE_TASKS)}")
-    return GLUE_TASKS[key]
+def task_key(name: str | None) -> str:
+    """A task's name in the table: "SST-2" -> "sst2"."""
+    return (name or "").lower().replace("-", "")
 
 
 def load_glue(
@@ -119,7 +124,7 @@ def load_glue(
     """Loads a task from GLUE's TSV files or from a hub.
 
     Args:
-        task_name: as for `get_task`.
+        task_name: one of the nine, by the hub's name ("sst2") or that of GLUE's folder ("SST-2").
         data_dir: folder of the task's train.tsv and dev.tsv, or the one that holds GLUE's folders.
             Splits whose file is absent are left out.
         dataset: hub id, or local path, of a data set with GLUE's configurations: "nyu-mll/glue".
@@ -128,10 +133,14 @@ def load_glue(
         Splits with the task's `text_columns` (strings) and `label` (ClassLabel; float32 for STS-B).
 
     Raises:
-        ValueError: not exactly one source; a missing column; unreadable labels; an empty split.
+        ValueError: an unknown task; not exactly one source; a missing column; unreadable labels; an
+            empty split.
         FileNotFoundError: no file of the task in `data_dir`.
     """
-    task = get_task(task_name)
+    key = task_key(task_name)
+    if key not in GLUE_TASKS:
+        raise ValueError(f"unknown GLUE task {task_name!r}: choose from {', '.join(GLUE_TASKS)}")
+    task = GLUE_TASKS[key]
     if (data_dir is None) == (dataset is None):
         raise ValueError(
             f"give exactly one source of {task.name}: data_dir (a folder with GLUE's "

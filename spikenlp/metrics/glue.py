@@ -1,7 +1,9 @@
-"""GLUE's metrics, as an `evaluate` module that needs no hub, and for the Trainer.
+"""Metrics of GLUE and of topic classification, as an `evaluate` module that needs no hub, and for the
+Trainer.
 
 Accuracy for every classification; F1 of class 1 beside it for MRPC and QQP; Matthews correlation
-(MCC) beside it for CoLA; Pearson and Spearman correlation for STS-B.
+(MCC) beside it for CoLA; macro F1 beside it for topics: the mean of F1 over the topics that occur among
+references or predictions; Pearson and Spearman correlation for STS-B.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 from scipy.stats import ConstantInputWarning, pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from spikenlp.data.glue import get_task
+from spikenlp.data.tasks import get_task
 
 
 class GlueMetric(evaluate.Metric):
@@ -60,18 +62,12 @@ def glue_metrics(task_name: str) -> Callable[[np.ndarray, np.ndarray], dict[str,
     return metrics
 
 
-def _scores(task_name: str, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-    if task_name == "stsb":
-        return {
-            "pearson": _correlation(pearsonr, predictions, references),
-            "spearman": _correlation(spearmanr, predictions, references),
-        }
-    scores = {"accuracy": float(accuracy_score(references, predictions))}
-    if task_name in ("mrpc", "qqp"):
-        scores["f1"] = float(f1_score(references, predictions, zero_division=0.0))
-    elif task_name == "cola":
-        scores["mcc"] = float(matthews_corrcoef(references, predictions))
-    return scores
+def _macro_f1(references: np.ndarray, predictions: np.ndarray) -> float:
+    return f1_score(references, predictions, average="macro", zero_division=0.0)
+
+
+def _f1(references: np.ndarray, predictions: np.ndarray) -> float:
+    return f1_score(references, predictions, zero_division=0.0)
 
 
 def _correlation(function: Callable[..., Any], x: np.ndarray, y: np.ndarray) -> float:
@@ -80,3 +76,20 @@ def _correlation(function: Callable[..., Any], x: np.ndarray, y: np.ndarray) -> 
         warnings.simplefilter("ignore", ConstantInputWarning)
         correlation = float(function(x, y).statistic)
     return 0.0 if np.isnan(correlation) else correlation
+
+
+SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": accuracy_score,
+    "f1": _f1,
+    "macro_f1": _macro_f1,
+    "mcc": matthews_corrcoef,
+    "pearson": lambda y, x: _correlation(pearsonr, x, y),
+    "spearman": lambda y, x: _correlation(spearmanr, x, y),
+}
+"""Name -> score of (references, predictions)."""
+
+
+def _scores(task_name: str, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    return {
+        name: float(SCORES[name](references, predictions)) for name in get_task(task_name).metrics
+    }

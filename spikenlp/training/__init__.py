@@ -2,9 +2,11 @@
 
 from spikenlp.training.arguments import SpikingTrainingArguments
 from spikenlp.training.loss_function import TemporalLossFunction
+from spikenlp.training.masked_lm import MaskedLMTrainer
 from spikenlp.training.trainer import SpikingTrainer, TimestepMetrics, check_tokenizer_fits
 
 __all__ = [
+    "MaskedLMTrainer",
     "SpikingTrainer",
     "SpikingTrainingArguments",
     "TemporalLossFunction",

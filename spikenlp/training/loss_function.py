@@ -36,8 +36,9 @@ class TemporalLossFunction:
             raise ValueError(
                 "a temporal loss needs timestep_logits in the model's outputs, got "
                 f"{sorted(outputs.keys())}. A collapsed model (config.collapsed=True), a dense one, "
-                "and the heads for masked language modelling and question answering give none to "
-                "the Trainer: train these with their own loss (transformers' Trainer)"
+                "and the head for question answering give none to the Trainer: train these with "
+                "their own loss (transformers' Trainer), and masked language models with "
+                "MaskedLMTrainer"
             )
         if labels is None:
             raise ValueError("a temporal loss needs labels: the batch has no 'labels'")

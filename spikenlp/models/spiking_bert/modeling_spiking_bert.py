@@ -60,7 +60,10 @@ class SpikingBertModelOutput(BaseModelOutputWithPooling):
 
 @dataclass
 class SpikingMaskedLMOutput(MaskedLMOutput):
-    """`timestep_logits` [B, T, L, V], with `output_timesteps=True`; `logits` is its mean."""
+    """`timestep_logits` [B, T, L, V], with `output_timesteps=True`; `logits` [B, L, V] is its mean.
+
+    With `masked_positions`, [N, T, V] and [N, V] of these N positions alone.
+    """
 
     timestep_logits: Tensor | None = None
 
@@ -440,10 +443,15 @@ class SpikingBertForMaskedLM(SpikingBertPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        masked_positions: Tensor | None = None,
         output_timesteps: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor] | SpikingMaskedLMOutput:
-        """`labels` [B, L] in [0, vocab_size), -100 is ignored: cross entropy of the mean logits."""
+        """`labels` [B, L] in [0, vocab_size), -100 is ignored: cross entropy of the mean logits.
+
+        `masked_positions`, bool [B, L], asks for logits at these N positions alone, in the order of the
+        batch: a vocabulary of logits at every position is most of what training would keep.
+        """
         per_step = self.config.nonlinearity == "step" or output_timesteps
         outputs = self.bert(
             input_ids,
@@ -457,18 +465,19 @@ class SpikingBertForMaskedLM(SpikingBertPreTrainedModel):
         head = self.cls.predictions
         over_time = NONLINEARITIES[self.config.nonlinearity]
         timestep_logits = None
+        chosen = ... if masked_positions is None else masked_positions
         if outputs.timestep_hidden_state is None:
-            features = head.transform(outputs.last_hidden_state)
+            features = head.transform(outputs.last_hidden_state[chosen])
         else:
-            stream = over_time.to_stream(outputs.timestep_hidden_state.transpose(0, 1))
-            transformed = head.transform(stream)
+            currents = outputs.timestep_hidden_state.transpose(0, 1)[:, chosen]
+            transformed = head.transform(over_time.to_stream(currents))
             features = over_time.time_mean(transformed)
             if output_timesteps:
                 currents = over_time.to_current(transformed).transpose(0, 1)
                 timestep_logits = head.decoder(currents)
         logits = head.decoder(features)
         return SpikingMaskedLMOutput(
-            loss=_mean_cross_entropy(logits, labels),
+            loss=_mean_cross_entropy(logits, None if labels is None else labels[chosen]),
             logits=logits,
             timestep_logits=timestep_logits,
             hidden_states=outputs.hidden_states,
@@ -649,7 +658,7 @@ def _readout(
 def _mean_cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor | None:
     if labels is None:
         return None
-    return F.cross_entropy(logits.float().flatten(0, 1), labels.reshape(-1))
+    return F.cross_entropy(logits.float().flatten(0, -2), labels.reshape(-1))
 
 
 def _classifier_dropout(config: SpikingBertConfig) -> float:

@@ -1,0 +1,301 @@
+"""Pretrain a spiking BERT by masked language modelling, from scratch or on from a model.
+
+    python recipes/train_tokenizer.py --corpus_files corpus.txt --output_dir outputs/tokenizer
+    accelerate launch recipes/mlm.py --corpus_files corpus.txt --tokenizer_name outputs/tokenizer \\
+        --config_overrides hidden_size=256,num_hidden_layers=4 --output_dir outputs/mlm
+    accelerate launch recipes/mlm.py --corpus_dataset Salesforce/wikitext \\
+        --corpus_config wikitext-103-raw-v1 --model_name_or_path bert-base-uncased --output_dir outputs/mlm
+
+Text is packed into blocks of `--max_seq_length` tokens. `--model_name_or_path` is a dense BERT (converted
+and calibrated) or a spiking checkpoint, whose tokenizer is used; without it a model starts from scratch, with
+`--tokenizer_name` or a WordPiece vocabulary of the training text. Every temporal loss works, each masked token
+being a sample; `--collapsed` trains without the time loop, at about the cost of a dense model.
+
+A run that was stopped goes on from its last checkpoint when the same command is given again. The output
+folder gets the model, the tokenizer, arguments.yaml, results.json (loss, perplexity and accuracy on masked
+tokens at every time step: dense, converted, trained) and the Trainer's own logs. glue_tmc.py fine-tunes it.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from corpus import CorpusArguments
+from glue_tmc import (
+    CALIBRATION_BATCH,
+    FROM_SCRATCH,
+    StudentArguments,
+    parse_arguments,
+    save_records,
+    temporal_loss_of,
+    train,
+)
+from transformers import (
+    AutoConfig,
+    BertForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    set_seed,
+)
+
+from spikenlp import SpikingBertConfig, SpikingBertForMaskedLM, SpikingTrainingArguments
+from spikenlp.data import ReproducibleMasking, pack
+from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
+from spikenlp.training import MaskedLMTrainer, check_tokenizer_fits
+from spikenlp.training.cpu import keep_freed_memory, use_all_cores
+from spikenlp.training.masked_lm import masked_lm_metrics, token_scores
+from spikenlp.training.provenance import run_record
+
+
+@dataclass
+class MaskedLMModelArguments(StudentArguments):
+    config_overrides: str | None = field(
+        default=None,
+        metadata={
+            "help": "Fields of a model from scratch: hidden_size=256,num_hidden_layers=4. Defaults: "
+            f"{', '.join(f'{k}={v}' for k, v in FROM_SCRATCH.items())}, or as many positions as "
+            "--max_seq_length."
+        },
+    )
+
+
+@dataclass
+class TextArguments(CorpusArguments):
+    max_seq_length: int = field(
+        default=128, metadata={"help": "Tokens a block, [CLS] and [SEP] included."}
+    )
+    mlm_probability: float = field(
+        default=0.15,
+        metadata={"help": "Share of tokens to predict (80% [MASK], 10% random, 10% as they are)."},
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Use only so many blocks."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Use only so many blocks."}
+    )
+
+
+@dataclass
+class Blocks:
+    """Packed text."""
+
+    source: str
+    train: datasets.Dataset
+    validation: datasets.Dataset
+    tokenizer: PreTrainedTokenizerBase
+    collator: ReproducibleMasking
+
+    def calibration_batches(self, batches: int) -> list[dict[str, torch.Tensor]]:
+        rows = self.train.select(range(min(batches * CALIBRATION_BATCH, len(self.train))))
+        return [
+            {k: v for k, v in self.collator(rows.select(chunk).to_list()).items() if k != "labels"}
+            for start in range(0, len(rows), CALIBRATION_BATCH)
+            if (chunk := range(start, min(start + CALIBRATION_BATCH, len(rows))))
+        ]
+
+
+def load_blocks(model_args: StudentArguments, text_args: TextArguments, seed: int) -> Blocks:
+    """Blocks in a random order, which is always the same."""
+    corpus, source = text_args.load_corpus()
+    if "validation" not in corpus:
+        raise ValueError(
+            "nothing to evaluate on: give --corpus_validation_files or a --corpus_validation_share > 0"
+        )
+    tokenizer = model_args.load_tokenizer(corpus["train"]["text"])
+    limits = {"train": text_args.max_train_samples, "validation": text_args.max_eval_samples}
+    splits = {}
+    for name, limit in limits.items():
+        blocks = pack(corpus[name], tokenizer, text_args.max_seq_length).shuffle(seed=0)
+        splits[name] = blocks if limit is None else blocks.select(range(min(limit, len(blocks))))
+    collator = ReproducibleMasking(tokenizer, mlm_probability=text_args.mlm_probability, seed=seed)
+    return Blocks(source, splits["train"], splits["validation"], tokenizer, collator)
+
+
+def build_model(
+    blocks: Blocks,
+    model_args: MaskedLMModelArguments,
+    text_args: TextArguments,
+    args: SpikingTrainingArguments,
+    results: dict[str, Any],
+) -> SpikingBertForMaskedLM:
+    fields = model_args.spiking_fields()
+    path = model_args.model_name_or_path
+    calibration = partial(blocks.calibration_batches, model_args.calibration_batches)
+    if path is None:
+        config = SpikingBertConfig(
+            **{
+                **FROM_SCRATCH,
+                "max_position_embeddings": text_args.max_seq_length,
+                **parse_overrides(model_args.config_overrides),
+                **fields,
+                "vocab_size": len(blocks.tokenizer),
+                "pad_token_id": blocks.tokenizer.pad_token_id,
+            }
+        )
+        check_length(config, text_args)
+        model = SpikingBertForMaskedLM(config)
+        calibrate(model, calibration())
+        return model
+    if model_args.config_overrides is not None:
+        raise ValueError(
+            f"--config_overrides {model_args.config_overrides} is for a model from scratch: leave out "
+            f"--model_name_or_path {path}, whose shape is given"
+        )
+    source_config = AutoConfig.from_pretrained(path)
+    check_length(source_config, text_args)
+    if source_config.model_type == "spiking_bert":
+        return SpikingBertForMaskedLM.from_pretrained(path, **fields)
+    if source_config.model_type != "bert":
+        raise ValueError(
+            f"{path} is of model_type {source_config.model_type!r}: give a dense BERT ('bert') or "
+            "a spiking checkpoint ('spiking_bert')"
+        )
+    dense = BertForMaskedLM.from_pretrained(path)
+    check_tokenizer_fits(dense, blocks.tokenizer)
+    if "BertForMaskedLM" in (source_config.architectures or []):
+        results["dense"] = evaluate(dense_trainer(dense, blocks, args))
+    return SpikingBertForMaskedLM.from_dense(dense, calibration=calibration(), **fields)
+
+
+def parse_overrides(text: str | None) -> dict[str, Any]:
+    """ "hidden_size=256,hidden_act=relu" -> fields, of the types that the config has."""
+    defaults = SpikingBertConfig()
+    fields: dict[str, Any] = {}
+    for item in (text or "").split(",") if text else []:
+        name, _, value = item.strip().partition("=")
+        kind = type(getattr(defaults, name, None))
+        if kind not in (int, float, str):
+            raise ValueError(
+                f"--config_overrides has {item!r}: expected name=value with a field of "
+                "SpikingBertConfig that is a number or a name"
+            )
+        fields[name] = kind(value)
+    return fields
+
+
+def check_length(config: Any, text_args: TextArguments) -> None:
+    if text_args.max_seq_length > config.max_position_embeddings:
+        raise ValueError(
+            f"--max_seq_length {text_args.max_seq_length} exceeds the model's "
+            f"{config.max_position_embeddings} positions"
+        )
+
+
+def dense_trainer(
+    model: PreTrainedModel, blocks: Blocks, args: SpikingTrainingArguments
+) -> Trainer:
+    return Trainer(
+        model,
+        args,
+        eval_dataset=blocks.validation,
+        data_collator=blocks.collator,
+        compute_metrics=masked_lm_metrics,
+        preprocess_logits_for_metrics=lambda logits, labels: token_scores(
+            logits[labels != -100], labels
+        ),
+    )
+
+
+def evaluate(trainer: Trainer) -> dict[str, float]:
+    found = trainer.evaluate()
+    metrics = {k.removeprefix("eval_"): v for k, v in found.items()}
+    return {k: v for k, v in metrics.items() if not k.endswith(("per_second", "epoch"))}
+
+
+def describe(blocks: Blocks, model: PreTrainedModel, args: SpikingTrainingArguments) -> str:
+    config = model.config
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    parameters = sum(p.numel() for p in model.parameters())
+    return "\n".join(
+        [
+            f"text            {blocks.source}: {len(blocks.train):,} blocks of up to "
+            f"{len(blocks.train[0]['input_ids'])} tokens, {len(blocks.validation):,} for validation",
+            f"vocabulary      {len(blocks.tokenizer):,} tokens",
+            f"model           {parameters / 1e6:.1f}M parameters, {config.num_hidden_layers} layers "
+            f"of {config.hidden_size}, {config.neuron} neurons, nonlinearity {config.nonlinearity}",
+            f"time steps      T = {config.num_timesteps}",
+            f"temporal loss   {temporal_loss_of(args)}",
+            f"processes       {args.world_size} on {args.device.type}, with "
+            f"{torch.get_num_threads()} threads each; global batch {batch}",
+            f"learning rates  {args.learning_rate:g} weights, {args.neuron_learning_rate:g} neurons",
+        ]
+    )
+
+
+def run(
+    model_args: MaskedLMModelArguments,
+    text_args: TextArguments,
+    training_args: SpikingTrainingArguments,
+) -> dict[str, Any]:
+    """The whole job; returns what results.json holds."""
+    if training_args.device.type == "cpu":
+        use_all_cores(training_args.world_size)
+        keep_freed_memory()
+    set_seed(training_args.seed)
+    with training_args.main_process_first(desc="text"):
+        blocks = load_blocks(model_args, text_args, training_args.seed)
+    results: dict[str, Any] = {
+        "text": blocks.source,
+        "blocks": {"train": len(blocks.train), "validation": len(blocks.validation)},
+        "seed": training_args.seed,
+        "run": run_record(),
+    }
+    model = build_model(blocks, model_args, text_args, training_args, results)
+    results["config"] = model.config.to_diff_dict()
+    trainer = MaskedLMTrainer(
+        model,
+        training_args,
+        train_dataset=blocks.train,
+        eval_dataset=blocks.validation,
+        data_collator=blocks.collator,
+        processing_class=blocks.tokenizer,
+    )
+    if trainer.is_world_process_zero():
+        print(describe(blocks, model, training_args), flush=True)
+    results["before_training"] = evaluate(trainer)
+    results["training"] = train(trainer, training_args)
+    results["spiking"] = evaluate(trainer)
+    if trainer.is_world_process_zero():
+        output_dir = Path(training_args.output_dir)
+        save_records(output_dir, results, model_args, text_args, training_args)
+        print(summary(results), flush=True)
+    return results
+
+
+def summary(results: dict[str, Any]) -> str:
+    lines = []
+    for name in ("dense", "before_training", "spiking"):
+        if name not in results:
+            continue
+        for key, scale, digits in (("perplexity", 1, 1), ("accuracy", 100, 1)):
+            steps = [v for k, v in results[name].items() if k.startswith(f"{key}_t")]
+            by_step = " ".join(f"{scale * v:.{digits}f}" for v in steps)
+            lines.append(f"{name.replace('_', ' '):16} {key} at step 1..{len(steps)}: {by_step}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    transformers.utils.logging.set_verbosity_warning()
+    arguments = parse_arguments(
+        sys.argv[1:],
+        (MaskedLMModelArguments, TextArguments, SpikingTrainingArguments),
+        output_dir="outputs/mlm",
+        temporal_loss="sdt",
+        train_sampling_strategy="random",
+        remove_unused_columns=False,  # special_tokens_mask is for the collator
+        per_device_eval_batch_size=32,
+    )
+    run(*arguments)
+
+
+if __name__ == "__main__":
+    main()
