@@ -7,13 +7,17 @@ Phases, each in a folder of its own under `--output_dir`, in this order:
 
     teacher    fine-tunes the dense model on the task (or `--teacher` names one that is)
     converted  the student: spiking, with the weights of the teacher (or of `--student`), calibrated
+    general    raw text (`--corpus_files`, `--corpus_dataset`): hidden states and attention scores of the
+               dense model before it was fine-tuned
+    internal   the task's text without its labels: the same of the teacher, over time
     collapsed  trains the student without the time loop, at about the cost of a dense one
     unrolled   trains it over T time steps with the temporal loss; the usual options (`--max_steps`,
                `--learning_rate`, `--temporal_loss`, ...) are those of this phase
 
-`--phases` chooses among them. A phase that is done is not repeated, and one that was stopped goes on
-from its last checkpoint, when the same command is given again. results.json holds dev metrics by time
-step, spikes and energy after each phase.
+`--phases` chooses among them (by default all but general and internal, which are for students that cannot
+be converted well, as SpikingBERT's); each goes on from the last one before it that was run. A phase that is
+done is not repeated, and one that was stopped goes on from its last checkpoint, when the same command is
+given again. results.json holds dev metrics by time step, spikes and energy after each phase.
 """
 
 from __future__ import annotations
@@ -25,7 +29,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
 import transformers
+from corpus import CorpusArguments
 from glue_tmc import (
     DataArguments,
     Inputs,
@@ -40,21 +46,29 @@ from glue_tmc import (
     parse_arguments,
     spikes_and_energy,
 )
-from transformers import AutoTokenizer, BertForSequenceClassification, set_seed
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    set_seed,
+)
 
 from spikenlp import SpikingBertForSequenceClassification, SpikingTrainer
+from spikenlp.data import pack
 from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 from spikenlp.training.distillation import DistillationArguments, DistillationTrainer
 from spikenlp.training.provenance import run_record
 from spikenlp.training.trainer import collapsed
 
-PHASES = ("teacher", "converted", "collapsed", "unrolled")
+PHASES = ("teacher", "converted", "general", "internal", "collapsed", "unrolled")
+USUAL_PHASES = ("teacher", "converted", "collapsed", "unrolled")
 
 
 @dataclass
 class PipelineArguments(StudentArguments):
     phases: list[str] = field(
-        default_factory=lambda: list(PHASES),
+        default_factory=lambda: list(USUAL_PHASES),
         metadata={"help": f"Phases to run, of {', '.join(PHASES)}.", "choices": PHASES},
     )
     teacher: str | None = field(
@@ -65,11 +79,16 @@ class PipelineArguments(StudentArguments):
         default=None,
         metadata={
             "help": "Dense BERT that the student is converted from, where it is to have another shape "
-            "than the teacher. Same tokenizer."
+            "than the teacher. Same tokenizer. Default: the teacher; before the phase general the "
+            "model that the teacher was fine-tuned from."
         },
     )
     teacher_learning_rate: float = field(default=5e-5, metadata={"help": "Of the phase teacher."})
     teacher_epochs: float = field(default=2.0, metadata={"help": "Of the phase teacher."})
+    general_learning_rate: float = field(default=5e-5, metadata={"help": "Of the phase general."})
+    general_steps: int = field(default=1000, metadata={"help": "Of the phase general."})
+    internal_learning_rate: float = field(default=5e-5, metadata={"help": "Of the phase internal."})
+    internal_steps: int = field(default=1000, metadata={"help": "Of the phase internal."})
     collapsed_learning_rate: float = field(
         default=5e-5, metadata={"help": "Of the phase collapsed."}
     )
@@ -92,8 +111,10 @@ class Pipeline:
         data_args: DataArguments,
         args: DistillationArguments,
         inputs: Inputs,
+        corpus: datasets.DatasetDict | None,
     ):
-        self.options, self.data_args, self.args, self.inputs = options, data_args, args, inputs
+        self.options, self.data_args, self.args = options, data_args, args
+        self.inputs, self.corpus = inputs, corpus
         self.root = Path(args.output_dir)
         self.teacher_path = Path(options.teacher or self.root / "teacher")
 
@@ -122,7 +143,8 @@ class Pipeline:
 
     def run_converted(self, folder: Path) -> dict[str, Any]:
         options = self.options
-        source = options.student or self.teacher_path
+        before_general = options.model_name_or_path if "general" in options.phases else None
+        source = options.student or before_general or self.teacher_path
         self.announce("converted", source, "amplitudes (calibrated)")
         self.check_tokenizer(source)
         fields = options.spiking_fields()
@@ -137,6 +159,25 @@ class Pipeline:
         trainer.save_model()
         return self.measure(trainer)
 
+    def run_general(self, folder: Path) -> dict[str, Any]:
+        if self.corpus is None:
+            raise ValueError("the phase general needs text: --corpus_files or --corpus_dataset")
+        options = self.options
+        teacher = AutoModel.from_pretrained(options.model_name_or_path, add_pooling_layer=False)
+        text = pack(self.corpus["train"], self.inputs.tokenizer, self.data_args.max_seq_length)
+        steps, rate = options.general_steps, options.general_learning_rate
+        return self.train("general", self.features_only(folder, steps, rate), teacher, text)
+
+    def run_internal(self, folder: Path) -> dict[str, Any]:
+        text = self.inputs.train.remove_columns("labels")
+        steps, rate = self.options.internal_steps, self.options.internal_learning_rate
+        return self.train("internal", self.features_only(folder, steps, rate), data=text)
+
+    def features_only(self, folder: Path, steps: int, rate: float) -> DistillationArguments:
+        return dataclasses.replace(
+            self.args, output_dir=str(folder), max_steps=steps, learning_rate=rate, logit_weight=0.0
+        )
+
     def run_collapsed(self, folder: Path) -> dict[str, Any]:
         options = self.options
         args = dataclasses.replace(
@@ -147,45 +188,61 @@ class Pipeline:
             learning_rate=options.collapsed_learning_rate,
             neuron_learning_rate=options.collapsed_neuron_learning_rate,
         )
-        return self.train("collapsed", self.start("collapsed", ["converted"]), args)
+        return self.train("collapsed", args)
 
     def run_unrolled(self, folder: Path) -> dict[str, Any]:
         args = dataclasses.replace(self.args, output_dir=str(folder), collapsed=False)
-        return self.train("unrolled", self.start("unrolled", ["collapsed", "converted"]), args)
+        return self.train("unrolled", args)
 
-    def start(self, phase: str, earlier: list[str]) -> Path:
-        """The folder of the last of the `earlier` phases that is done."""
-        for name in earlier:
+    def start(self, phase: str) -> Path:
+        """The folder of the last phase before `phase` that left a student."""
+        earlier = PHASES[1 : PHASES.index(phase)]
+        for name in reversed(earlier):
             if (self.root / name / "results.json").exists():
                 return self.root / name
         raise ValueError(
-            f"the phase {phase} starts from {' or '.join(earlier)}, which was not run in "
-            f"{self.root}: add it to --phases"
+            f"the phase {phase} needs a student, and none of the phases {', '.join(earlier)} was run "
+            f"in {self.root}: add converted to --phases"
         )
 
-    def train(self, phase: str, start: Path, args: DistillationArguments) -> dict[str, Any]:
+    def train(
+        self,
+        phase: str,
+        args: DistillationArguments,
+        teacher: PreTrainedModel | None = None,
+        data: datasets.Dataset | None = None,
+    ) -> dict[str, Any]:
+        start = self.start(phase)
         self.announce(phase, start, "nothing")
-        trainer = self.trainer(SpikingBertForSequenceClassification.from_pretrained(start), args)
+        model = SpikingBertForSequenceClassification.from_pretrained(start)
+        trainer = self.trainer(model, args, teacher, data)
         trained = trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
         trainer.save_model()
         trainer.save_state()
         training = {
             "steps": trainer.state.global_step,
             "seconds": trained.metrics["train_runtime"],
-            "temporal_loss": "none (collapsed)" if args.collapsed else args.temporal_loss,
+            "temporal_loss": args.temporal_loss if phase == "unrolled" else None,
             **{name: getattr(args, name) for name in RECORDED},
         }
         return {**self.measure(trainer), "training": training}
 
     def trainer(
-        self, model: SpikingBertForSequenceClassification, args: DistillationArguments
+        self,
+        model: SpikingBertForSequenceClassification,
+        args: DistillationArguments,
+        teacher: PreTrainedModel | None = None,
+        data: datasets.Dataset | None = None,
     ) -> DistillationTrainer:
-        self.check_tokenizer(self.teacher_path)
+        """By default the fine-tuned teacher on the task's training data."""
+        if teacher is None:
+            self.check_tokenizer(self.teacher_path)
+            teacher = BertForSequenceClassification.from_pretrained(self.teacher_path)
         return DistillationTrainer(
             model,
             args,
-            teacher=BertForSequenceClassification.from_pretrained(self.teacher_path),
-            train_dataset=self.inputs.train,
+            teacher=teacher,
+            train_dataset=self.inputs.train if data is None else data,
             eval_dataset=next(iter(self.inputs.evaluation.values())),
             data_collator=self.inputs.collator,
             processing_class=self.inputs.tokenizer,
@@ -253,10 +310,9 @@ def summary(results: dict[str, Any]) -> str:
 
 def distill(argv: list[str]) -> dict[str, Any]:
     """The whole job; returns what results.json holds."""
-    options, data_args, args = parse_arguments(
-        argv,
-        (PipelineArguments, DataArguments, DistillationArguments),
-        output_dir="outputs/distill",
+    kinds = (PipelineArguments, DataArguments, CorpusArguments, DistillationArguments)
+    options, data_args, corpus_args, args = parse_arguments(
+        argv, kinds, output_dir="outputs/distill"
     )
     if options.model_name_or_path is None:
         raise ValueError("distillation starts from a dense BERT: give --model_name_or_path")
@@ -271,7 +327,8 @@ def distill(argv: list[str]) -> dict[str, Any]:
             f"{inputs.task.name} is a regression, which has no confidence for TMC to calibrate: use "
             "--temporal_loss sdt or tet"
         )
-    phases = Pipeline(options, data_args, args, inputs).run()
+    corpus = corpus_args.load_corpus()[0] if "general" in options.phases else None
+    phases = Pipeline(options, data_args, args, inputs, corpus).run()
     config = {**options.spiking_fields(), "hidden_act": options.hidden_act}
     record = {"task": inputs.task.name, "data": inputs.source, "seed": args.seed, "config": config}
     record |= phases
