@@ -3,6 +3,11 @@
 Importing it registers every model with transformers' Auto classes.
 """
 
+from spikenlp.models.qkformer import (
+    QKFormerConfig,
+    QKFormerForImageClassification,
+    QKFormerModel,
+)
 from spikenlp.models.spiking_bert import (
     SpikingBertConfig,
     SpikingBertForMaskedLM,
@@ -11,16 +16,35 @@ from spikenlp.models.spiking_bert import (
     SpikingBertForTokenClassification,
     SpikingBertModel,
 )
+from spikenlp.models.spiking_resnet import (
+    SpikingResNetConfig,
+    SpikingResNetForImageClassification,
+    SpikingResNetModel,
+)
+from spikenlp.models.spiking_vgg import (
+    SpikingVGGConfig,
+    SpikingVGGForImageClassification,
+    SpikingVGGModel,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "QKFormerConfig",
+    "QKFormerForImageClassification",
+    "QKFormerModel",
     "SpikingBertConfig",
     "SpikingBertForMaskedLM",
     "SpikingBertForQuestionAnswering",
     "SpikingBertForSequenceClassification",
     "SpikingBertForTokenClassification",
     "SpikingBertModel",
+    "SpikingResNetConfig",
+    "SpikingResNetForImageClassification",
+    "SpikingResNetModel",
+    "SpikingVGGConfig",
+    "SpikingVGGForImageClassification",
+    "SpikingVGGModel",
 ]
 
 

@@ -33,7 +33,7 @@ class SpikingNeuron(nn.Module):
     """What all neurons share: per-channel parameters and the checks of the input."""
 
     ternary: bool
-    amplitude: nn.Parameter
+    amplitude: Tensor
 
     def __init__(self, channels: int | None, channel_dim: int, state_dtype: torch.dtype):
         super().__init__()
@@ -165,10 +165,21 @@ class IF(SpikingNeuron):
         self.surrogate_width = default_width if surrogate_width is None else surrogate_width
         if not self.surrogate_width > 0:
             raise ValueError(f"surrogate_width must be > 0, got {surrogate_width}")
-        self.v_threshold = nn.Parameter(
-            self._per_channel(v_threshold), requires_grad=learn_threshold
-        )
-        self.amplitude = nn.Parameter(self._per_channel(amplitude), requires_grad=learn_amplitude)
+        self.initial_threshold = float(v_threshold)
+        self._register("v_threshold", v_threshold, learn_threshold)
+        self._register("amplitude", amplitude, learn_amplitude)
+
+    def _register(self, name: str, value: float, learned: bool) -> None:
+        """A parameter, or a buffer: what is not learned does not count as a parameter."""
+        tensor = self._per_channel(value)
+        if learned:
+            self.register_parameter(name, nn.Parameter(tensor))
+        else:
+            self.register_buffer(name, tensor)
+
+    def current(self, x: Tensor) -> Tensor:
+        """What is added to the membrane potential at input `x`."""
+        return x
 
     def decay(self) -> Tensor:
         """beta, a tensor that broadcasts against x[t]."""
@@ -180,7 +191,7 @@ class IF(SpikingNeuron):
         steps = self._steps(x, num_timesteps)
         amplitude = self._broadcast(self.amplitude, x[0])
         sent, state = spike(
-            x,
+            self.current(x),
             self.decay(),
             self._broadcast(self.v_threshold, x[0]),
             amplitude,
@@ -201,7 +212,9 @@ class IF(SpikingNeuron):
         """One time step, without gradient: x [...] and v [...] (None: 0) to (alpha * s, v)."""
         self._check_step(x)
         threshold = self._broadcast(self.v_threshold, x).clamp_min(SMALLEST_SCALE)
-        u = x.float() if v is None else self.decay() * v + x.float()
+        u = self.current(x.float())
+        if v is not None:
+            u = self.decay() * v + u
         s = spike_function(u, threshold, self.ternary)
         v = reset_membrane(u, s, threshold, self.reset == "hard", self.v_reset)
         return (self._broadcast(self.amplitude, x) * s).to(spike_dtype(x)), v
@@ -213,23 +226,45 @@ class IF(SpikingNeuron):
 class LIF(IF):
     """Leaky integrate-and-fire: u_t = beta * v_{t-1} + x_t, 0 < beta <= 1; the rest as in `IF`.
 
-    In SpikingJelly's terms beta = 1 - 1 / tau with decay_input=False.
+    In SpikingJelly's terms beta = 1 - 1 / tau.
+
+    Args:
+        decay_input: the input decays as well, u_t = beta * v_{t-1} + (1 - beta) * x_t, which in
+            SpikingJelly's terms is v + (x - v) / tau, its default. Then beta < 1.
 
     >>> LIF()(torch.full((3, 1), 0.7)).flatten().tolist()
     [0.0, 1.0, 0.0]
+    >>> LIF(decay_input=True)(torch.full((3, 1), 1.5)).flatten().tolist()
+    [0.0, 1.0, 0.0]
     """
 
-    def __init__(self, beta: float = 0.5, v_threshold: float = 1.0, **kwargs):
+    def __init__(
+        self,
+        beta: float = 0.5,
+        v_threshold: float = 1.0,
+        *,
+        decay_input: bool = False,
+        **kwargs,
+    ):
         super().__init__(v_threshold, **kwargs)
         if not 0 < beta <= 1:
             raise ValueError(f"beta must be in (0, 1], got {beta}")
+        if decay_input and beta == 1:
+            raise ValueError(
+                "beta must be < 1 with decay_input=True, where 1 takes no input: got 1"
+            )
         self.beta = beta
+        self.decay_input = decay_input
+
+    def current(self, x: Tensor) -> Tensor:
+        return x * (1 - self.beta) if self.decay_input else x
 
     def decay(self) -> Tensor:
         return torch.full((), self.beta, device=self.v_threshold.device)
 
     def extra_repr(self) -> str:
-        return f"beta={self.beta}, {super().extra_repr()}"
+        scaled = ", decay_input=True" if self.decay_input else ""
+        return f"beta={self.beta}{scaled}, {super().extra_repr()}"
 
 
 class PLIF(IF):

@@ -892,3 +892,61 @@ def test_signatures_are_the_documented_ones():
     assert next(iter(inspect.signature(IF).parameters)) == "v_threshold"
     for neuron_class in (LIF, PLIF):
         assert list(inspect.signature(neuron_class).parameters)[:2] == ["beta", "v_threshold"]
+
+
+@pytest.mark.parametrize("reset", ["soft", "hard"])
+def test_decay_input_is_spikingjellys_update(reset):
+    """u = v + (x - v) / tau, in python floats; dyadic currents, so that ties are ties."""
+    for beta in (0.5, 0.75):
+        neuron = LIF(beta, decay_input=True, reset=reset)
+        x = dyadic(6, 50, seed=3, scale=2.0)
+        for n in range(50):
+            v, expected = 0.0, []
+            for current in x[:, n].tolist():
+                u = v + (current - v) * (1 - beta)
+                fired = u >= 1.0
+                expected.append(float(fired))
+                v = (0.0 if reset == "hard" else u - 1.0) if fired else u
+            assert neuron(x[:, n : n + 1]).flatten().tolist() == expected
+            v, stepped = None, []
+            for t in range(6):
+                s, v = neuron.step(x[t, n : n + 1], v)
+                stepped.append(s.item())
+            assert stepped == expected
+
+
+def test_decay_input_gradient_is_that_of_the_scaled_current():
+    neuron = LIF(
+        decay_input=True,
+        reset="hard",
+        surrogate="sigmoid",
+        state_dtype=torch.float32,
+    )
+    generator = torch.Generator().manual_seed(0)
+    x = 2 * torch.randn(6, 40, generator=generator)
+    grad = torch.randn(6, 40, generator=generator)
+    _, actual = gradients(neuron, x, grad)
+    exact = x.double().requires_grad_()
+    v, sent = torch.zeros(40, dtype=torch.float64), []
+    for current in exact:
+        u = v + (current - v) / 2
+        s = Step.apply(u - 1, REFERENCE_SURROGATES["sigmoid"])
+        v = u * (1 - s.detach())
+        sent.append(s)
+    (expected,) = torch.autograd.grad(torch.stack(sent), exact, grad.double())
+    torch.testing.assert_close(actual["x"].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_decay_input_needs_a_decay():
+    with pytest.raises(ValueError, match="beta must be < 1 with decay_input"):
+        LIF(1.0, decay_input=True)
+
+
+def test_what_is_not_learned_is_no_parameter_but_is_saved():
+    assert list(LIF().parameters()) == []
+    assert set(LIF().state_dict()) == {"v_threshold", "amplitude"}
+    neuron = LIF(v_threshold=0.25)
+    other = LIF()
+    other.load_state_dict(neuron.state_dict())
+    x = torch.full((3, 1), 0.3)
+    assert torch.equal(other(x), neuron(x))

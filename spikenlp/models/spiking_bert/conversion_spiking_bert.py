@@ -1,12 +1,6 @@
 """From a dense BERT to a spiking one: weights by name, amplitudes by calibration.
 
-Calibration runs the network densely (neurons pass their input on) over a few batches and gives each
-channel of each rounding neuron the amplitude that minimises the mean squared error between its
-activations and their (2T + 1)-level rounding (binary: T + 1 levels, and an offset), over a grid of
-fractions of the channel's range. A token counts as much as the model's decision depends on it there:
-its error is weighted by the norm of the gradient of the margin between the two best scores. Classic
-neurons take the same amplitude as threshold and as amplitude, i.e. they fire at what they send. Padding
-is left out. It is deterministic.
+See `spikenlp.models.calibration` for how amplitudes are chosen. Padding is left out.
 """
 
 from __future__ import annotations
@@ -14,25 +8,26 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.bert import modeling_bert
-from transformers.utils import ModelOutput
 
+from spikenlp.models.calibration import (
+    Rows,
+    dense_neurons,
+    fit_amplitudes,
+    margin,
+    neurons_of,
+    position_weights,
+)
 from spikenlp.models.spiking_bert.configuration_spiking_bert import SpikingBertConfig
-from spikenlp.neurons import RoundingIF, SpikingNeuron
+from spikenlp.neurons import SpikingNeuron
 
 logger = logging.getLogger(__name__)
 
-GRID = torch.arange(2, 41) / 40
-"""Candidate ranges, as fractions of a channel's range on the calibration data."""
-SMALLEST_AMPLITUDE = 1e-3
-SMALLEST_WEIGHT = 1e-3
-"""Of a token in the calibration error, as a fraction of the mean weight."""
 NOT_OF_A_DENSE_CONFIG = {
     "model_type",
     "architectures",
@@ -115,9 +110,7 @@ def load_dense_weights(model: PreTrainedModel, dense: PreTrainedModel) -> None:
         raise ValueError(f"weights of other shapes in the dense model (dense, spiking): {shapes}")
     result = model.load_state_dict(source, strict=False)
     neuron_keys = {
-        f"{name}.{parameter}"
-        for name, neuron in neurons_of(model)
-        for parameter, _ in neuron.named_parameters()
+        f"{name}.{key}" for name, neuron in neurons_of(model) for key in neuron.state_dict()
     }
     if created := sorted(set(result.missing_keys) - neuron_keys):
         logger.warning("from_dense: not in the dense model, newly initialised: %s", created)
@@ -128,35 +121,11 @@ def load_dense_weights(model: PreTrainedModel, dense: PreTrainedModel) -> None:
     model.tie_weights()
 
 
-def neurons_of(model: nn.Module) -> list[tuple[str, SpikingNeuron]]:
-    return [(n, m) for n, m in model.named_modules() if isinstance(m, SpikingNeuron)]
-
-
 def random_token_batches(config: SpikingBertConfig, batches: int = 4) -> list[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(0)
     length = min(32, config.max_position_embeddings)
     ids = torch.randint(config.vocab_size, (batches, 32, length), generator=generator)
     return [{"input_ids": batch} for batch in ids]
-
-
-@contextmanager
-def dense_neurons(model: PreTrainedModel, observe):
-    """Neurons pass their input on after `observe(neuron, input [1, B, L, C])` has seen it."""
-    config = model.config
-    saved = config.num_timesteps, config.collapsed, model.training
-    hooks = [
-        neuron.register_forward_hook(lambda module, args, _: observe(module, args[0]) or args[0])
-        for _, neuron in neurons_of(model)
-    ]
-    config.num_timesteps, config.collapsed = 1, False
-    model.eval()
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        config.num_timesteps, config.collapsed = saved[:2]
-        model.train(saved[2])
 
 
 def calibrate(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> None:
@@ -170,42 +139,14 @@ def calibrate(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -
     Raises:
         ValueError: no batch, or no token that is not padding.
     """
-    batches = [_inputs(batch, model.device) for batch in batches]
-    if not batches:
-        raise ValueError("calibration data is empty: give at least one tokenised batch")
-    low: dict[SpikingNeuron, Tensor] = {}
-    high: dict[SpikingNeuron, Tensor] = {}
-    errors: dict[SpikingNeuron, Tensor] = {}
-    steps = model.config.num_timesteps
-    for batch in batches:
-        for neuron, (x, _) in _tokens_of_neurons(model, batch, weighted=False).items():
-            lowest, highest = x.amin(0), x.amax(0)
-            low[neuron] = torch.minimum(low.get(neuron, lowest), lowest)
-            high[neuron] = torch.maximum(high.get(neuron, highest), highest)
-    for batch in batches:
-        for neuron, (x, weight) in _tokens_of_neurons(model, batch, weighted=True).items():
-            found = [
-                (weight * _rounding_error(x, *candidate, steps, neuron.ternary).square()).sum(0)
-                for candidate in _candidates(neuron, low[neuron], high[neuron])
-            ]
-            errors[neuron] = errors.get(neuron, 0) + torch.stack(found)
-    with torch.no_grad():
-        for neuron, error in errors.items():
-            best = error.argmin(0)
-            candidates = _candidates(neuron, low[neuron], high[neuron])
-            alphas, offsets = (torch.stack(x) for x in zip(*candidates, strict=True))
-            alpha = alphas.gather(0, best[None])[0]
-            neuron.amplitude.copy_(alpha)
-            if isinstance(neuron, RoundingIF):
-                if neuron.offset is not None:
-                    neuron.offset.copy_(offsets.gather(0, best[None])[0])
-            else:
-                neuron.v_threshold.copy_(alpha)
+    fit_amplitudes(
+        [_inputs(batch, model.device) for batch in batches],
+        lambda batch, weighted: _tokens_of_neurons(model, batch, weighted),
+        model.config.num_timesteps,
+    )
 
 
-def _tokens_of_neurons(
-    model: PreTrainedModel, batch: dict[str, Tensor], weighted: bool
-) -> dict[SpikingNeuron, tuple[Tensor, Tensor]]:
+def _tokens_of_neurons(model: PreTrainedModel, batch: dict[str, Tensor], weighted: bool) -> Rows:
     """What each neuron gets in the dense network, for the N real tokens: input [N, C], weight [N, 1]."""
     inputs: dict[SpikingNeuron, Tensor] = {}
 
@@ -216,7 +157,7 @@ def _tokens_of_neurons(
     with dense_neurons(model, observe), torch.set_grad_enabled(weighted):
         outputs = (model if weighted else model.base_model)(**batch)
         if weighted:
-            grads = torch.autograd.grad(_margin(outputs), list(inputs.values()), allow_unused=True)
+            grads = torch.autograd.grad(margin(outputs), list(inputs.values()), allow_unused=True)
     mask = batch.get("attention_mask")
     found = {}
     for (neuron, x), grad in zip(inputs.items(), grads or [None] * len(inputs), strict=True):
@@ -226,39 +167,9 @@ def _tokens_of_neurons(
         weight = torch.ones_like(real[:, :1])
         if grad is not None:
             grad = grad[0].flatten(0, 1) if mask is None else grad[0][mask.bool()]
-            weight = grad.float().norm(dim=-1, keepdim=True)
-            weight = weight.clamp_min(SMALLEST_WEIGHT * weight.mean())
+            weight = position_weights(grad)
         found[neuron] = real.float(), weight
     return found
-
-
-def _margin(outputs: ModelOutput) -> Tensor:
-    """How decided the model is: best score less the second best, summed; without scores, a fixed
-    random projection of the hidden states."""
-    names = [n for n in ("logits", "start_logits", "end_logits") if n in outputs]
-    if names and outputs[names[0]].shape[-1] > 1:
-        best = [outputs[name].float().topk(2).values for name in names]
-        return torch.stack([(b[..., 0] - b[..., 1]).sum() for b in best]).sum()
-    scores = outputs[0].float()
-    generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(2, scores.shape, generator=generator).to(scores.device) * 2 - 1
-    return (signs * scores).sum()
-
-
-def _candidates(neuron: SpikingNeuron, low: Tensor, high: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """(amplitude, offset) per channel for each fraction of the grid."""
-    if neuron.ternary:
-        largest = torch.maximum(-low, high)
-        return [((f * largest).clamp_min(SMALLEST_AMPLITUDE), 0 * low) for f in GRID.tolist()]
-    offset = (-low).clamp_min(0) if isinstance(neuron, RoundingIF) else 0 * low
-    return [
-        ((f * (high + offset)).clamp_min(SMALLEST_AMPLITUDE), f * offset) for f in GRID.tolist()
-    ]
-
-
-def _rounding_error(x: Tensor, alpha: Tensor, offset: Tensor, steps: int, ternary: bool) -> Tensor:
-    levels = ((x + offset) / alpha * steps).round()
-    return levels.clamp_(-steps if ternary else 0, steps) * (alpha / steps) - offset - x
 
 
 def _inputs(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -41,6 +41,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from typing_extensions import Self
 
+from spikenlp.models.initialization import init_neuron
 from spikenlp.models.over_time import NONLINEARITIES, OverTime
 from spikenlp.models.spiking_bert.configuration_spiking_bert import SpikingBertConfig
 from spikenlp.neurons import IF, LIF, PLIF, RoundingIF, SpikingLinear, SpikingNeuron
@@ -307,13 +308,8 @@ class SpikingBertPreTrainedModel(PreTrainedModel):
             positions = torch.arange(module.position_ids.shape[-1]).expand((1, -1))
             init.copy_(module.position_ids, positions)
             init.zeros_(module.token_type_ids)
-        elif isinstance(module, RoundingIF):
-            init.ones_(module.amplitude)
-            if module.offset is not None:
-                init.zeros_(module.offset)
-        elif isinstance(module, IF):
-            init.ones_(module.amplitude)
-            init.ones_(module.v_threshold)
+        else:
+            init_neuron(module)
             if isinstance(module, PLIF):
                 init.constant_(module.decay_logit, torch.tensor(self.config.beta).logit().item())
 

@@ -1,0 +1,146 @@
+"""Amplitudes by calibration: what a spiking model converted from a dense one has to choose.
+
+The network runs densely (each neuron passes on what its dense counterpart would) over a few batches,
+and each channel of each neuron gets the amplitude that minimises the mean squared error between those
+activations and their (2T + 1)-level rounding (binary: T + 1 levels, and an offset), over a grid of
+fractions of the channel's range. A position counts as much as the model's decision depends on it
+there: its error is weighted by the norm of the gradient of the margin between the two best scores.
+It is deterministic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from spikenlp.neurons import RoundingIF, SpikingNeuron
+
+GRID = torch.arange(2, 41) / 40
+"""Candidate ranges, as fractions of a channel's range on the calibration data."""
+SMALLEST_AMPLITUDE = 1e-3
+SMALLEST_WEIGHT = 1e-3
+"""Of a position in the calibration error, as a fraction of the mean weight."""
+
+Batch = TypeVar("Batch")
+Rows = dict[SpikingNeuron, tuple[Tensor, Tensor]]
+"""Of each neuron, the activations of N positions [N, C] and the weights of their errors [N, 1]."""
+
+
+def neurons_of(model: nn.Module) -> list[tuple[str, SpikingNeuron]]:
+    return [(n, m) for n, m in model.named_modules() if isinstance(m, SpikingNeuron)]
+
+
+@contextmanager
+def dense_neurons(
+    model: PreTrainedModel, observe: Callable[[SpikingNeuron, Tensor], Tensor | None]
+):
+    """The dense network inside `model`: a neuron sends `observe(neuron, input [1, ...])`, or its input
+    where that is None. In eval mode, with one time step."""
+    dense = {"num_timesteps": 1, "collapsed": False}
+    saved = {name: getattr(model.config, name) for name in dense if hasattr(model.config, name)}
+
+    def send(neuron: SpikingNeuron, args: tuple[Tensor, ...], _: Tensor) -> Tensor:
+        sent = observe(neuron, args[0])
+        return args[0] if sent is None else sent
+
+    training = model.training
+    hooks = [neuron.register_forward_hook(send) for _, neuron in neurons_of(model)]
+    for name in saved:
+        setattr(model.config, name, dense[name])
+    model.eval()
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, value in saved.items():
+            setattr(model.config, name, value)
+        model.train(training)
+
+
+def fit_amplitudes(
+    batches: Sequence[Batch], rows_of: Callable[[Batch, bool], Rows], steps: int
+) -> None:
+    """Sets the amplitudes (and offsets, thresholds) of the neurons to what fits `batches` best.
+
+    Classic neurons take the same amplitude as threshold and as amplitude, i.e. they fire at what
+    they send.
+
+    Args:
+        rows_of: `rows_of(batch, weighted)` runs the dense network on a batch; with `weighted` False
+            its weights are not looked at.
+        steps: T of the rounding.
+
+    Raises:
+        ValueError: no batch.
+    """
+    if not batches:
+        raise ValueError("calibration data is empty: give at least one batch")
+    low: dict[SpikingNeuron, Tensor] = {}
+    high: dict[SpikingNeuron, Tensor] = {}
+    errors: dict[SpikingNeuron, Tensor] = {}
+    for batch in batches:
+        for neuron, (x, _) in rows_of(batch, False).items():
+            lowest, highest = x.amin(0), x.amax(0)
+            low[neuron] = torch.minimum(low.get(neuron, lowest), lowest)
+            high[neuron] = torch.maximum(high.get(neuron, highest), highest)
+    for batch in batches:
+        for neuron, (x, weight) in rows_of(batch, True).items():
+            found = [
+                (weight * _rounding_error(x, *candidate, steps, neuron.ternary).square()).sum(0)
+                for candidate in _candidates(neuron, low[neuron], high[neuron])
+            ]
+            errors[neuron] = errors.get(neuron, 0) + torch.stack(found)
+    with torch.no_grad():
+        for neuron, error in errors.items():
+            best = error.argmin(0)
+            candidates = _candidates(neuron, low[neuron], high[neuron])
+            alphas, offsets = (torch.stack(x) for x in zip(*candidates, strict=True))
+            alpha = alphas.gather(0, best[None])[0]
+            neuron.amplitude.copy_(alpha)
+            if isinstance(neuron, RoundingIF):
+                if neuron.offset is not None:
+                    neuron.offset.copy_(offsets.gather(0, best[None])[0])
+            else:
+                neuron.v_threshold.copy_(alpha)
+
+
+def position_weights(grad: Tensor) -> Tensor:
+    """[N, 1], the norm of a gradient [N, C] over channels, bounded from below."""
+    weight = grad.float().norm(dim=-1, keepdim=True)
+    return weight.clamp_min(SMALLEST_WEIGHT * weight.mean())
+
+
+def margin(outputs: ModelOutput) -> Tensor:
+    """How decided the model is: best score less the second best, summed; without scores, a fixed
+    random projection of the hidden states."""
+    names = [n for n in ("logits", "start_logits", "end_logits") if n in outputs]
+    if names and outputs[names[0]].shape[-1] > 1:
+        best = [outputs[name].float().topk(2).values for name in names]
+        return torch.stack([(b[..., 0] - b[..., 1]).sum() for b in best]).sum()
+    scores = outputs[0].float()
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(2, scores.shape, generator=generator).to(scores.device) * 2 - 1
+    return (signs * scores).sum()
+
+
+def _candidates(neuron: SpikingNeuron, low: Tensor, high: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """(amplitude, offset) per channel for each fraction of the grid."""
+    if neuron.ternary:
+        largest = torch.maximum(-low, high)
+        return [((f * largest).clamp_min(SMALLEST_AMPLITUDE), 0 * low) for f in GRID.tolist()]
+    offset = (-low).clamp_min(0) if isinstance(neuron, RoundingIF) else 0 * low
+    return [
+        ((f * (high + offset)).clamp_min(SMALLEST_AMPLITUDE), f * offset) for f in GRID.tolist()
+    ]
+
+
+def _rounding_error(x: Tensor, alpha: Tensor, offset: Tensor, steps: int, ternary: bool) -> Tensor:
+    levels = ((x + offset) / alpha * steps).round()
+    return levels.clamp_(-steps if ternary else 0, steps) * (alpha / steps) - offset - x
