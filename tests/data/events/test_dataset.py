@@ -11,6 +11,8 @@ import torch
 from transformers import default_data_collator
 
 from spikenlp.data.events import FrameDataset, Saccades, SimulatedEvents, ToFrames, make_events
+from tests.data.events import files
+from tests.data.events.test_readers import random_events
 
 CAMERA = Saccades(sensor=(12, 12), steps=4, amplitude=3)
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8)).astype(np.uint8)
@@ -165,14 +167,8 @@ def test_sources_that_say_too_little_are_refused(tmp_path):
         FrameDataset([], ToFrames(2))
 
 
-def test_a_data_set_of_tonic_plugs_in(tmp_path):
+def test_data_sets_and_transforms_of_tonic_plug_in(tmp_path):
     tonic = pytest.importorskip("tonic", reason="tonic is an optional extra")
-    from tests.data.events import files
-
-    events = [(1, 2, 10, 1), (33, 30, 20, 0), (5, 6, 300, 1)]
-    folder = tmp_path / "NMNIST" / "Test" / "7"
-    folder.mkdir(parents=True)
-    (folder / "00001.bin").write_bytes(files.atis(events))
 
     class Local(tonic.datasets.NMNIST):
         """Without the download of the whole."""
@@ -180,9 +176,24 @@ def test_a_data_set_of_tonic_plugs_in(tmp_path):
         def _check_exists(self):
             return True
 
-    source = Local(str(tmp_path), train=False)
-    item = FrameDataset(source, ToFrames(3), cache_dir=tmp_path / "cache", cache_name="nmnist")[0]
+    events = random_events((34, 34), count=300)
+    folder = tmp_path / "Local" / "Test" / "7"
+    folder.mkdir(parents=True)
+    (folder / "00001.bin").write_bytes(files.atis(events))
+    plain = FrameDataset(
+        Local(str(tmp_path), train=False),
+        ToFrames(3),
+        cache_dir=tmp_path / "c",
+        cache_name="nmnist",
+    )
+    item = plain[0]
     assert item["labels"] == 7
-    frames = item["pixel_values"]
-    assert [frames[0, 1, 2, 1], frames[1, 0, 30, 33], frames[2, 1, 6, 5]] == [1, 1, 1]
-    assert frames.sum() == 3
+    ours = ToFrames(3)(make_events(*zip(*events, strict=True)), (34, 34, 2))
+    assert np.array_equal(item["pixel_values"].numpy(), ours)
+    framed = Local(
+        str(tmp_path),
+        train=False,
+        transform=tonic.transforms.ToFrame(sensor_size=(34, 34, 2), n_event_bins=3),
+    )
+    theirs = FrameDataset(framed, ToFrames(3))[0]["pixel_values"]
+    assert np.array_equal(theirs.numpy(), ours)
