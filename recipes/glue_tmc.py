@@ -152,22 +152,26 @@ class Inputs:
         }
 
 
-def parse_arguments(argv: list[str], **defaults: Any):
+def parse_arguments(
+    argv: list[str],
+    kinds: tuple[type, ...] = (ModelArguments, DataArguments, SpikingTrainingArguments),
+    **defaults: Any,
+):
     """Command line, or a YAML file followed by options that override it."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, SpikingTrainingArguments))
-    parser.set_defaults(
-        save_total_limit=2,
-        train_sampling_strategy="group_by_length",
-        dataloader_pin_memory=torch.accelerator.is_available(),
-        logging_steps=50,
-        per_device_train_batch_size=32,
-        per_device_eval_batch_size=64,
-        warmup_steps=20,
-        **defaults,
-    )
+    parser = HfArgumentParser(kinds)
+    usual = {
+        "save_total_limit": 2,
+        "train_sampling_strategy": "group_by_length",
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+        "logging_steps": 50,
+        "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 64,
+        "warmup_steps": 20,
+    }
+    known = {action.dest for action in parser._actions}
+    parser.set_defaults(**{**{k: v for k, v in usual.items() if k in known}, **defaults})
     if argv and argv[0].endswith((".yaml", ".yml")):
         options = yaml.safe_load(Path(argv[0]).read_text())
-        known = {action.dest for action in parser._actions}
         if not isinstance(options, dict) or (unknown := sorted(set(options) - known)):
             raise ValueError(f"{argv[0]} must map option names to values; unknown: {unknown}")
         parser.set_defaults(**options)

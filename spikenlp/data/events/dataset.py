@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,12 +110,13 @@ class FrameDataset(Dataset):
             pixels = augment_frames(pixels, flip=self.flip, roll=self.roll)
         return {"pixel_values": pixels, "labels": label}
 
-    def prepare(self) -> None:
-        """Fills the cache in the order of the source, which so reads each of its files once.
+    def prepare(self, indices: Iterable[int] | None = None) -> None:
+        """Fills the cache, in the order of the source by default, which so reads each file once.
 
         Without it the cache fills as samples are asked for.
         """
-        for index in tqdm(range(len(self)), desc="Framing events", disable=None):
+        indices = range(len(self)) if indices is None else indices
+        for index in tqdm(indices, desc="Framing events", disable=None):
             self._frames(index)
 
     def _frames(self, index: int) -> tuple[np.ndarray, int]:
