@@ -1,9 +1,10 @@
-"""Data sets, raw text and vocabularies."""
+"""Data sets, raw text and vocabularies. Images and events: `spikenlp.data.images`, `spikenlp.data.events`."""
 
 from spikenlp.data.demo import demo_question_pairs
 from spikenlp.data.glue import GLUE_TASKS, GlueTask, load_glue
 from spikenlp.data.masking import ReproducibleMasking
 from spikenlp.data.orange import read_tab
+from spikenlp.data.splits import carve_validation
 from spikenlp.data.tasks import TASKS, TextTask, get_task, load_task
 from spikenlp.data.text import load_corpus, pack
 from spikenlp.data.tokenization import sentencepiece_tokenizer, wordpiece_tokenizer
@@ -17,6 +18,7 @@ __all__ = [
     "ReproducibleMasking",
     "TextTask",
     "TopicTask",
+    "carve_validation",
     "demo_question_pairs",
     "get_task",
     "load_corpus",

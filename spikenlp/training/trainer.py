@@ -72,14 +72,16 @@ class SpikingTrainer(Trainer):
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> TrainOutput:
         """As Trainer's. Given the checkpoint of a run that reached `max_steps`, where Trainer would
-        take one step more, it loads the model and trains no further."""
+        take one step more, it loads the model (the best one with `load_best_model_at_end`) and trains
+        no further."""
         folder = resume_from_checkpoint
         if folder is True:
             folder = get_last_checkpoint(self.args.output_dir)
         if isinstance(folder, str) and self.args.max_steps > 0:
             state = TrainerState.load_from_json(str(Path(folder) / TRAINER_STATE_NAME))
             if state.global_step >= self.args.max_steps:
-                self._load_from_checkpoint(folder)
+                best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
+                self._load_from_checkpoint(best or folder)
                 self.state = state
                 losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
                 loss = float(np.mean(losses)) if losses else float("nan")

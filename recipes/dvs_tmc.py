@@ -1,0 +1,150 @@
+"""Train a spiking classifier of event-camera recordings with a temporal loss (TMC by default).
+
+    accelerate launch recipes/dvs_tmc.py recipes/configs/cifar10_dvs.yaml --data_dir CIFAR10-DVS
+    accelerate launch recipes/dvs_tmc.py --events simulated --data_dir mnist --num_timesteps 8
+
+`--data_dir` is the unpacked archive of CIFAR10-DVS, N-Caltech101, DVS128-Gesture or SL-Animals-DVS from
+its own site, or for `--events simulated` images (see image_tmc.py), of which the first channel is
+turned into event streams. Recordings become T frames [2, H, W], which are kept in `--cache_dir`.
+
+Models, validation, options and output as in image_tmc.py. Where recordings hold several samples of one
+subject, whole recordings are validated on.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import transformers
+from glue_tmc import parse_arguments
+from image_tmc import (
+    SUBSET_SEED,
+    VISION_DEFAULTS,
+    SplitArguments,
+    VisionData,
+    VisionModelArguments,
+    run,
+    some,
+)
+from torch.utils.data import Subset
+
+from spikenlp import SpikingTrainingArguments
+from spikenlp.data import carve_validation
+from spikenlp.data.events import FrameDataset, Saccades, SimulatedEvents, ToFrames, load_recordings
+from spikenlp.data.images import label_names, load_images
+
+FRAMES = 10
+
+
+@dataclass
+class EventArguments(SplitArguments):
+    events: Literal["cifar10_dvs", "n_caltech101", "dvs_gesture", "sl_animals", "simulated"] = (
+        field(default="cifar10_dvs", metadata={"help": "Which data set data_dir holds."})
+    )
+    fold: int | None = field(
+        default=None, metadata={"help": "sl_animals: the fold, 1 to 4, that is tested on."}
+    )
+    frames_by: Literal["count", "time"] = field(
+        default="count", metadata={"help": "Slices of as many events, or of the same duration."}
+    )
+    frame_size: int = field(default=48, metadata={"help": "Side of the frames."})
+    resize: Literal["sum", "nearest"] = field(
+        default="sum", metadata={"help": "Events of merged pixels are summed, or one pixel kept."}
+    )
+    binary: bool = field(default=False, metadata={"help": "Frames of 0 and 1 in place of counts."})
+    flip: bool = field(default=True, metadata={"help": "Mirror half of the training samples."})
+    roll: int = field(
+        default=5, metadata={"help": "Roll training samples by up to so many pixels."}
+    )
+    cache_dir: str = field(default=".cache/events", metadata={"help": "Where frames are kept."})
+
+
+def load_event_data(model_args: VisionModelArguments, data_args: EventArguments) -> VisionData:
+    if data_args.data_dir is None:
+        raise ValueError(f"--data_dir is needed: the unpacked archive of {data_args.events}")
+    sources: dict[str, Any] = {}
+    if data_args.events == "simulated":
+        sources, names, description = simulated(data_args)
+    else:
+        for split in ("train", "test"):
+            sources[split] = load_recordings(
+                data_args.events, data_args.data_dir, split, fold=data_args.fold
+            )
+        names = list(sources["train"].classes)
+        description = f"{data_args.events}, frames by {data_args.frames_by}"
+    frames = model_args.num_timesteps or FRAMES
+    side = data_args.frame_size
+    to_frames = ToFrames(
+        frames,
+        by=data_args.frames_by,
+        frame_size=(side, side),
+        resize=data_args.resize,
+        binary=data_args.binary,
+    )
+
+    def framed(split: str, **augmentation: Any) -> FrameDataset:
+        return FrameDataset(
+            sources[split], to_frames, cache_dir=data_args.cache_dir, **augmentation
+        )
+
+    plain, test = framed("train"), framed("test")
+    augmented = framed("train", flip=data_args.flip, roll=data_args.roll)
+    kept, held_out = carve_validation(
+        sources["train"].labels,
+        data_args.validation_fraction,
+        seed=SUBSET_SEED,
+        groups=getattr(sources["train"], "groups", None),
+    )
+    kept = some(kept, data_args.max_train_samples)
+    held_out = some(held_out, data_args.max_eval_samples)
+    tested = some(range(len(test)), data_args.max_eval_samples)
+    for data, indices in ((plain, [*kept, *held_out]), (test, tested)):
+        data.prepare(sorted(indices))
+    return VisionData(
+        source=description,
+        train=Subset(augmented, kept),
+        calibration=Subset(plain, kept),
+        validation=Subset(plain, held_out),
+        test=Subset(test, tested),
+        labels=names,
+        config_fields={"num_channels": 2, "image_size": side, "num_timesteps": frames},
+    )
+
+
+def simulated(data_args: EventArguments) -> tuple[dict[str, SimulatedEvents], list[str], str]:
+    """Images of `data_dir` as event streams of a camera that fits them and has room for its saccades."""
+    splits = load_images(data_dir=data_args.data_dir)
+    # Only as many images as are asked for are decoded, with what is validated on beside them.
+    train = data_args.max_train_samples
+    if train is not None:
+        train = round(train / (1 - data_args.validation_fraction)) + 1
+    limits = {"train": train, "test": data_args.max_eval_samples}
+    sources = {}
+    for split, limit in limits.items():
+        if split not in splits:
+            raise ValueError(f"{data_args.data_dir} has no {split} split: found {sorted(splits)}")
+        rows = splits[split].select(some(range(len(splits[split])), limit))
+        images = np.stack([np.asarray(row["image"].convert("L")) for row in rows])
+        height, width = images.shape[1:]
+        camera = Saccades(sensor=(height + 6, width + 6))
+        sources[split] = SimulatedEvents(images, rows["label"], camera, name=f"simulated-{split}")
+    folder = Path(str(data_args.data_dir)).name
+    return sources, label_names(splits["train"]), f"simulated event streams of {folder}"
+
+
+def main() -> None:
+    transformers.utils.logging.set_verbosity_warning()
+    arguments = parse_arguments(
+        sys.argv[1:],
+        (VisionModelArguments, EventArguments, SpikingTrainingArguments),
+        **{**VISION_DEFAULTS, "model": "spiking_vgg", "output_dir": "outputs/dvs"},
+    )
+    run(*arguments, load_data=load_event_data)
+
+
+if __name__ == "__main__":
+    main()

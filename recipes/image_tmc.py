@@ -1,0 +1,414 @@
+"""Train a spiking image classifier with a temporal loss (TMC by default).
+
+    accelerate launch recipes/image_tmc.py recipes/configs/cifar10_resnet19.yaml --data_dir cifar10
+    accelerate launch recipes/image_tmc.py recipes/configs/cifar10_resnet19.yaml --data_dir cifar10 \\
+        --neuron relu --output_dir outputs/cifar10_dense
+
+Models: spiking_resnet, spiking_vgg, qkformer, each with the presets of its config class. `--neuron relu`
+trains the dense network of the same shape (cross entropy, no time axis), from which `--neuron rounding
+--model_name_or_path` makes a spiking one that may be trained further; `--dense_first` does both.
+
+Data come from `--data_dir` (parquet files, image folders or CIFAR's own archive) or `--dataset` (a Hub
+id). The model that is kept is the best one, by step or epoch, on a validation set: the source's own if
+it has a test set beside it, else `--validation_fraction` of the training set. The test set (ImageNet's
+validation set) is looked at once, at the end.
+
+A run that was stopped goes on from its last checkpoint when the same command is given again. The
+output folder gets the model, arguments.yaml, results.json (test accuracy, loss and calibration at
+every time step) and the Trainer's own logs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import transformers
+from glue_tmc import last_checkpoint, parse_arguments, save_records, summary
+from torch.utils.data import Dataset
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    EvalPrediction,
+    PreTrainedModel,
+    Trainer,
+    default_data_collator,
+    set_seed,
+)
+
+from spikenlp import (
+    QKFormerConfig,
+    QKFormerForImageClassification,
+    SpikingResNetConfig,
+    SpikingResNetForImageClassification,
+    SpikingTrainer,
+    SpikingTrainingArguments,
+    SpikingVGGConfig,
+    SpikingVGGForImageClassification,
+)
+from spikenlp.data import carve_validation
+from spikenlp.data.augmentation import ImageTransform
+from spikenlp.data.images import MEAN_STD, ImageDataset, label_names, load_images
+from spikenlp.training.cpu import keep_freed_memory, use_all_cores
+from spikenlp.training.provenance import run_record
+
+CALIBRATION_BATCH = 32
+SUBSET_SEED = 0
+"""Which samples `max_train_samples` keeps and what is validated on depend on no run's seed."""
+MODELS = {
+    "spiking_resnet": (SpikingResNetConfig, SpikingResNetForImageClassification),
+    "spiking_vgg": (SpikingVGGConfig, SpikingVGGForImageClassification),
+    "qkformer": (QKFormerConfig, QKFormerForImageClassification),
+}
+VISION_DEFAULTS = {
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "accuracy",
+    "train_sampling_strategy": "random",
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0,
+}
+
+
+@dataclass
+class VisionModelArguments:
+    model: Literal["spiking_resnet", "spiking_vgg", "qkformer"] = field(
+        default="spiking_resnet", metadata={"help": "Architecture, where nothing is loaded."}
+    )
+    preset: str | None = field(
+        default=None, metadata={"help": "A published network, e.g. sew-resnet-34 or hst-10-768."}
+    )
+    model_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "Further fields of the config as JSON: '{\"hidden_sizes\": [16, 32, 64]}'."
+        },
+    )
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Checkpoint to start from: spiking, or dense with --neuron rounding."},
+    )
+    num_timesteps: int | None = field(
+        default=None, metadata={"help": "T (default: the config's); of events, the frames."}
+    )
+    neuron: Literal["if", "lif", "rounding", "relu"] | None = field(
+        default=None, metadata={"help": "Neuron (default: the config's, lif); relu is dense."}
+    )
+    dense_first: bool = field(
+        default=False,
+        metadata={"help": "Train the dense network, with the same budget, before it is converted."},
+    )
+    calibration_batches: int = field(
+        default=8,
+        metadata={"help": f"Batches of {CALIBRATION_BATCH} that amplitudes are calibrated on."},
+    )
+
+    def fields(self) -> dict[str, Any]:
+        """Fields of the config that the options name."""
+        given = self.model_config or "{}"
+        fields = json.loads(given) if isinstance(given, str) else dict(given)
+        for name in ("num_timesteps", "neuron"):
+            if (value := getattr(self, name)) is not None:
+                fields[name] = value
+        return fields
+
+
+@dataclass
+class SplitArguments:
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of the data."})
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "Share of the training set that is validated on."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Validate and test on only so many."}
+    )
+
+
+@dataclass
+class ImageArguments(SplitArguments):
+    dataset: str | None = field(
+        default=None, metadata={"help": "Hub id, e.g. uoft-cs/cifar10 or ILSVRC/imagenet-1k."}
+    )
+    normalisation: Literal["cifar10", "cifar100", "imagenet", "mnist"] = field(
+        default="cifar10", metadata={"help": "Whose mean and deviation; mnist: one channel."}
+    )
+    image_size: int = field(default=32, metadata={"help": "Side of the model's input."})
+    crop: Literal["pad", "resized"] = field(
+        default="pad", metadata={"help": "Training crop: shifted (CIFAR) or resized (ImageNet)."}
+    )
+    policy: Literal["none", "auto", "rand"] = field(
+        default="none", metadata={"help": "AutoAugment's policy of CIFAR-10, or RandAugment (m9)."}
+    )
+    cutout_size: int = field(default=0, metadata={"help": "Side of the square cut out."})
+    erasing: float = field(default=0.0, metadata={"help": "Probability of random erasing."})
+
+
+@dataclass
+class VisionData:
+    """Data sets of {"pixel_values", "labels"}; `calibration`: training samples as they are."""
+
+    source: str
+    train: Dataset
+    calibration: Dataset
+    validation: Dataset
+    test: Dataset
+    labels: list[str]
+    config_fields: dict[str, Any]
+
+    def label_fields(self) -> dict[str, Any]:
+        return {
+            "id2label": dict(enumerate(self.labels)),
+            "label2id": {name: i for i, name in enumerate(self.labels)},
+        }
+
+
+def some(indices: Sequence[int], limit: int | None) -> list[int]:
+    """At most `limit` of the indices, drawn at random but the same each time, in their order."""
+    if limit is None or limit >= len(indices):
+        return list(indices)
+    drawn = np.random.default_rng(SUBSET_SEED).permutation(len(indices))[:limit]
+    return [indices[i] for i in sorted(drawn.tolist())]
+
+
+def load_image_data(model_args: VisionModelArguments, data_args: ImageArguments) -> VisionData:
+    splits = load_images(dataset=data_args.dataset, data_dir=data_args.data_dir)
+    source = data_args.dataset or f"the files in {Path(str(data_args.data_dir)).name}"
+    if len(splits) < 2:
+        raise ValueError(f"{source} has no validation or test split beside train")
+    names = label_names(splits["train"])
+    train = splits["train"]
+    if "test" in splits and "validation" in splits:
+        kept, held_out = range(len(train)), splits["validation"]
+    else:
+        kept, chosen = carve_validation(
+            train["label"], data_args.validation_fraction, seed=SUBSET_SEED
+        )
+        held_out = train.select(chosen)
+    train = train.select(some(kept, data_args.max_train_samples))
+    test = splits["test"] if "test" in splits else splits["validation"]
+    validation, test = (
+        rows.select(some(range(len(rows)), data_args.max_eval_samples)) for rows in (held_out, test)
+    )
+    mean, std = MEAN_STD[data_args.normalisation]
+    size = data_args.image_size
+    plain = ImageTransform(size, mean, std, train=False, crop=data_args.crop)
+    augmented = ImageTransform(
+        size,
+        mean,
+        std,
+        train=True,
+        crop=data_args.crop,
+        flip=data_args.normalisation != "mnist",
+        policy=data_args.policy,
+        cutout_size=data_args.cutout_size,
+        erasing=data_args.erasing,
+    )
+    return VisionData(
+        source=source,
+        train=ImageDataset(train, augmented),
+        calibration=ImageDataset(train, plain),
+        validation=ImageDataset(validation, plain),
+        test=ImageDataset(test, plain),
+        labels=names,
+        config_fields={"num_channels": len(mean), "image_size": size},
+    )
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def build_model(
+    model_args: VisionModelArguments,
+    data: VisionData,
+    training_args: SpikingTrainingArguments,
+    results: dict[str, Any],
+) -> PreTrainedModel:
+    """The model that is to be trained; what it came from is measured into `results`."""
+    fields = {**data.config_fields, **data.label_fields(), **model_args.fields()}
+    path = model_args.model_name_or_path
+    if path is not None:
+        if model_args.dense_first or model_args.preset:
+            raise ValueError("--model_name_or_path excludes --dense_first and --preset")
+        config = AutoConfig.from_pretrained(path)
+        if getattr(config, "neuron", None) == "relu" and fields.get("neuron") == "rounding":
+            dense = AutoModelForImageClassification.from_pretrained(path, **data.label_fields())
+            results["dense"] = score(trainer_of(dense, data, training_args), data.test, "dense")
+            return convert(dense, model_args, data, training_args)
+        return AutoModelForImageClassification.from_pretrained(path, **fields)
+    config_class, model_class = MODELS[model_args.model]
+    if fields.get("neuron") == "rounding" and not model_args.dense_first:
+        raise ValueError(
+            "rounding neurons start from a dense network: give --dense_first, or a dense checkpoint "
+            "by --model_name_or_path"
+        )
+    if model_args.dense_first:
+        if fields.get("neuron") != "rounding":
+            raise ValueError(
+                f"--dense_first is for --neuron rounding, got {fields.get('neuron')}: to compare with "
+                "the dense network, run --neuron relu on its own"
+            )
+        fields["neuron"] = "relu"
+    config = (
+        config_class.preset(model_args.preset, **fields)
+        if model_args.preset
+        else config_class(**fields)
+    )
+    model = model_class(config)
+    if not model_args.dense_first:
+        return model
+    args = dataclasses.replace(
+        training_args, output_dir=str(Path(training_args.output_dir) / "dense"), push_to_hub=False
+    )
+    trainer = trainer_of(model, data, args)
+    train(trainer, args)
+    trainer.save_model()
+    results["dense"] = score(trainer, data.test, "dense")
+    return convert(model, model_args, data, training_args)
+
+
+def convert(
+    dense: PreTrainedModel,
+    model_args: VisionModelArguments,
+    data: VisionData,
+    training_args: SpikingTrainingArguments,
+) -> PreTrainedModel:
+    size = min(model_args.calibration_batches * CALIBRATION_BATCH, len(data.calibration))  # type: ignore[arg-type]
+    chosen = np.random.default_rng(training_args.seed).permutation(len(data.calibration))[:size]  # type: ignore[arg-type]
+    rows = [data.calibration[i] for i in chosen.tolist()]
+    batches = [
+        {
+            "pixel_values": torch.stack(
+                [row["pixel_values"] for row in rows[i : i + CALIBRATION_BATCH]]
+            )
+        }
+        for i in range(0, size, CALIBRATION_BATCH)
+    ]
+    overrides = {k: v for k, v in model_args.fields().items() if k in ("num_timesteps", "neuron")}
+    return type(dense).from_dense(dense.cpu().eval(), calibration=batches, **overrides)
+
+
+def trainer_of(
+    model: PreTrainedModel, data: VisionData, args: SpikingTrainingArguments
+) -> SpikingTrainer:
+    """Dense networks are trained with the cross entropy of their mean logits, which is SDT."""
+    if model.config.neuron == "relu":
+        args = dataclasses.replace(args, temporal_loss="sdt")
+    return SpikingTrainer(
+        model,
+        args,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        data_collator=default_data_collator,
+        compute_metrics=accuracy,
+    )
+
+
+def train(trainer: SpikingTrainer, args: SpikingTrainingArguments) -> dict[str, Any]:
+    """Trains, from the last checkpoint if there is one; what results.json says about it."""
+    resume = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
+    if resume and trainer.is_world_process_zero():
+        print(f"resuming from {resume}", flush=True)
+    trained = trainer.train(resume_from_checkpoint=resume)
+    best = trainer.state.best_model_checkpoint
+    return {
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "seconds": trained.metrics["train_runtime"],
+        "loss": trained.metrics["train_loss"],
+        "temporal_loss": trainer.args.temporal_loss,
+        **trainer.args.temporal_loss_options(),
+        "best_checkpoint": Path(best).name if best else None,
+        "best_validation_accuracy": trainer.state.best_metric,
+    }
+
+
+def score(trainer: Trainer, split: Dataset, prefix: str) -> dict[str, float]:
+    found = trainer.evaluate(split, metric_key_prefix=prefix)
+    metrics = {k.removeprefix(f"{prefix}_"): v for k, v in found.items()}
+    return {k: v for k, v in metrics.items() if not k.endswith(("per_second", "epoch"))}
+
+
+def describe(data: VisionData, model: PreTrainedModel, args: SpikingTrainingArguments) -> str:
+    config = model.config
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    loss = "sdt" if config.neuron == "relu" else args.temporal_loss
+    if loss == "tmc":
+        loss += f", theta over the {args.theta_reduction}, theta_weight {args.theta_weight}"
+    sizes = ", ".join(f"{len(getattr(data, k)):,} {k}" for k in ("train", "validation", "test"))
+    parameters = sum(p.numel() for p in model.parameters())
+    return "\n".join(
+        [
+            f"data            {data.source}: {sizes}",
+            f"model           {config.model_type}, {parameters / 1e6:.2f}M parameters, "
+            f"{config.neuron} neurons, T = {config.num_timesteps}",
+            f"temporal loss   {loss}",
+            f"processes       {args.world_size} on {args.device.type}, with "
+            f"{torch.get_num_threads()} threads each; global batch {batch}",
+        ]
+    )
+
+
+def run(
+    model_args: VisionModelArguments,
+    data_args: SplitArguments,
+    training_args: SpikingTrainingArguments,
+    load_data: Callable[[Any, Any], VisionData],
+) -> dict[str, Any]:
+    """The whole job; returns what results.json holds."""
+    if training_args.device.type == "cpu":
+        use_all_cores(training_args.world_size)
+        keep_freed_memory()
+    set_seed(training_args.seed)
+    with training_args.main_process_first(desc="data"):
+        data = load_data(model_args, data_args)
+    results: dict[str, Any] = {
+        "data": data.source,
+        "samples": {k: len(getattr(data, k)) for k in ("train", "validation", "test")},
+        "seed": training_args.seed,
+        "run": run_record(),
+    }
+    model = build_model(model_args, data, training_args, results)
+    shape = ("model_type", "num_timesteps", "neuron", "hidden_sizes", "depths", "image_size")
+    results["config"] = {k: getattr(model.config, k) for k in shape}
+    results["config"]["parameters"] = sum(p.numel() for p in model.parameters())
+    set_seed(training_args.seed)  # the same order of data whatever came before
+    trainer = trainer_of(model, data, training_args)
+    if trainer.is_world_process_zero():
+        print(describe(data, model, training_args), flush=True)
+    output_dir = Path(training_args.output_dir)
+    if "dense" in results or model_args.model_name_or_path is not None:
+        results["before_training"] = score(trainer, data.test, "before_training")
+    results["training"] = train(trainer, training_args)
+    trainer.save_model()
+    trainer.save_state()
+    results["validation"] = score(trainer, data.validation, "validation")
+    name = "dense" if model.config.neuron == "relu" else "spiking"
+    results[name] = score(trainer, data.test, "test")
+    if trainer.is_world_process_zero():
+        save_records(output_dir, results, model_args, data_args, training_args)
+        print(summary(results), flush=True)
+    return results
+
+
+def main() -> None:
+    transformers.utils.logging.set_verbosity_warning()
+    arguments = parse_arguments(
+        sys.argv[1:],
+        (VisionModelArguments, ImageArguments, SpikingTrainingArguments),
+        **{**VISION_DEFAULTS, "output_dir": "outputs/image"},
+    )
+    run(*arguments, load_data=load_image_data)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""Image transforms and augmentation with PIL, numpy and torch; all randomness is torch's.
+
+AutoAugment: Cubuk et al., CVPR 2019, the policy found on CIFAR-10. RandAugment: Cubuk et al., 2020, as
+timm's "rand-m9-mstd0.5-inc1". Cutout: DeVries & Taylor, 2017. Random erasing: Zhong et al., AAAI 2020.
+Mixup: Zhang et al., ICLR 2018.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+try:
+    from PIL import Image, ImageEnhance, ImageOps
+except ImportError as error:
+    raise ImportError("images need Pillow: pip install 'spikenlp[vision]'") from error
+
+LEVELS = 10
+
+CIFAR10_POLICY = (
+    (("invert", 0.1, 7), ("contrast", 0.2, 6)),
+    (("rotate", 0.7, 2), ("translate_x", 0.3, 9)),
+    (("sharpness", 0.8, 1), ("sharpness", 0.9, 3)),
+    (("shear_y", 0.5, 8), ("translate_y", 0.7, 9)),
+    (("auto_contrast", 0.5, 8), ("equalize", 0.9, 2)),
+    (("shear_y", 0.2, 7), ("posterize", 0.3, 7)),
+    (("color", 0.4, 3), ("brightness", 0.6, 7)),
+    (("sharpness", 0.3, 9), ("brightness", 0.7, 9)),
+    (("equalize", 0.6, 5), ("equalize", 0.5, 1)),
+    (("contrast", 0.6, 7), ("sharpness", 0.6, 5)),
+    (("color", 0.7, 7), ("translate_x", 0.5, 8)),
+    (("equalize", 0.3, 7), ("auto_contrast", 0.4, 8)),
+    (("translate_y", 0.4, 3), ("sharpness", 0.2, 6)),
+    (("brightness", 0.9, 6), ("color", 0.2, 8)),
+    (("solarize", 0.5, 2), ("invert", 0.0, 3)),
+    (("equalize", 0.2, 0), ("auto_contrast", 0.6, 0)),
+    (("equalize", 0.2, 8), ("equalize", 0.6, 4)),
+    (("color", 0.9, 9), ("equalize", 0.6, 6)),
+    (("auto_contrast", 0.8, 4), ("solarize", 0.2, 8)),
+    (("brightness", 0.1, 3), ("color", 0.7, 0)),
+    (("solarize", 0.4, 5), ("auto_contrast", 0.9, 3)),
+    (("translate_y", 0.9, 9), ("translate_y", 0.7, 9)),
+    (("auto_contrast", 0.9, 2), ("solarize", 0.8, 3)),
+    (("equalize", 0.8, 8), ("invert", 0.1, 3)),
+    (("translate_y", 0.7, 9), ("auto_contrast", 0.9, 1)),
+)
+"""Sub-policies of two operations: name, probability, level in 0..9."""
+
+RANDAUGMENT_OPS = (
+    "auto_contrast equalize invert rotate posterize solarize color contrast brightness sharpness "
+    "shear_x shear_y translate_x translate_y"
+).split()
+
+
+def _uniform() -> float:
+    return float(torch.rand(()))
+
+
+def apply_op(image: Image.Image, name: str, strength: float) -> Image.Image:
+    """One operation on a PIL image; `strength` in [0, 1], or [-1, 1] where it has a direction.
+
+    At 0 nothing happens, except for invert, equalize and auto_contrast, which have no strength.
+    Ranges: shear .3, translation 150 / 331 of the side, rotation 30 degrees, enhancements by 1 +- .9,
+    posterize from 8 to 4 bits, solarize from 256 to 0.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    fill = tuple([128] * len(image.getbands())) if len(image.getbands()) > 1 else 128
+    if name in ("shear_x", "shear_y", "translate_x", "translate_y"):
+        width, height = image.size
+        shear = 0.3 * strength
+        move = 150 / 331 * strength
+        matrix = {
+            # about the middle of the image
+            "shear_x": (1, shear, -shear * height / 2, 0, 1, 0),
+            "shear_y": (1, 0, 0, shear, 1, -shear * width / 2),
+            "translate_x": (1, 0, move * width, 0, 1, 0),
+            "translate_y": (1, 0, 0, 0, 1, move * height),
+        }[name]
+        return image.transform(
+            image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=fill
+        )
+    if name == "rotate":
+        return image.rotate(30 * strength, fillcolor=fill)
+    if name in ("color", "contrast", "brightness", "sharpness"):
+        return getattr(ImageEnhance, name.title())(image).enhance(1 + 0.9 * strength)
+    if name == "posterize":
+        return ImageOps.posterize(image, 8 - round(4 * abs(strength)))
+    if name == "solarize":
+        return ImageOps.solarize(image, round(256 * (1 - abs(strength))))
+    if name in ("invert", "equalize"):
+        return getattr(ImageOps, name)(image)
+    if name == "auto_contrast":
+        return ImageOps.autocontrast(image)
+    raise ValueError(f"unknown operation {name!r}")
+
+
+def auto_augment(image: Image.Image) -> Image.Image:
+    """One random sub-policy of AutoAugment's policy for CIFAR-10, on a PIL image."""
+    policy = CIFAR10_POLICY[int(torch.randint(len(CIFAR10_POLICY), ()))]
+    for name, probability, level in policy:
+        sign = 1 if _uniform() < 0.5 else -1
+        if _uniform() < probability:
+            image = apply_op(image, name, sign * level / (LEVELS - 1))
+    return image
+
+
+def rand_augment(
+    image: Image.Image, *, operations: int = 2, level: float = 9, spread: float = 0.5
+) -> Image.Image:
+    """`operations` random operations, each with probability 1/2, at a level drawn from N(level, spread)
+    and clipped to [0, 10]."""
+    for index in torch.randint(len(RANDAUGMENT_OPS), (operations,)).tolist():
+        strength = min(max(level + spread * float(torch.randn(())), 0), LEVELS) / LEVELS
+        sign = 1 if _uniform() < 0.5 else -1
+        if _uniform() < 0.5:
+            image = apply_op(image, RANDAUGMENT_OPS[index], sign * strength)
+    return image
+
+
+def cutout(pixels: Tensor, size: int) -> Tensor:
+    """A copy of [C, H, W] with zeros in a square of `size` around a random pixel, cut at the edges."""
+    height, width = pixels.shape[-2:]
+    row, column = int(torch.randint(height, ())), int(torch.randint(width, ()))
+    pixels = pixels.clone()
+    top, left = max(row - size // 2, 0), max(column - size // 2, 0)
+    pixels[..., top : row - size // 2 + size, left : column - size // 2 + size] = 0
+    return pixels
+
+
+def random_erasing(pixels: Tensor, probability: float) -> Tensor:
+    """[C, H, W] with, at a given probability, noise in a rectangle of 2% to a third of the area."""
+    if _uniform() >= probability:
+        return pixels
+    channels, height, width = pixels.shape
+    for _ in range(10):
+        area = height * width * (0.02 + _uniform() * (1 / 3 - 0.02))
+        ratio = math.exp((2 * _uniform() - 1) * math.log(1 / 0.3))
+        rows, columns = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < rows < height and 0 < columns < width:
+            top = int(torch.randint(height - rows + 1, ()))
+            left = int(torch.randint(width - columns + 1, ()))
+            pixels = pixels.clone()
+            noise = torch.randn(channels, rows, columns)
+            pixels[:, top : top + rows, left : left + columns] = noise
+            break
+    return pixels
+
+
+@dataclass
+class ImageTransform:
+    """PIL image to normalised float32 [C, size, size].
+
+    Args:
+        size: side of the square result.
+        mean, std: by channel, of pixels in [0, 1]; one channel asks for grey images.
+        train: with augmentation; without, the image is only brought to size and normalised.
+        crop: "pad": a crop of `size` from the image padded by `size // 8` (CIFAR); "resized": a crop of
+            8% to all of the area at a ratio of 3/4 to 4/3, resized (ImageNet).
+        flip: mirrored with probability 1/2.
+        policy: "none", "auto" (`auto_augment`) or "rand" (`rand_augment`).
+        cutout_size: side of the square set to zero, 0 for none.
+        erasing: probability of `random_erasing`.
+
+    Not training, an image larger than `size` is resized so that its shorter side is size / .875 and
+    its middle is cut out (crop "resized"), or resized to the square (crop "pad").
+
+    Raises:
+        ValueError: an option out of range.
+
+    >>> from PIL import Image
+    >>> ImageTransform(32, (0.5,), (0.5,), train=False)(Image.new("L", (28, 28))).shape
+    torch.Size([1, 32, 32])
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train: bool
+    crop: Literal["pad", "resized"] = "pad"
+    flip: bool = True
+    policy: Literal["none", "auto", "rand"] = "none"
+    cutout_size: int = 0
+    erasing: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("crop", ("pad", "resized")), ("policy", ("none", "auto", "rand"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+            raise ValueError(f"mean and std must have 1 or 3 channels: {self.mean}, {self.std}")
+        if self.size < 1 or self.cutout_size < 0 or not 0 <= self.erasing <= 1:
+            raise ValueError(
+                f"size must be >= 1, cutout_size >= 0 and erasing in [0, 1], got {self.size}, "
+                f"{self.cutout_size}, {self.erasing}"
+            )
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        image = image.convert("L" if len(self.mean) == 1 else "RGB")
+        if not self.train:
+            return self._normalise(self._to_size(image))
+        image = (
+            self._random_resized_crop(image) if self.crop == "resized" else self._pad_crop(image)
+        )
+        if self.flip and _uniform() < 0.5:
+            image = ImageOps.mirror(image)
+        if self.policy != "none":
+            image = (auto_augment if self.policy == "auto" else rand_augment)(image)
+        pixels = self._normalise(image)
+        if self.cutout_size:
+            pixels = cutout(pixels, self.cutout_size)
+        return random_erasing(pixels, self.erasing) if self.erasing else pixels
+
+    def _normalise(self, image: Image.Image) -> Tensor:
+        array = np.asarray(image, np.float32).reshape(self.size, self.size, -1) / 255
+        array = (array - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+    def _to_size(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        if (width, height) == (self.size, self.size):
+            return image
+        if self.crop == "pad":
+            return image.resize((self.size, self.size))
+        scale = self.size / 0.875 / min(width, height)
+        width, height = (max(round(scale * side), self.size) for side in (width, height))
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        return image.resize((width, height)).crop((left, top, left + self.size, top + self.size))
+
+    def _pad_crop(self, image: Image.Image) -> Image.Image:
+        padding = self.size // 8
+        left, top = (torch.randint(-padding, padding + 1, (2,))).tolist()
+        # Outside of the image PIL's crop is black.
+        return self._to_size(image).crop((left, top, left + self.size, top + self.size))
+
+    def _random_resized_crop(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        for _ in range(10):
+            area = width * height * (0.08 + 0.92 * _uniform())
+            ratio = math.exp((2 * _uniform() - 1) * math.log(4 / 3))
+            columns, rows = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < columns <= width and 0 < rows <= height:
+                left = int(torch.randint(width - columns + 1, ()))
+                top = int(torch.randint(height - rows + 1, ()))
+                box = (left, top, left + columns, top + rows)
+                return image.resize((self.size, self.size), box=box)
+        return self._to_size(image)
+
+
+def mixup(
+    pixel_values: Tensor, labels: Tensor, *, alpha: float, num_labels: int
+) -> tuple[Tensor, Tensor]:
+    """Each image of a batch mixed with another one, and so the labels.
+
+    The temporal losses take class ids and refuse such labels; the cross entropy of a dense model takes
+    them. No benchmark of TMC uses mixup.
+
+    Args:
+        pixel_values: [B, ...]; labels: int64 [B]; alpha: of the Beta distribution that the share in
+            [0, 1] is drawn from, once for the batch.
+
+    Returns:
+        Images of the same shape and probabilities [B, num_labels].
+
+    Raises:
+        ValueError: alpha that is not positive.
+    """
+    if not alpha > 0:
+        raise ValueError(f"alpha must be > 0, got {alpha}")
+    share = torch.distributions.Beta(alpha, alpha).sample()
+    other = torch.randperm(len(labels))
+    targets = F.one_hot(labels, num_labels).to(pixel_values.dtype)
+    mixed = share * pixel_values + (1 - share) * pixel_values[other]
+    return mixed, share * targets + (1 - share) * targets[other]

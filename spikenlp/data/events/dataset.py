@@ -1,0 +1,167 @@
+"""Frames of event recordings as a torch data set for the Trainer, kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from spikenlp.data.events.arrays import SensorSize
+from spikenlp.data.events.frames import ToFrames, augment_frames
+
+CACHE_FORMAT = 1
+"""Part of the key: to be raised when the same settings come to give other frames."""
+
+
+class EventSource(Protocol):
+    """What `FrameDataset` reads: `EventRecordings`, a data set of tonic, or your own.
+
+    `[i]` is (events, label): a structured array with the fields x, y, t and p, and a class id.
+    """
+
+    sensor_size: SensorSize
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]: ...
+
+
+class FrameDataset(Dataset):
+    """Frames of a source of events: `[i]` is {"pixel_values": float32 [T, 2, H, W], "labels": int}.
+
+    Args:
+        source: an `EventSource`. Where its events come as arrays [T, 2, H, W] already (tonic's
+            `ToFrame` as its transform), they are taken as they are.
+        to_frames: how a recording becomes frames.
+        cache_dir: where frames are kept, in a folder whose name has a key of all settings; None keeps
+            nothing. A file appears there when it is whole, so that a run may be killed at any time
+            and several may share the folder.
+        cache_name: what the source is, for the key. Needed where the source has no `fingerprint`; it
+            must then name everything that its events depend on (split, transforms).
+        flip, roll: augmentation, as in `augment_frames`, drawn anew each time; none by default.
+
+    Raises:
+        ValueError: a source without sensor_size, no cache_name where one is needed; later, a
+            recording that cannot be framed (with its index).
+
+    >>> import tonic  # doctest: +SKIP
+    >>> nmnist = tonic.datasets.NMNIST("data", train=True)  # doctest: +SKIP
+    >>> FrameDataset(nmnist, ToFrames(10), cache_dir="cache", cache_name="nmnist-train")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        source: EventSource,
+        to_frames: ToFrames,
+        *,
+        cache_dir: str | Path | None = None,
+        cache_name: str | None = None,
+        flip: bool = False,
+        roll: int = 0,
+    ):
+        if len(getattr(source, "sensor_size", None) or ()) != 3:
+            raise ValueError(
+                "source must have sensor_size = (width, height, polarities), got "
+                f"{getattr(source, 'sensor_size', None)} of {type(source).__name__}"
+            )
+        self.source, self.to_frames = source, to_frames
+        self.flip, self.roll = flip, roll
+        self.folder = None if cache_dir is None else self._open_cache(Path(cache_dir), cache_name)
+
+    def _open_cache(self, cache_dir: Path, name: str | None) -> Path:
+        fingerprint = getattr(self.source, "fingerprint", None)
+        if fingerprint is None and name is None:
+            raise ValueError(
+                f"{type(self.source).__name__} has no fingerprint: give cache_name, a name for all "
+                "that its events depend on, or cache_dir=None"
+            )
+        settings = {
+            "format": CACHE_FORMAT,
+            "name": name or getattr(self.source, "name", type(self.source).__name__),
+            "source": fingerprint,
+            "samples": len(self.source),
+            "sensor_size": list(self.source.sensor_size),
+            "frames": self.to_frames.settings(),
+        }
+        text = json.dumps(settings, indent=1, sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        folder = cache_dir / f"{settings['name']}-{key}"
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_whole(folder / "settings.json", lambda file: file.write(text.encode()))
+        return folder
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+        frames, label = self._frames(index)
+        pixels = torch.from_numpy(frames.astype(np.float32))
+        if self.flip or self.roll:
+            pixels = augment_frames(pixels, flip=self.flip, roll=self.roll)
+        return {"pixel_values": pixels, "labels": label}
+
+    def prepare(self, indices: Iterable[int] | None = None) -> None:
+        """Fills the cache, in the order of the source by default, which so reads each file once.
+
+        Without it the cache fills as samples are asked for.
+        """
+        indices = range(len(self)) if indices is None else indices
+        for index in tqdm(indices, desc="Framing events", disable=None):
+            self._frames(index)
+
+    def _frames(self, index: int) -> tuple[np.ndarray, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} recordings")
+        path = None if self.folder is None else self.folder / f"{index:06d}.npz"
+        if path is not None and path.exists():
+            try:
+                with np.load(path) as kept:
+                    return kept["frames"], int(kept["label"])
+            except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile):
+                pass  # damaged after it was written: made again below
+        events, label = self.source[index]
+        try:
+            frames = self._frame(events)
+        except ValueError as error:
+            raise ValueError(
+                f"recording {index} of {type(self.source).__name__}: {error}"
+            ) from error
+        if path is not None:
+            if frames.dtype.kind in "iu" and frames.min() >= 0:
+                frames = frames.astype(np.min_scalar_type(frames.max()))
+            _write_whole(
+                path, lambda file: np.savez_compressed(file, frames=frames, label=int(label))
+            )
+        return frames, int(label)
+
+    def _frame(self, events: Any) -> np.ndarray:
+        array = np.asarray(events)
+        if array.dtype.names is not None or array.ndim != 4:
+            return self.to_frames(events, self.source.sensor_size)
+        if len(array) != self.to_frames.num_frames:
+            raise ValueError(
+                f"frames of shape {array.shape} come from the source, but num_frames is "
+                f"{self.to_frames.num_frames}"
+            )
+        return array
+
+
+def _write_whole(path: Path, write: Any) -> None:
+    """Writes a file that is there as a whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

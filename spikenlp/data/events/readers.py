@@ -1,0 +1,179 @@
+"""Readers of the original files of event-camera data sets.
+
+| format | data sets | layout |
+|---|---|---|
+| AEDAT 2.0 (.aedat) | CIFAR10-DVS, SL-Animals-DVS | text lines that start with `#`; then big-endian u4 address and u4 time in us. DVS128's address: bit 0 polarity, bits 1-7 x, bits 8-14 y |
+| AEDAT 3.1 (.aedat) | DVS128-Gesture | text up to `#!END-HEADER`; then packets: 28-byte little-endian header and events of u4 data (bit 0 valid, bit 1 polarity, bits 2-16 y, bits 17-31 x) and u4 time, whose bits above 30 are in the packet header |
+| ATIS (.bin) | N-MNIST, N-Caltech101 | 5 bytes an event: x, y, 1 bit polarity and 23 bits of time, big-endian; y = 240 is no event, it adds 2^13 us |
+| MATLAB (.mat) | see `read_mat` | |
+
+All return events [N] of `EVENT_DTYPE` in the order of the file, x and y as the file has them, and
+raise ValueError with the file's name where it is truncated or not what it should be. A file without
+events gives an empty array.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from spikenlp.data.events.arrays import EVENT_DTYPE, make_events
+
+_HEADER_LINE = re.compile(rb"#[\t\x20-\xff]*\r?\n")
+"""A line of text. Binary data that happen to start with `#` have control characters before a newline."""
+_END_OF_HEADER = (b"#End Of ASCII Header", b"#!END-HEADER")
+_OTHER_CHIPS = re.compile(rb"# *AEChip:.*(davis|sbret)", re.IGNORECASE)
+_PACKET = np.dtype(
+    [("type", "<u2"), ("source", "<u2")]
+    + [(name, "<u4") for name in ("size", "offset", "overflow", "capacity", "number", "valid")]
+)
+_POLARITY_EVENT = 1
+_AEDAT_EVENT = 8
+_ATIS_OVERFLOW_Y = 240
+_ATIS_OVERFLOW_US = 2**13
+_TAXELS = (10, 10)
+
+
+def read_events(path: str | Path) -> np.ndarray:
+    """Reads an .aedat (2.0 or 3.1), .bin or .mat file.
+
+    Raises:
+        ValueError: another suffix, another AEDAT version, a file that is not what it should be.
+        FileNotFoundError: no such file.
+
+    >>> read_events("N-MNIST/Test/0/00004.bin").dtype.names  # doctest: +SKIP
+    ('x', 'y', 't', 'p')
+    """
+    path = Path(path)
+    readers = {".bin": read_atis, ".mat": read_mat, ".aedat": read_aedat}
+    if path.suffix not in readers:
+        raise ValueError(f"{path}: the suffix must be one of {', '.join(readers)}")
+    return readers[path.suffix](path)
+
+
+def read_aedat(path: str | Path) -> np.ndarray:
+    """AEDAT 2.0 of a DVS128 or AEDAT 3.1, told apart by the first line."""
+    path = Path(path)
+    data = path.read_bytes()
+    version = re.match(rb"#!AER-DAT(\d\.\d)", data)
+    if version is None:
+        raise ValueError(f"{path} does not start with an AEDAT version (#!AER-DAT2.0 or 3.1)")
+    if version[1] == b"2.0":
+        return _aedat2(data, path)
+    if version[1] == b"3.1":
+        return _aedat31(data, path)
+    raise ValueError(f"{path} is AEDAT {version[1].decode()}: this reads 2.0 and 3.1")
+
+
+def _skip_header(data: bytes) -> int:
+    """Where the binary data start."""
+    start = 0
+    while line := _HEADER_LINE.match(data, start):
+        start = line.end()
+        if line[0].startswith(_END_OF_HEADER):
+            break
+    return start
+
+
+def _aedat2(data: bytes, path: Path) -> np.ndarray:
+    start = _skip_header(data)
+    if chip := _OTHER_CHIPS.search(data[:start]):
+        raise ValueError(f"{path} was not recorded with a DVS128: {chip[0].decode('latin-1')}")
+    if rest := (len(data) - start) % _AEDAT_EVENT:
+        raise ValueError(f"{path} is truncated: its last event has {rest} of {_AEDAT_EVENT} bytes")
+    words = np.frombuffer(data, ">u4", offset=start).reshape(-1, 2)
+    address, time = words[:, 0], words[:, 1]
+    return make_events(address >> 1 & 0x7F, address >> 8 & 0x7F, time, address & 1)
+
+
+def _aedat31(data: bytes, path: Path) -> np.ndarray:
+    position = _skip_header(data)
+    if not data[:position].rstrip().endswith(b"#!END-HEADER"):
+        raise ValueError(f"{path} has no #!END-HEADER")
+    packets = [np.empty(0, EVENT_DTYPE)]
+    while position < len(data):
+        body = position + _PACKET.itemsize
+        if body > len(data):
+            raise ValueError(f"{path} is truncated in the packet header at byte {position}")
+        header = np.frombuffer(data, _PACKET, 1, position)[0]
+        size, capacity, number = (int(header[k]) for k in ("size", "capacity", "number"))
+        end = body + size * capacity
+        if end > len(data):
+            raise ValueError(f"{path} is truncated in the packet at byte {position}")
+        if number > capacity:
+            raise ValueError(
+                f"{path}: the packet at byte {position} claims {number} events and room for {capacity}"
+            )
+        if header["type"] == _POLARITY_EVENT:
+            if size != _AEDAT_EVENT:
+                raise ValueError(f"{path}: polarity events of {size} bytes at {position}, not 8")
+            words = np.frombuffer(data, "<u4", 2 * number, body).reshape(-1, 2)
+            words = words[words[:, 0] & 1 == 1]
+            bits = words[:, 0]
+            time = words[:, 1].astype(np.int64) | int(header["overflow"]) << 31
+            packets.append(make_events(bits >> 17, bits >> 2 & 0x7FFF, time, bits >> 1 & 1))
+        position = end
+    return np.concatenate(packets)
+
+
+def read_atis(path: str | Path) -> np.ndarray:
+    """ATIS events of 5 bytes, as in N-MNIST and N-Caltech101."""
+    path = Path(path)
+    data = np.fromfile(path, np.uint8)
+    if rest := len(data) % 5:
+        raise ValueError(f"{path} is truncated: its last event has {rest} of 5 bytes")
+    x, y, high, middle, low = data.reshape(-1, 5).T.astype(np.int64)
+    overflow = y == _ATIS_OVERFLOW_Y
+    time = ((high & 0x7F) << 16 | middle << 8 | low) + _ATIS_OVERFLOW_US * overflow.cumsum()
+    return make_events(x, y, time, high >> 7)[~overflow]
+
+
+def read_mat(path: str | Path) -> np.ndarray:
+    """MATLAB files, by the names of their variables.
+
+    - `x`, `y`, `ts` or `t` (us), `pol` or `p`: one column each (ASL-DVS).
+    - `out1` [N, 4]: time in us, x, y, polarity; [N, 6]: time, two unused columns, x, y, polarity
+      (CIFAR10-DVS after the MATLAB scripts that the SNN literature converts it with).
+    - `spiketrain` [101, K]: 100 taxels, row r at x = r // 10, y = r % 10, with -1, 0 or 1 at each of
+      K times, which the last row holds in seconds (ST-MNIST). Events of one time come by taxel.
+
+    Polarities of -1 become 0.
+
+    Raises:
+        ValueError: unreadable (also MATLAB 7.3, which is HDF5), or none of these layouts.
+    """
+    from scipy.io import loadmat
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        variables = loadmat(path)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read as a MATLAB file up to version 7 ({type(error).__name__}: "
+            f"{error}); if it is of version 7.3, save it with -v7"
+        ) from error
+    names = sorted(k for k in variables if not k.startswith("__"))
+    time = next((k for k in ("ts", "t") if k in names), None)
+    polarity = next((k for k in ("pol", "p") if k in names), None)
+    if {"x", "y"} <= set(names) and time and polarity:
+        columns = [variables[k] for k in ("x", "y", time, polarity)]
+    elif "out1" in names and variables["out1"].ndim == 2 and variables["out1"].shape[1] in (4, 6):
+        table = variables["out1"]
+        columns = [table[:, -3], table[:, -2], table[:, 0], table[:, -1]]
+    elif "spiketrain" in names and len(variables["spiketrain"]) == np.prod(_TAXELS) + 1:
+        *spikes, seconds = variables["spiketrain"]
+        signs = np.stack(spikes, 1)
+        step, taxel = signs.nonzero()
+        x, y = np.unravel_index(taxel, _TAXELS)
+        columns = [x, y, np.rint(1e6 * seconds[step]), signs[step, taxel]]
+    else:
+        raise ValueError(
+            f"{path} has the variables {names}: expected x, y, ts and pol; out1 [N, 4] or [N, 6]; or "
+            f"spiketrain [{np.prod(_TAXELS) + 1}, K]"
+        )
+    columns[-1] = np.asarray(columns[-1]).astype(np.int64) > 0
+    return make_events(*columns)
