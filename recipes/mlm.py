@@ -61,8 +61,7 @@ class MaskedLMModelArguments(StudentArguments):
         default=None,
         metadata={
             "help": "Fields of a model from scratch: hidden_size=256,num_hidden_layers=4. Defaults: "
-            f"{', '.join(f'{k}={v}' for k, v in FROM_SCRATCH.items())}, or as many positions as "
-            "--max_seq_length."
+            f"{', '.join(f'{k}={v}' for k, v in FROM_SCRATCH.items())} (more if --max_seq_length is)."
         },
     )
 
@@ -134,7 +133,9 @@ def build_model(
         config = SpikingBertConfig(
             **{
                 **FROM_SCRATCH,
-                "max_position_embeddings": text_args.max_seq_length,
+                "max_position_embeddings": max(
+                    text_args.max_seq_length, FROM_SCRATCH["max_position_embeddings"]
+                ),
                 **parse_overrides(model_args.config_overrides),
                 **fields,
                 "vocab_size": len(blocks.tokenizer),
@@ -170,15 +171,18 @@ def parse_overrides(text: str | None) -> dict[str, Any]:
     """ "hidden_size=256,hidden_act=relu" -> fields, of the types that the config has."""
     defaults = SpikingBertConfig()
     fields: dict[str, Any] = {}
-    for item in (text or "").split(",") if text else []:
+    for item in text.split(",") if text else []:
         name, _, value = item.strip().partition("=")
         kind = type(getattr(defaults, name, None))
-        if kind not in (int, float, str):
+        try:
+            if kind not in (int, float, str):
+                raise ValueError
+            fields[name] = kind(value)
+        except ValueError:
             raise ValueError(
                 f"--config_overrides has {item!r}: expected name=value with a field of "
-                "SpikingBertConfig that is a number or a name"
-            )
-        fields[name] = kind(value)
+                "SpikingBertConfig that is a number or a word"
+            ) from None
     return fields
 
 
@@ -208,7 +212,11 @@ def dense_trainer(
 def evaluate(trainer: Trainer) -> dict[str, float]:
     found = trainer.evaluate()
     metrics = {k.removeprefix("eval_"): v for k, v in found.items()}
-    return {k: v for k, v in metrics.items() if not k.endswith(("per_second", "epoch"))}
+    return {
+        k: v
+        for k, v in metrics.items()
+        if not k.endswith(("per_second", "epoch", "preparation_time"))
+    }
 
 
 def describe(blocks: Blocks, model: PreTrainedModel, args: SpikingTrainingArguments) -> str:

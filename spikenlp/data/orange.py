@@ -6,14 +6,14 @@ one document a row, and blank rows that mean nothing. Fields may be quoted, with
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
 from pathlib import Path
-
-import pandas as pd
 
 STRING_TYPES = ("string", "s", "text")
 TYPES = (*STRING_TYPES, "discrete", "d", "continuous", "c", "time", "t", "")
 HEADER_ROWS = 3
+LONGEST_CELL = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -66,40 +66,40 @@ def read_tab(path: str | Path) -> TabFile:
     ('Content', 54)
     """
     path = Path(path)
+    limit = csv.field_size_limit(LONGEST_CELL)
     try:
-        rows = pd.read_csv(
-            path,
-            sep="\t",
-            header=None,
-            dtype=str,
-            keep_default_na=False,
-            skip_blank_lines=False,
-            encoding="utf-8",
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file, delimiter="\t", strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not one of Orange's tab-separated files: {error}") from error
+    finally:
+        csv.field_size_limit(limit)
     names, types, roles = _header(path, rows)
-    body = rows.iloc[HEADER_ROWS:]
-    body = body[(body.fillna("") != "").any(axis=1)]
-    if body.isna().any(axis=None):
-        short = body.index[body.isna().any(axis=1)][0]
-        raise ValueError(f"{path}: row {short + 1} has fewer than {len(names)} cells")
+    body = [row for row in rows[HEADER_ROWS:] if any(row)]
+    for row in body:
+        if len(row) != len(names):
+            raise ValueError(
+                f"{path}: the row {row} has {len(row)} cells, expected {len(names)}: {names}"
+            )
     return TabFile(
         path,
-        {name: body[i].tolist() for i, name in enumerate(names)},
+        {name: [row[i] for row in body] for i, name in enumerate(names)},
         dict(zip(names, types, strict=True)),
         {name: frozenset(role.split()) for name, role in zip(names, roles, strict=True)},
     )
 
 
-def _header(path: Path, rows: pd.DataFrame) -> list[list[str]]:
-    header = rows.iloc[:HEADER_ROWS].fillna("").to_numpy().tolist()
-    if len(header) < HEADER_ROWS or any(
-        kind not in TYPES and len(kind.split()) < 2 for kind in header[1]
+def _header(path: Path, rows: list[list[str]]) -> list[list[str]]:
+    """Names, types and roles, of equal length: trailing empty cells may be left out of a row."""
+    header = rows[:HEADER_ROWS]
+    types = header[1] if len(header) > 1 else []
+    if (
+        len(header) < HEADER_ROWS
+        or max(map(len, header)) > len(header[0])
+        or any(kind not in TYPES and len(kind.split()) < 2 for kind in types)
     ):
         raise ValueError(
             f"{path} has no header of Orange's three rows (names, types, roles): its second row is "
-            f"{header[1][:5] if len(header) > 1 else 'missing'}, where types such as string or "
-            "discrete belong"
+            f"{types[:5]}, where types such as string or discrete belong"
         )
-    return header
+    return [row + [""] * (len(header[0]) - len(row)) for row in header]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from spikenlp.data import GLUE_TASKS, get_task, load_glue
+from spikenlp.data import GLUE_TASKS, get_task, load_glue, load_task
 
 ROWS = {
     "cola": 'gj04\t1\t\tThe sailors slept.\nks08\t0\t*\tThe sailors "slept.\n',
@@ -68,15 +68,23 @@ def test_tsv_files_give_the_hubs_columns(task, nested, tmp_path):
         assert [tuple(row.values()) for row in split] == EXPECTED[task]
 
 
+def test_folder_names_will_do(tmp_path):
+    data = load_glue("SST-2", data_dir=write(tmp_path, "sst2"))
+    assert load_task("SST-2", data_dir=tmp_path)["train"].to_list() == data["train"].to_list()
+    assert len(data["train"]) == 2
+
+
 def test_all_nine_tasks_are_there():
     assert set(GLUE_TASKS) == set(ROWS)
     assert {get_task(task.folder).name for task in GLUE_TASKS.values()} == set(ROWS)
 
 
 @pytest.mark.parametrize("name", ["sst3", "", None, "ax"])
-def test_an_unknown_task_is_refused_with_the_nine_names(name):
-    with pytest.raises(ValueError, match=r"unknown GLUE task.*cola.*wnli"):
+def test_an_unknown_task_is_refused_with_the_names_of_all(name, tmp_path):
+    with pytest.raises(ValueError, match=r"unknown task.*cola.*wnli, r8, r52, 20news"):
         get_task(name)
+    with pytest.raises(ValueError, match=r"unknown GLUE task.*cola.*wnli$"):
+        load_glue(name, data_dir=tmp_path)
 
 
 def test_a_missing_column_is_named(tmp_path):

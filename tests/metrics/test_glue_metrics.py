@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from spikenlp.data import GLUE_TASKS
+from spikenlp.data import GLUE_TASKS, TOPIC_TASKS
 from spikenlp.metrics import GlueMetric, glue_metrics
 
 REFERENCES = np.array([0, 1, 1, 0, 1, 0, 0, 1])
@@ -22,6 +22,21 @@ def test_classification(task):
     logits = np.eye(len(GLUE_TASKS[task].labels))[PREDICTIONS]
     assert glue_metrics(task)(logits, REFERENCES) == pytest.approx(expected)
     computed = GlueMetric(task).compute(predictions=PREDICTIONS, references=REFERENCES)
+    assert computed == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("task", TOPIC_TASKS)
+def test_topics_have_the_mean_f1_of_the_topics_that_occur(task):
+    references = np.array([0, 0, 0, 1, 1, 4, 4, 6])
+    predictions = np.array([0, 0, 1, 1, 1, 4, 5, 0])
+    f1 = []
+    for topic in (0, 1, 4, 5, 6):
+        hits = sum((references == topic) & (predictions == topic))
+        f1.append(2 * hits / (sum(references == topic) + sum(predictions == topic)))
+    expected = {"accuracy": 5 / 8, "macro_f1": sum(f1) / 5}
+    logits = np.eye(len(TOPIC_TASKS[task].labels))[predictions]
+    assert glue_metrics(task)(logits, references) == pytest.approx(expected)
+    computed = GlueMetric(task).compute(predictions=predictions, references=references)
     assert computed == pytest.approx(expected)
 
 

@@ -21,8 +21,9 @@ QUICK += ["--disable_tqdm", "True", "--use_cpu", "True"]
 
 def run(recipe, *arguments, launcher=("accelerate.commands.launch",)):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    module = ["-m", *launcher] if launcher else []
     return subprocess.run(
-        [sys.executable, "-m", *launcher, str(ROOT / "recipes" / recipe), *map(str, arguments)],
+        [sys.executable, *module, str(ROOT / "recipes" / recipe), *map(str, arguments)],
         env=environment,
         cwd=ROOT,
         capture_output=True,
@@ -164,7 +165,7 @@ def test_two_processes_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--task_name", "sst3"], "unknown GLUE task 'sst3'"),
+        (["--task_name", "sst3"], "unknown task 'sst3'"),
         (["--task_name", "rte"], "exactly one source"),
         (["--task_name", "rte", "--data_dir", "/nowhere"], "no GLUE file of rte"),
         (["--task_name", "stsb", "--data_dir", "{stsb}"], "TMC to calibrate: use --temporal_loss"),
