@@ -143,20 +143,24 @@ def random_token_batches(config: SpikingBertConfig, batches: int = 4) -> list[di
 def dense_neurons(model: PreTrainedModel, observe):
     """Neurons pass their input on after `observe(neuron, input [1, B, L, C])` has seen it."""
     config = model.config
-    saved = config.num_timesteps, config.collapsed, model.training
+    names = ("num_timesteps", "collapsed", "gradient", "settle_tolerance")
+    saved = {name: getattr(config, name) for name in names}
+    training = model.training
     hooks = [
         neuron.register_forward_hook(lambda module, args, _: observe(module, args[0]) or args[0])
         for _, neuron in neurons_of(model)
     ]
     config.num_timesteps, config.collapsed = 1, False
+    config.gradient, config.settle_tolerance = "bptt", None
     model.eval()
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-        config.num_timesteps, config.collapsed = saved[:2]
-        model.train(saved[2])
+        for name, value in saved.items():
+            setattr(config, name, value)
+        model.train(training)
 
 
 def calibrate(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> None:
