@@ -42,7 +42,12 @@ def dense_neurons(
 ):
     """The dense network inside `model`: a neuron sends `observe(neuron, input [1, ...])`, or its input
     where that is None. In eval mode, with one time step."""
-    dense = {"num_timesteps": 1, "collapsed": False}
+    dense = {
+        "num_timesteps": 1,
+        "collapsed": False,
+        "gradient": "bptt",
+        "settle_tolerance": None,
+    }
     saved = {name: getattr(model.config, name) for name in dense if hasattr(model.config, name)}
 
     def send(neuron: SpikingNeuron, args: tuple[Tensor, ...], _: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Runs the neuron loops through `torch.compile`, from the same source that eager mode runs.
 
-Inductor makes vectorised C++ of them on CPU and Triton on CUDA. Small tensors and the inside of a
-compiled model run the plain function: there the loop costs little, or is compiled with its
-surroundings. `torch.compiler.set_stance("force_eager")` or `TORCH_COMPILE_DISABLE=1` switch
-compilation off.
+Inductor makes vectorised C++ of them on CPU and Triton on CUDA. Small tensors, many time steps and
+the inside of a compiled model run the plain function: there the loop costs little, compiling it too
+much, or it is compiled with its surroundings. `torch.compiler.set_stance("force_eager")` or
+`TORCH_COMPILE_DISABLE=1` switch compilation off.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ import torch._inductor.config
 
 MIN_COMPILED_NUMEL = 1 << 18
 """Tensors with fewer elements run eagerly: compiling takes seconds, the loop over them does not."""
+
+MAX_COMPILED_STEPS = 32
+"""Loops over more steps run eagerly: compiling unrolls them, which for 100 steps takes many minutes."""
 
 # Steps are stacked by writing each where it belongs: one elementwise kernel over all of them, which
 # Inductor prefers on a GPU for few, would run the whole loop once for each of them.
@@ -40,7 +43,14 @@ def run_compiled(
     specialised for. Batch and sequence lengths stay symbolic: they cause no recompilation.
     """
     global _compiler_works
-    if torch.compiler.is_compiling() or first.numel() < MIN_COMPILED_NUMEL or not _compiler_works:
+    # Where nothing is said of running means there is no loop over time.
+    steps = static.get("steps", first.shape[0]) if "running" in static else 1
+    if (
+        torch.compiler.is_compiling()
+        or first.numel() < MIN_COMPILED_NUMEL
+        or steps > MAX_COMPILED_STEPS
+        or not _compiler_works
+    ):
         return function(first, *rest, **static)
     # Other memory layouts and dtypes would each be a recompilation, and so would views, parameters
     # and tensors with a gradient: make the former one, detach the latter, and give every combination

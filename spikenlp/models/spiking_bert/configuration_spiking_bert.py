@@ -1,9 +1,15 @@
 """Configuration of the spiking BERT."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+ARCHITECTURE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "default": {"num_timesteps": 4, "neuron": "rounding", "ternary": True, "gradient": "bptt"},
+    "spikingbert": {"num_timesteps": 100, "neuron": "if", "ternary": False, "gradient": "implicit"},
+}
+"""What a field is where it is not given."""
 
 
 @strict
@@ -11,14 +17,24 @@ class SpikingBertConfig(PreTrainedConfig):
     """BERT's fields, and what makes it spike.
 
     Args:
-        num_timesteps: T >= 1. It may be changed on a loaded model (`model.config.num_timesteps`);
-            amplitudes are calibrated for the T that they were calibrated with.
+        num_timesteps: T >= 1; 4, and 100 for "spikingbert". It may be changed on a loaded model
+            (`model.config.num_timesteps`); amplitudes are calibrated for the T that they were
+            calibrated with.
         architecture: "default": a float residual stream with post-LayerNorm; every weight matrix of
             the encoder reads spikes, and keys, values and the attention context are spikes too.
-        neuron: "rounding" (`RoundingIF`), or the classic "if", "lif", "plif".
-        ternary: spikes {-1, 0, 1}, else {0, 1}.
+            "spikingbert": layers send spikes only, residuals included (Bal & Sengupta, AAAI 2024;
+            `spikenlp.models.spiking_bert.equilibrium`).
+        neuron: "rounding" (`RoundingIF`), or the classic "if", "lif", "plif"; "if" alone for
+            "spikingbert".
+        ternary: spikes {-1, 0, 1}, else {0, 1}; True, and False for "spikingbert".
         nonlinearity: "running": softmax attention, GELU, LayerNorm and tanh act on the running mean
             of their input; "step": on each step. See `spikenlp.models.over_time`.
+        gradient: "bptt": through the unrolled time steps. "implicit" ("spikingbert" alone, and its
+            default): the time steps run without a graph, in memory that does not grow with T, and
+            the gradient is that of the equilibrium of the average spiking rates.
+        settle_tolerance: with "implicit", a sample runs no further once no population's rates at
+            step t differ by more than this from those at t / 2, on average over its real tokens
+            (looked at for t = 2, 4, 8, ...). None: all T steps.
         collapsed: each rounding neuron becomes its (2T + 1)-level rounding, and there is no time
             axis. About the cost of a dense BERT; not spiking.
         beta: decay of "lif", initial decay of "plif".
@@ -32,7 +48,7 @@ class SpikingBertConfig(PreTrainedConfig):
     """
 
     model_type = "spiking_bert"
-    keys_to_ignore_at_inference = ["hidden_states", "attentions"]
+    keys_to_ignore_at_inference = ["hidden_states", "attentions", "attention_scores"]
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -52,14 +68,22 @@ class SpikingBertConfig(PreTrainedConfig):
     classifier_dropout: float | int | None = None
     tie_word_embeddings: bool = True
 
-    num_timesteps: int = 4
-    architecture: Literal["default"] = "default"
-    neuron: Literal["rounding", "if", "lif", "plif"] = "rounding"
-    ternary: bool = True
+    num_timesteps: int | None = None
+    architecture: Literal["default", "spikingbert"] = "default"
+    neuron: Literal["rounding", "if", "lif", "plif"] | None = None
+    ternary: bool | None = None
+    gradient: Literal["bptt", "implicit"] | None = None
+    settle_tolerance: float | int | None = None
     nonlinearity: Literal["running", "step"] = "running"
     collapsed: bool = False
     beta: float | int = 0.5
     surrogate: Literal["triangle", "rectangle", "sigmoid", "arctan"] = "triangle"
+
+    def __post_init__(self, **kwargs):
+        for name, value in ARCHITECTURE_DEFAULTS[self.architecture].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        super().__post_init__(**kwargs)
 
     def validate_spiking(self):
         """Run by `@strict` when a config is built or loaded."""
@@ -80,8 +104,32 @@ class SpikingBertConfig(PreTrainedConfig):
                 "attention_probs_dropout_prob must be 0 with nonlinearity='running' (got "
                 f"{self.attention_probs_dropout_prob}): use hidden_dropout_prob"
             )
+        self._validate_architecture()
         if not 0 < self.beta <= 1:
             raise ValueError(f"beta must be in (0, 1], got {self.beta}")
+
+    def _validate_architecture(self):
+        if self.architecture == "spikingbert":
+            if self.neuron != "if":
+                raise ValueError(
+                    "architecture='spikingbert' has integrate-and-fire neurons: neuron must be 'if' "
+                    f"(its default there), got {self.neuron!r}"
+                )
+        elif self.gradient != "bptt":
+            raise ValueError(
+                f"gradient={self.gradient!r} needs architecture='spikingbert', whose rates have an "
+                f"equilibrium; architecture={self.architecture!r} takes gradient='bptt'"
+            )
+        if self.settle_tolerance is not None:
+            if self.gradient != "implicit":
+                raise ValueError(
+                    "settle_tolerance stops the time steps of gradient='implicit'; with gradient="
+                    f"{self.gradient!r} it must be None, got {self.settle_tolerance}"
+                )
+            if self.settle_tolerance <= 0:
+                raise ValueError(
+                    f"settle_tolerance must be > 0 or None, got {self.settle_tolerance}"
+                )
 
 
 __all__ = ["SpikingBertConfig"]

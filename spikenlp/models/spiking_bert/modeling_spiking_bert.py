@@ -1,6 +1,7 @@
 """Spiking BERT: transformers' BERT whose encoder exchanges spikes over T time steps.
 
-The embedding is a float current, computed once and injected at each step. In each layer
+Here is the architecture "default"; "spikingbert" is in `spikenlp.models.spiking_bert.equilibrium`,
+the heads serve both. The embedding is a float current, computed once and injected at each step. In each layer
 
     query, key, value <- spikes of the residual stream      (one neuron population, shared)
     key, value        -> spikes                             softmax attention on them
@@ -14,7 +15,7 @@ Inside, tensors are [T, B, ...]; whatever leaves the model has the batch first. 
 between calls.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +34,7 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.bert.modeling_bert import BertEmbeddings, eager_attention_forward
+from transformers.models.bert.modeling_bert import BertEmbeddings
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -44,7 +44,19 @@ from typing_extensions import Self
 from spikenlp.models.initialization import init_neuron
 from spikenlp.models.over_time import NONLINEARITIES, OverTime
 from spikenlp.models.spiking_bert.configuration_spiking_bert import SpikingBertConfig
-from spikenlp.neurons import IF, LIF, PLIF, RoundingIF, SpikingLinear, SpikingNeuron
+from spikenlp.models.spiking_bert.equilibrium import (
+    SpikingBertRateEncoder,
+    SpikingBertRateLayer,
+    SpikingBertRateSelfAttention,
+)
+from spikenlp.models.spiking_bert.parts import (
+    AttentionScores,
+    InitialHiddenState,
+    SpikingBlock,
+    SpikingSelfAttention,
+    TimeSharedDropout,
+)
+from spikenlp.neurons import PLIF, SpikingLinear
 
 
 @dataclass
@@ -53,10 +65,15 @@ class SpikingBertModelOutput(BaseModelOutputWithPooling):
 
     timestep_hidden_state: [B, T, L, D], with `output_timesteps=True`; its mean is the above.
     timestep_pooler_output: [B, T, D], likewise.
+    timestep_readout: [B, T, ...], with `timestep_readout=...`; its mean is the readout of the mean.
+    attention_scores: of each layer [B, heads, L, L], with `output_attention_scores=True`: those of
+        the mean query and key, before mask and softmax.
     """
 
     timestep_hidden_state: Tensor | None = None
     timestep_pooler_output: Tensor | None = None
+    timestep_readout: Tensor | None = None
+    attention_scores: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -67,6 +84,7 @@ class SpikingMaskedLMOutput(MaskedLMOutput):
     """
 
     timestep_logits: Tensor | None = None
+    attention_scores: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -74,6 +92,7 @@ class SpikingSequenceClassifierOutput(SequenceClassifierOutput):
     """`timestep_logits` [B, T, C], None when collapsed; `logits` [B, C] is its mean over time."""
 
     timestep_logits: Tensor | None = None
+    attention_scores: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -81,6 +100,7 @@ class SpikingTokenClassifierOutput(TokenClassifierOutput):
     """`timestep_logits` [B, T, L, C], None when collapsed; `logits` [B, L, C] is its mean."""
 
     timestep_logits: Tensor | None = None
+    attention_scores: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -89,73 +109,10 @@ class SpikingQuestionAnsweringOutput(QuestionAnsweringModelOutput):
 
     timestep_start_logits: Tensor | None = None
     timestep_end_logits: Tensor | None = None
+    attention_scores: tuple[Tensor, ...] | None = None
 
 
-class TimeSharedDropout(nn.Module):
-    """Dropout of [T, ...] that draws one mask for all steps, as one forward of one example."""
-
-    def __init__(self, p: float):
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return x
-        return x * F.dropout(torch.ones_like(x[:1]), self.p)
-
-
-class SpikingBlock(nn.Module):
-    """A part of the encoder that owns neurons."""
-
-    def __init__(self, config: SpikingBertConfig):
-        super().__init__()
-        self.config = config
-
-    @property
-    def over_time(self) -> OverTime:
-        return NONLINEARITIES[self.config.nonlinearity]
-
-    def make_neuron(self, channels: int) -> SpikingNeuron:
-        config = self.config
-        if config.neuron == "rounding":
-            return RoundingIF(channels, ternary=config.ternary)
-        classic: dict[str, Any] = {
-            "ternary": config.ternary,
-            "surrogate": config.surrogate,
-            "channels": channels,
-            "learn_amplitude": True,
-        }
-        if config.neuron == "if":
-            return IF(**classic)
-        return (LIF if config.neuron == "lif" else PLIF)(config.beta, **classic)
-
-    def fire(self, neuron: nn.Module, stream: Tensor) -> Tensor:
-        """Spikes of `stream` [T, B, L, C] or [1, B, L, C]; when collapsed, its rounding [1, B, L, C]."""
-        steps = self.config.num_timesteps
-        if self.config.collapsed:
-            return neuron(stream, num_timesteps=steps, collapsed=True)
-        return neuron(stream, num_timesteps=steps, running=self.over_time.running)
-
-
-class SpikingBertSelfAttention(SpikingBlock):
-    def __init__(self, config: SpikingBertConfig):
-        super().__init__(config)
-        self.num_attention_heads = config.num_attention_heads
-        self.attention_head_size = config.hidden_size // config.num_attention_heads
-        self.scaling = self.attention_head_size**-0.5
-        self.is_causal = False
-        self.neuron = self.make_neuron(config.hidden_size)
-        self.query = SpikingLinear(config.hidden_size, config.hidden_size)
-        self.key = SpikingLinear(config.hidden_size, config.hidden_size)
-        self.value = SpikingLinear(config.hidden_size, config.hidden_size)
-        self.key_neuron = self.make_neuron(config.hidden_size)
-        self.value_neuron = self.make_neuron(config.hidden_size)
-
-    def split_heads(self, x: Tensor) -> Tensor:
-        """[T, B, L, D] -> [T * B, heads, L, D / heads], a view."""
-        x = x.flatten(0, 1)
-        return x.unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
-
+class SpikingBertSelfAttention(SpikingSelfAttention):
     def forward(
         self, stream: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
@@ -163,21 +120,11 @@ class SpikingBertSelfAttention(SpikingBlock):
         query = self.query(spikes)
         key = self.fire(self.key_neuron, self.key(spikes))
         value = self.fire(self.value_neuron, self.value(spikes))
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        context, weights = attention(
-            self,
-            *(self.split_heads(x) for x in (query, key, value)),
-            attention_mask,
-            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        context = context.reshape(query.shape)
-        if weights is not None:
-            weights = self.over_time.time_mean(weights.unflatten(0, spikes.shape[:2]))
-        return context, weights
+        time_mean = self.over_time.time_mean
+        if kwargs.get("output_attention_scores"):
+            self.scores(time_mean(query), time_mean(key))
+        context, weights = self.attend(query, key, value, attention_mask, **kwargs)
+        return context, None if weights is None else time_mean(weights)
 
 
 class SpikingBertResidual(SpikingBlock):
@@ -239,11 +186,13 @@ class SpikingBertLayer(GradientCheckpointingLayer):
 class SpikingBertEncoder(nn.Module):
     def __init__(self, config: SpikingBertConfig):
         super().__init__()
+        self.initial = InitialHiddenState()
         self.layer = nn.ModuleList(
             SpikingBertLayer(config) for _ in range(config.num_hidden_layers)
         )
 
     def forward(self, stream: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Tensor:
+        self.initial(stream[0])
         for layer in self.layer:
             stream, _ = layer(stream, attention_mask, **kwargs)
         return stream
@@ -279,6 +228,9 @@ class SpikingBertLMPredictionHead(nn.Module):
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
+    def forward(self, stream: Tensor) -> Tensor:
+        return self.decoder(self.transform(stream))
+
 
 class SpikingBertOnlyMLMHead(nn.Module):
     def __init__(self, config: SpikingBertConfig):
@@ -293,14 +245,27 @@ class SpikingBertPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules = ["BertEmbeddings", "SpikingBertLayer"]
+    _no_split_modules = ["BertEmbeddings", "SpikingBertLayer", "SpikingBertRateLayer"]
     _can_record_outputs = {
         "hidden_states": [
-            OutputRecorder(BertEmbeddings, capture_initial_hidden_state=False),
-            OutputRecorder(SpikingBertLayer, index=1, capture_initial_hidden_state=False),
+            OutputRecorder(module, index=1, capture_initial_hidden_state=False)
+            for module in (InitialHiddenState, SpikingBertLayer, SpikingBertRateLayer)
         ],
-        "attentions": SpikingBertSelfAttention,
+        "attentions": [SpikingBertSelfAttention, SpikingBertRateSelfAttention],
+        "attention_scores": AttentionScores,
     }
+
+    @property
+    def head_over_time(self) -> OverTime:
+        """How a head acts over time; in "spikingbert" on the rates so far, whatever is inside."""
+        of_rates = self.config.architecture == "spikingbert"
+        return NONLINEARITIES["running" if of_rates else self.config.nonlinearity]
+
+    def _by_step(self, head: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """What to ask the base model for, so that `head` [B, L, D] -> [B, ...] has its time steps."""
+        if self.config.gradient == "implicit":
+            return {"timestep_readout": head}
+        return {"output_timesteps": True}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -348,7 +313,8 @@ class SpikingBertModel(SpikingBertPreTrainedModel):
         super().__init__(config)
         self.gradient_checkpointing = False
         self.embeddings = BertEmbeddings(config)
-        self.encoder = SpikingBertEncoder(config)
+        of_rates = config.architecture == "spikingbert"
+        self.encoder = (SpikingBertRateEncoder if of_rates else SpikingBertEncoder)(config)
         self.pooler = SpikingBertPooler(config) if add_pooling_layer else None
         self.post_init()
 
@@ -368,15 +334,28 @@ class SpikingBertModel(SpikingBertPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         output_timesteps: bool = False,
+        timestep_readout: Callable[[Tensor], Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor] | SpikingBertModelOutput:
-        """Args as in transformers' BertModel; `output_timesteps` also returns what each step sends.
+        """Args as in transformers' BertModel, and
+
+        output_timesteps: also return what each step sends.
+        timestep_readout: with gradient="implicit", a head [B, L, D] -> [B, ...] that is evaluated as
+            the time steps run, so that no step's hidden state needs to be kept.
+        output_attention_scores: also return `attention_scores`.
 
         Raises:
-            ValueError: neither or both of input_ids and inputs_embeds; T < 1.
+            ValueError: neither or both of input_ids and inputs_embeds; T < 1; a `timestep_readout`
+                without gradient="implicit".
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        implicit = self.config.gradient == "implicit"
+        if timestep_readout is not None and not implicit:
+            raise ValueError(
+                "timestep_readout needs config.gradient='implicit': with 'bptt' apply the head to "
+                "what output_timesteps=True returns"
+            )
         steps = 1 if self.config.collapsed else self.config.num_timesteps
         if steps < 1:
             raise ValueError(f"config.num_timesteps must be >= 1, got {steps}")
@@ -396,19 +375,40 @@ class SpikingBertModel(SpikingBertPreTrainedModel):
         if isinstance(mask, Tensor):
             if attention_mask is not None and attention_mask.dim() == 2 and mask.dim() == 4:
                 mask = mask[:, :, :1]  # padding: the same for each query
-            mask = mask.repeat(steps, *[1] * (mask.dim() - 1))
-        stream = self.encoder(embedding[None], mask, **kwargs)
+            mask = mask.repeat(1 if implicit else steps, *[1] * (mask.dim() - 1))
+        by_step: dict[str, Tensor] = {}
+        if implicit:
+            real = attention_mask if attention_mask is None or attention_mask.dim() == 2 else None
+            readouts = self._readouts(output_timesteps, timestep_readout)
+            stream, by_step = self.encoder.implicit(embedding[None], mask, real, readouts, **kwargs)
+        else:
+            stream = self.encoder(embedding[None], mask, **kwargs)
         pooled = None if self.pooler is None else self.pooler(stream)
-        over_time = NONLINEARITIES[self.config.nonlinearity]
+        over_time = self.head_over_time
         output = SpikingBertModelOutput(
             last_hidden_state=over_time.time_mean(stream),
             pooler_output=None if pooled is None else over_time.time_mean(pooled),
+            **by_step,
         )
-        if output_timesteps and not self.config.collapsed:
+        if output_timesteps and not self.config.collapsed and not implicit:
             output.timestep_hidden_state = over_time.to_current(stream).transpose(0, 1)
             if pooled is not None:
                 output.timestep_pooler_output = over_time.to_current(pooled).transpose(0, 1)
         return output
+
+    def _readouts(
+        self, output_timesteps: bool, timestep_readout: Callable[[Tensor], Tensor] | None
+    ) -> dict[str, Callable[[Tensor], Tensor]]:
+        """What is read at each time step of `gradient="implicit"`, by name of the output."""
+        readouts: dict[str, Callable[[Tensor], Tensor]] = {}
+        if timestep_readout is not None:
+            readouts["timestep_readout"] = timestep_readout
+        if output_timesteps:
+            readouts["timestep_hidden_state"] = lambda hidden: hidden
+            pooler = self.pooler
+            if pooler is not None:
+                readouts["timestep_pooler_output"] = lambda hidden: pooler(hidden[None])[0]
+        return readouts
 
 
 class SpikingBertForMaskedLM(SpikingBertPreTrainedModel):
@@ -448,7 +448,10 @@ class SpikingBertForMaskedLM(SpikingBertPreTrainedModel):
         `masked_positions`, bool [B, L], asks for logits at these N positions alone, in the order of the
         batch: a vocabulary of logits at every position is most of what training would keep.
         """
-        per_step = self.config.nonlinearity == "step" or output_timesteps
+        head, over_time = self.cls.predictions, self.head_over_time
+        implicit = self.config.gradient == "implicit"
+        per_step = not implicit and (output_timesteps or not over_time.running)
+        chosen = ... if masked_positions is None else masked_positions
         outputs = self.bert(
             input_ids,
             attention_mask=attention_mask,
@@ -456,12 +459,12 @@ class SpikingBertForMaskedLM(SpikingBertPreTrainedModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             output_timesteps=per_step,
+            timestep_readout=(
+                (lambda hidden: head(hidden[chosen])) if implicit and output_timesteps else None
+            ),
             **kwargs,
         )
-        head = self.cls.predictions
-        over_time = NONLINEARITIES[self.config.nonlinearity]
-        timestep_logits = None
-        chosen = ... if masked_positions is None else masked_positions
+        timestep_logits = outputs.timestep_readout
         if outputs.timestep_hidden_state is None:
             features = head.transform(outputs.last_hidden_state[chosen])
         else:
@@ -478,6 +481,7 @@ class SpikingBertForMaskedLM(SpikingBertPreTrainedModel):
             timestep_logits=timestep_logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            attention_scores=outputs.attention_scores,
         )
 
 
@@ -511,10 +515,13 @@ class SpikingBertForSequenceClassification(SpikingBertPreTrainedModel):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            output_timesteps=True,
+            **self._by_step(lambda x: self.classifier(self.dropout(self.bert.pooler(x[None])[0]))),
             **kwargs,
         )
-        if self.config.collapsed:
+        if outputs.timestep_readout is not None:
+            timestep_logits = outputs.timestep_readout
+            logits = timestep_logits.mean(1)
+        elif self.config.collapsed:
             timestep_logits = None
             logits = self.classifier(self.dropout(outputs.pooler_output))
         else:
@@ -528,6 +535,7 @@ class SpikingBertForSequenceClassification(SpikingBertPreTrainedModel):
             timestep_logits=timestep_logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            attention_scores=outputs.attention_scores,
         )
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -572,7 +580,7 @@ class SpikingBertForTokenClassification(SpikingBertPreTrainedModel):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            output_timesteps=True,
+            **self._by_step(lambda hidden: self.classifier(self.dropout(hidden))),
             **kwargs,
         )
         timestep_logits, logits = _readout(self.classifier, outputs, self.dropout)
@@ -582,6 +590,7 @@ class SpikingBertForTokenClassification(SpikingBertPreTrainedModel):
             timestep_logits=timestep_logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            attention_scores=outputs.attention_scores,
         )
 
 
@@ -612,7 +621,7 @@ class SpikingBertForQuestionAnswering(SpikingBertPreTrainedModel):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            output_timesteps=True,
+            **self._by_step(self.qa_outputs),
             **kwargs,
         )
         timestep_logits, logits = _readout(self.qa_outputs, outputs)
@@ -634,6 +643,7 @@ class SpikingBertForQuestionAnswering(SpikingBertPreTrainedModel):
             timestep_end_logits=None if timestep_logits is None else timestep_logits[..., 1],
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            attention_scores=outputs.attention_scores,
         )
 
 
@@ -641,6 +651,8 @@ def _readout(
     head: nn.Linear, outputs: SpikingBertModelOutput, dropout: nn.Module | None = None
 ) -> tuple[Tensor | None, Tensor]:
     """Logits per step [B, T, L, C] (None when collapsed) and their mean [B, L, C] of a linear head."""
+    if outputs.timestep_readout is not None:
+        return outputs.timestep_readout, outputs.timestep_readout.mean(1)
     features = outputs.timestep_hidden_state
     collapsed = features is None
     if collapsed:

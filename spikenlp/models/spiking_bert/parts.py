@@ -1,0 +1,123 @@
+"""What the architectures of the spiking BERT share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import eager_attention_forward
+
+from spikenlp.models.over_time import NONLINEARITIES, OverTime
+from spikenlp.models.spiking_bert.configuration_spiking_bert import SpikingBertConfig
+from spikenlp.neurons import IF, LIF, PLIF, RoundingIF, SpikingLinear, SpikingNeuron
+
+
+class TimeSharedDropout(nn.Module):
+    """Dropout of [T, ...] that draws one mask for all steps, as one forward of one example."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        return x * F.dropout(torch.ones_like(x[:1]), self.p)
+
+
+class InitialHiddenState(nn.Identity):
+    """Marks what is `hidden_states[0]`, [B, L, D], for transformers' capture of outputs."""
+
+
+class AttentionScores(nn.Module):
+    """Scores before mask and softmax: Q K^T / sqrt(d) of the mean query and key, [B, L, D] each, as
+    [B, heads, L, L]."""
+
+    def __init__(self, num_attention_heads: int):
+        super().__init__()
+        self.num_attention_heads = num_attention_heads
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        query, key = (
+            x.unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2) for x in (query, key)
+        )
+        return query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+
+
+class SpikingBlock(nn.Module):
+    """A part of the encoder that owns neurons."""
+
+    def __init__(self, config: SpikingBertConfig):
+        super().__init__()
+        self.config = config
+
+    @property
+    def over_time(self) -> OverTime:
+        return NONLINEARITIES[self.config.nonlinearity]
+
+    def make_neuron(self, channels: int) -> SpikingNeuron:
+        config = self.config
+        if config.neuron == "rounding":
+            return RoundingIF(channels, ternary=config.ternary)
+        classic: dict[str, Any] = {
+            "ternary": config.ternary,
+            "surrogate": config.surrogate,
+            "channels": channels,
+            "learn_amplitude": True,
+        }
+        if config.neuron == "if":
+            # Without a leak only the reset in the graph keeps the gradient from growing with T.
+            return IF(**classic, detach_reset=config.architecture == "default")
+        return (LIF if config.neuron == "lif" else PLIF)(config.beta, **classic)
+
+    def fire(self, neuron: nn.Module, stream: Tensor) -> Tensor:
+        """Spikes of `stream` [T, B, L, C] or [1, B, L, C]; when collapsed, its rounding [1, B, L, C]."""
+        steps = self.config.num_timesteps
+        if self.config.collapsed:
+            return neuron(stream, num_timesteps=steps, collapsed=True)
+        return neuron(stream, num_timesteps=steps, running=self.over_time.running)
+
+
+class SpikingSelfAttention(SpikingBlock):
+    """Query, key and value read spikes; keys and values are spikes; softmax attention on them."""
+
+    def __init__(self, config: SpikingBertConfig):
+        super().__init__(config)
+        self.num_attention_heads = config.num_attention_heads
+        self.attention_head_size = config.hidden_size // config.num_attention_heads
+        self.scaling = self.attention_head_size**-0.5
+        self.is_causal = False
+        self.neuron = self.make_neuron(config.hidden_size)
+        self.query = SpikingLinear(config.hidden_size, config.hidden_size)
+        self.key = SpikingLinear(config.hidden_size, config.hidden_size)
+        self.value = SpikingLinear(config.hidden_size, config.hidden_size)
+        self.key_neuron = self.make_neuron(config.hidden_size)
+        self.value_neuron = self.make_neuron(config.hidden_size)
+        self.scores = AttentionScores(config.num_attention_heads)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """[T, B, L, D] -> [T * B, heads, L, D / heads], a view."""
+        x = x.flatten(0, 1)
+        return x.unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """[T, B, L, D] each -> context [T, B, L, D]; with eager attention, maps [T, B, heads, L, L]."""
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        context, weights = attention(
+            self,
+            *(self.split_heads(x) for x in (query, key, value)),
+            mask,
+            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        if weights is not None:
+            weights = weights.unflatten(0, query.shape[:2])
+        return context.reshape(query.shape), weights
