@@ -92,8 +92,17 @@ class StudentArguments:
             "scratch, see train_tokenizer.py."
         },
     )
+    architecture: Literal["default", "spikingbert"] | None = field(
+        default=None,
+        metadata={"help": "What spikes (default: default); spikingbert: SpikingBERT's 2024 design."},
+    )
+    gradient: Literal["bptt", "implicit"] | None = field(
+        default=None,
+        metadata={"help": "Through the time steps, or (spikingbert, its default) implicit."},
+    )
     num_timesteps: int | None = field(
-        default=None, metadata={"help": "T (default: 4, or that of the spiking checkpoint)."}
+        default=None,
+        metadata={"help": "T (default: 4, spikingbert 100, or that of the spiking checkpoint)."},
     )
     nonlinearity: Literal["running", "step"] | None = field(
         default=None, metadata={"help": "How float functions act over time (default: running)."}
@@ -113,7 +122,7 @@ class StudentArguments:
     )
 
     def spiking_fields(self) -> dict[str, Any]:
-        names = ("num_timesteps", "nonlinearity", "neuron", "ternary")
+        names = ("architecture", "gradient", "num_timesteps", "nonlinearity", "neuron", "ternary")
         chosen = {k: getattr(self, k) for k in names if getattr(self, k) is not None}
         return {**chosen, "hidden_dropout_prob": self.hidden_dropout_prob}
 
