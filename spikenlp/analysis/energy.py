@@ -164,11 +164,11 @@ def spiking_energy(seen: Trace, constants: EnergyConstants | None = None) -> Ten
     total = c.float_ac * membrane_updates(seen).double()
     for product in seen.products:
         if product.source is None:
-            total += c.float_mac * product.macs
+            total += c.float_mac * product.macs.double()
         else:
-            total += c.float_ac * product.sops
+            total += c.float_ac * product.sops.double()
     for count in seen.elementwise.values():
-        total += c.float_mac * count
+        total += c.float_mac * count.double()
     return total
 
 

@@ -60,9 +60,7 @@ class Sent:
 
 
 @contextmanager
-def watch_neurons(
-    model: nn.Module, observe: Callable[[Sent], None], *, real: Tensor | None = None
-):
+def watch_neurons(model: nn.Module, observe: Callable[[Sent], None], *, real: Tensor | None = None):
     """Calls `observe` with what each neuron of `model` sends, while the context is open.
 
     Args:
@@ -336,11 +334,11 @@ def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Trace:
             "False to look at its spiking twin"
         )
     inputs = {k: v for k, v in batch.items() if k != "labels"} if isinstance(batch, Mapping) else {}
-    mask = inputs.get("attention_mask")
+    real = None
     if "input_ids" in inputs:
-        mask = torch.ones_like(inputs["input_ids"]) if mask is None else mask
+        mask = inputs.get("attention_mask")
+        real = torch.ones_like(inputs["input_ids"]).bool() if mask is None else mask.bool()
     samples = batch.shape[1] if isinstance(batch, Tensor) else len(next(iter(inputs.values())))
-    real = mask.bool() if "input_ids" in inputs else None
     training = model.training
     model.eval()
     try:

@@ -67,17 +67,15 @@ def stream(
     shape = x.shape
     means = running and not state.constant
 
-    def flat(value: Tensor | None) -> Tensor | None:
-        joined = last_dim_only and value is not None and value.dim() > 1
-        return value.flatten(0, -2) if joined and value is not None else value
+    def flat(value: Tensor) -> Tensor:
+        return value.flatten(0, -2) if last_dim_only and value.dim() > 1 else value
 
+    before = (state.membrane, state.received if means else None, state.sent)
     step = torch.tensor(float(state.step + 1)) if running else None
     out, membrane, sent = run_compiled(
         update,
         flat(x),
-        flat(state.membrane),
-        flat(state.received) if means else None,
-        flat(state.sent),
+        *(value if value is None else flat(value) for value in before),
         step,
         *parameters,
         running=running,

@@ -14,9 +14,9 @@ Inside, tensors are [T, B, ...]; whatever leaves the model has the batch first. 
 between calls.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,9 @@ from typing_extensions import Self
 from spikenlp.models.over_time import NONLINEARITIES, OverTime
 from spikenlp.models.spiking_bert.configuration_spiking_bert import SpikingBertConfig
 from spikenlp.neurons import IF, LIF, PLIF, RoundingIF, SpikingLinear, SpikingNeuron
+
+if TYPE_CHECKING:
+    from spikenlp.inference import AnytimeStep
 
 
 @dataclass
@@ -359,6 +362,33 @@ class SpikingBertModel(SpikingBertPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.embeddings.word_embeddings = value
 
+    def embed(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> tuple[Tensor, Any]:
+        """The current [B, L, D] that is injected at each step, and the mask of attention for one."""
+        embedding = self.embeddings(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+        )
+        # Whether a mask masks anything is read from it: on a GPU that would wait for the GPU.
+        mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=embedding,
+            attention_mask=attention_mask,
+            allow_is_bidirectional_skip=attention_mask is None or not attention_mask.is_cuda,
+        )
+        padding = attention_mask is not None and attention_mask.dim() == 2
+        if padding and isinstance(mask, Tensor) and mask.dim() == 4:
+            mask = mask[:, :, :1]  # the same for each query
+        return embedding, mask
+
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -381,22 +411,10 @@ class SpikingBertModel(SpikingBertPreTrainedModel):
         steps = 1 if self.config.collapsed else self.config.num_timesteps
         if steps < 1:
             raise ValueError(f"config.num_timesteps must be >= 1, got {steps}")
-        embedding = self.embeddings(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-        )
-        # Whether a mask masks anything is read from it: on a GPU that would wait for the GPU.
-        mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=embedding,
-            attention_mask=attention_mask,
-            allow_is_bidirectional_skip=attention_mask is None or not attention_mask.is_cuda,
+        embedding, mask = self.embed(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
         )
         if isinstance(mask, Tensor):
-            if attention_mask is not None and attention_mask.dim() == 2 and mask.dim() == 4:
-                mask = mask[:, :, :1]  # padding: the same for each query
             mask = mask.repeat(steps, *[1] * (mask.dim() - 1))
         stream = self.encoder(embedding[None], mask, **kwargs)
         pooled = None if self.pooler is None else self.pooler(stream)
@@ -524,6 +542,14 @@ class SpikingBertForSequenceClassification(SpikingBertPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def anytime(
+        self, inputs: Mapping[str, Any] | None = None, **options: Any
+    ) -> "Iterator[AnytimeStep]":
+        """Prediction, confidence and energy after each step: `spikenlp.inference.anytime`."""
+        from spikenlp.inference import anytime
+
+        return anytime(self, inputs, **options)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.config.problem_type is None:
