@@ -135,12 +135,13 @@ def advance(model: SpikingBertForSequenceClassification, state: AnytimeState) ->
     Raises:
         ValueError: a state that another model made, or whose parts are of different batches.
     """
-    _check(model, state)
+    modules = {k: m for k, m in model.named_modules() if isinstance(m, SpikingNeuron)}
+    _check(model, set(modules), state)
     neurons: dict[str, NeuronState] = {}
     with ExitStack() as stack:
         if state.energy is not None:
             seen = stack.enter_context(_record(model, state.real))
-        stack.enter_context(_carried(model, state, neurons))
+        stack.enter_context(_carried(modules, state, neurons))
         stream = model.bert.encoder(state.embedding[None], state.mask)
         pooled = model.bert.pooler(stream)[0]
         current, pooled_sum = pooled, None
@@ -163,9 +164,7 @@ def advance(model: SpikingBertForSequenceClassification, state: AnytimeState) ->
 
 @contextmanager
 def _carried(
-    model: SpikingBertForSequenceClassification,
-    state: AnytimeState,
-    after: dict[str, NeuronState],
+    modules: Mapping[str, SpikingNeuron], state: AnytimeState, after: dict[str, NeuronState]
 ) -> Iterator[None]:
     """Inside it each neuron runs one step from its state in `state`, and leaves the next in `after`.
 
@@ -190,19 +189,20 @@ def _carried(
         return before, behind
 
     with ExitStack() as stack:
-        for name, module in model.named_modules():
-            if isinstance(module, SpikingNeuron):
-                before, behind = hooks(name)
-                for handle in (
-                    module.register_forward_pre_hook(before, with_kwargs=True),
-                    # First of all: whoever watches this neuron sees what it sent.
-                    module.register_forward_hook(behind, with_kwargs=True, prepend=True),
-                ):
-                    stack.callback(handle.remove)
+        for name, module in modules.items():
+            before, behind = hooks(name)
+            for handle in (
+                module.register_forward_pre_hook(before, with_kwargs=True),
+                # First of all: whoever watches this neuron sees what it sent.
+                module.register_forward_hook(behind, with_kwargs=True, prepend=True),
+            ):
+                stack.callback(handle.remove)
         yield
 
 
-def _check(model: SpikingBertForSequenceClassification, state: AnytimeState) -> None:
+def _check(
+    model: SpikingBertForSequenceClassification, names: set[str], state: AnytimeState
+) -> None:
     if model.training:
         raise ValueError("the model is in training mode, where dropout is drawn: call model.eval()")
     shape, width = tuple(state.embedding.shape), model.config.hidden_size
@@ -218,7 +218,6 @@ def _check(model: SpikingBertForSequenceClassification, state: AnytimeState) -> 
         )
     if state.step == 0:
         return
-    names = {k for k, m in model.named_modules() if isinstance(m, SpikingNeuron)}
     if names != set(state.neurons):
         raise ValueError(
             f"the state holds {len(state.neurons)} neurons, which are not the {len(names)} of this "

@@ -11,12 +11,13 @@ what one call with T steps gives, bit for bit. There is no gradient.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from spikenlp.neurons.compilation import run_compiled
+from spikenlp.neurons.compilation import MIN_COMPILED_NUMEL, run_compiled
 from spikenlp.neurons.dynamics import (
     SMALLEST_SCALE,
     integrate_and_round,
@@ -49,49 +50,39 @@ class NeuronState(NamedTuple):
 
 
 def stream(
-    update: Any,
+    update: Callable[..., Any],
     x: Tensor,
     parameters: tuple[Tensor | None, ...],
     state: NeuronState,
     *,
     running: bool,
-    out_dtype: torch.dtype,
     last_dim_only: bool,
     **options: Any,
 ) -> tuple[Tensor, NeuronState]:
-    """Runs `update` (`round_once` or `spike_once`) on one step's input x and wraps up its results.
+    """Runs `update` (`round_once` or `spike_once`) on one step's input x [...].
 
     `last_dim_only`: parameters broadcast along the last dimension at most, so that the others may be
     joined into one, whose size then never is a case of its own for the compiler.
     """
-    shape = x.shape
     means = running and not state.constant
-
-    def flat(value: Tensor) -> Tensor:
-        return value.flatten(0, -2) if last_dim_only and value.dim() > 1 else value
-
+    step: float | Tensor | None = float(state.step + 1) if running else None
     before = (state.membrane, state.received if means else None, state.sent)
-    step = torch.tensor(float(state.step + 1)) if running else None
-    out, membrane, sent = run_compiled(
-        update,
-        flat(x),
-        *(value if value is None else flat(value) for value in before),
-        step,
-        *parameters,
-        running=running,
-        out_dtype=out_dtype,
-        **options,
-    )
-    return out.view(shape), NeuronState(
-        state.step + 1,
-        state.constant,
-        membrane.view(shape),
-        x if means else None,
-        sent.view(shape) if running else None,
-    )
+    if x.numel() < MIN_COMPILED_NUMEL:
+        out, membrane, sent = update(x, *before, step, *parameters, **options)
+    else:
+
+        def flat(value: Tensor) -> Tensor:
+            return value.flatten(0, -2) if last_dim_only and value.dim() > 1 else value
+
+        # A tensor, because a number would be compiled into the loop, once for each step.
+        step = None if step is None else torch.tensor(step)
+        tensors = (value if value is None else flat(value) for value in before)
+        found = run_compiled(update, flat(x), *tensors, step, *parameters, **options)
+        out, membrane, sent = (y if y is None else y.view(x.shape) for y in found)
+    return out, NeuronState(state.step + 1, state.constant, membrane, x if means else None, sent)
 
 
-def read_current(x: Tensor, received: Tensor | None, step: Tensor | None) -> Tensor:
+def read_current(x: Tensor, received: Tensor | None, step: float | Tensor | None) -> Tensor:
     """x_t in float32 of a current, or of its running means."""
     if received is None or step is None:
         return x.float()
@@ -99,7 +90,7 @@ def read_current(x: Tensor, received: Tensor | None, step: Tensor | None) -> Ten
 
 
 def write_sent(
-    now: Tensor, before: Tensor | None, step: Tensor | None, dtype: torch.dtype
+    now: Tensor, before: Tensor | None, step: float | Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
     """The output, and the sum of what was sent where `step` asks for running means."""
     if step is None:
@@ -113,11 +104,10 @@ def round_once(
     membrane: Tensor | None,
     received: Tensor | None,
     sent: Tensor | None,
-    step: Tensor | None,
+    step: float | Tensor | None,
     amplitude: Tensor,
     offset: Tensor | None,
     *,
-    running: bool,
     ternary: bool,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -133,12 +123,11 @@ def spike_once(
     membrane: Tensor | None,
     received: Tensor | None,
     sent: Tensor | None,
-    step: Tensor | None,
+    step: float | Tensor | None,
     beta: Tensor,
     v_threshold: Tensor,
     amplitude: Tensor,
     *,
-    running: bool,
     ternary: bool,
     hard: bool,
     v_reset: float,
