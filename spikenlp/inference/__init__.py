@@ -11,6 +11,7 @@ from spikenlp.inference.calibration import (
     collect_answers,
     fit_temperatures,
 )
+from spikenlp.inference.curve import exit_curve, exit_table, plot_exit_curves
 from spikenlp.inference.pipeline import SpikingTextClassificationPipeline
 from spikenlp.inference.policy import ExitPoint, ExitPolicy, exit_point, exit_steps, pareto_front
 from spikenlp.inference.state import AnytimeState, advance, start
@@ -29,9 +30,12 @@ __all__ = [
     "choose_policy",
     "collect_answers",
     "early_exit",
+    "exit_curve",
     "exit_point",
     "exit_steps",
+    "exit_table",
     "fit_temperatures",
     "pareto_front",
+    "plot_exit_curves",
     "start",
 ]
