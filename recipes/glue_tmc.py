@@ -94,7 +94,9 @@ class StudentArguments:
     )
     architecture: Literal["default", "spikingbert"] | None = field(
         default=None,
-        metadata={"help": "What spikes (default: default); spikingbert: SpikingBERT's 2024 design."},
+        metadata={
+            "help": "What spikes (default: default); spikingbert: SpikingBERT's 2024 design."
+        },
     )
     gradient: Literal["bptt", "implicit"] | None = field(
         default=None,

@@ -17,9 +17,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from spikenlp.analysis.tracing import trace
+from spikenlp.analysis.tracing import Trace, trace
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,35 @@ class EnergyReport:
         return "\n".join(lines)
 
 
+def membrane_updates(seen: Trace) -> Tensor:
+    """Neurons x steps of each sample, int64 [B], real positions only."""
+    total = torch.zeros(seen.samples, dtype=torch.int64)
+    for sent in seen.neurons:
+        steps, channels = len(sent.levels), sent.levels.shape[sent.neuron.channel_dim]
+        if sent.mask is None:
+            total += sent.levels.numel() // seen.samples
+        else:
+            total += steps * channels * sent.mask.sum(1).cpu()
+    return total
+
+
+def spiking_energy(seen: Trace, constants: EnergyConstants | None = None) -> Tensor:
+    """What each sample of a trace costs in float32, picojoules, float64 [B].
+
+    The mean over samples is `energies["spiking, float32"]` of an `EnergyReport`.
+    """
+    c = constants or EnergyConstants()
+    total = c.float_ac * membrane_updates(seen).double()
+    for product in seen.products:
+        if product.source is None:
+            total += c.float_mac * product.macs.double()
+        else:
+            total += c.float_ac * product.sops.double()
+    for count in seen.elementwise.values():
+        total += c.float_mac * count.double()
+    return total
+
+
 def energy_report(
     model: nn.Module,
     batch: Mapping[str, Any] | Tensor,
@@ -163,7 +193,8 @@ def energy_report(
     ternary = any(sent.neuron.ternary for sent in seen.neurons)
     layers = []
     for product in seen.products:
-        macs, sops = product.macs / seen.samples, product.sops / seen.samples
+        macs, sops = float(product.macs.sum()), float(product.sops.sum())
+        macs, sops = macs / seen.samples, sops / seen.samples
         driven = product.source is not None
         driver = "float"
         if product.source is not None:
@@ -186,10 +217,8 @@ def energy_report(
     sops = sum(layer.sops for layer in layers)
     floats = sum(layer.float_macs for layer in layers)
     rate = sops / (steps * driven_macs) if driven_macs else 0.0
-    elementwise = {kind: count / seen.samples for kind, count in seen.elementwise.items()}
-    channels = [sent.levels.shape[sent.neuron.channel_dim] for sent in seen.neurons]
-    sites = [sent.sites() for sent in seen.neurons]
-    updates = steps * sum(n * c for n, c in zip(sites, channels, strict=True)) / seen.samples
+    elementwise = {k: float(count.sum()) / seen.samples for k, count in seen.elementwise.items()}
+    updates = float(membrane_updates(seen).sum()) / seen.samples
     between = sum(elementwise.values()) * constants.float_mac
     between_dense = constants.float_mac * sum(
         count if kind == "input" else count / steps
@@ -210,7 +239,7 @@ def energy_report(
         rate=rate,
         spikes_per_neuron=rate * steps,
         energies={
-            "spiking, float32": sops * c.float_ac + floats * c.float_mac + own,
+            "spiking, float32": float(spiking_energy(seen, c).mean()),
             "dense, float32": dense * c.float_mac + between_dense,
             "spiking, int8": sops * c.int32_add + floats * c.int8_mac + own,
             "dense, int8": dense * c.int8_mac + between_dense,

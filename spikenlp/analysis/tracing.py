@@ -7,7 +7,7 @@ claims to read spikes and gets something else is found out.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from spikenlp.models.over_time import increments
-from spikenlp.neurons import RoundingIF
+from spikenlp.neurons import NeuronState, RoundingIF
 from spikenlp.neurons.dynamics import SMALLEST_SCALE, sent_amplitude
 from spikenlp.neurons.modules import SpikingNeuron
 
@@ -68,8 +68,12 @@ def refuse_collapsed(model: nn.Module) -> None:
 
 
 @contextmanager
-def watch_neurons(model: nn.Module, observe: Callable[[Sent], None]):
+def watch_neurons(model: nn.Module, observe: Callable[[Sent], None], *, real: Tensor | None = None):
     """Calls `observe` with what each neuron of `model` sends, while the context is open.
+
+    Args:
+        real: positions [B, L] that count, where parts of the model are called by themselves; a call
+            of the model reads its attention mask.
 
     Raises:
         ValueError: the model has no neuron, or is collapsed.
@@ -78,7 +82,7 @@ def watch_neurons(model: nn.Module, observe: Callable[[Sent], None]):
     neurons = {name: m for name, m in model.named_modules() if isinstance(m, SpikingNeuron)}
     if not neurons:
         raise ValueError(f"{type(model).__name__} holds no spiking neuron (spikenlp.neurons)")
-    mask: list[Tensor | None] = [None]
+    mask: list[Tensor | None] = [real]
 
     def read_mask(module, args, kwargs):
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
@@ -87,14 +91,11 @@ def watch_neurons(model: nn.Module, observe: Callable[[Sent], None]):
 
     def hook(name):
         def sent(neuron, args, kwargs, output):
-            running = kwargs.get("running", False)
+            running, before = kwargs.get("running", False), kwargs.get("state")
             real = mask[0]
             fits = real is not None and output.dim() == 4 and output.shape[1:3] == real.shape
-            observe(
-                Sent(
-                    name, neuron, _levels(neuron, output, running), running, real if fits else None
-                )
-            )
+            levels = _levels(neuron, output, running, before)
+            observe(Sent(name, neuron, levels, running, real if fits else None))
 
         return sent
 
@@ -107,8 +108,15 @@ def watch_neurons(model: nn.Module, observe: Callable[[Sent], None]):
 
 
 @torch.no_grad()
-def _levels(neuron: SpikingNeuron, output: Tensor, running: bool) -> Tensor:
-    sent = increments(output.float()) if running else output.float()
+def _levels(
+    neuron: SpikingNeuron, output: Tensor, running: bool, before: NeuronState | None
+) -> Tensor:
+    """`before`: the state that a neuron which runs one step at a time went on from."""
+    sent = output.float()
+    if running and before is None:
+        sent = increments(sent)
+    elif running and before is not None and before.sent is not None:
+        sent = (before.step + 1) * sent - before.sent
     if isinstance(neuron, RoundingIF):
         amplitude = sent_amplitude(neuron._broadcast(neuron.amplitude, sent[0]), output.dtype)
         if neuron.offset is not None:
@@ -120,35 +128,36 @@ def _levels(neuron: SpikingNeuron, output: Tensor, running: bool) -> Tensor:
 
 @dataclass
 class Product:
-    """One matrix product of a forward pass, counted over the batch and all time steps."""
+    """One matrix product of a forward pass, counted over all time steps."""
 
     name: str
     kind: str
     """linear, conv2d, attention scores or attention context."""
     source: Sent | None
     """The neuron whose spikes it reads, if it does."""
-    macs: int
-    """Multiply-accumulates of a dense machine, real positions only."""
+    macs: Tensor
+    """Multiply-accumulates of a dense machine, real positions only; int64 [B], by sample."""
     steps: int
     """Time steps that it runs at."""
-    sops: int
-    """Synaptic operations: accumulations that spikes cause (0 without a source)."""
+    sops: Tensor
+    """Synaptic operations: accumulations that spikes cause, int64 [B] (0 without a source)."""
     weights: int
     """Numbers in its weight; 0 for a product of two activations."""
 
 
 class _Recorder(TorchFunctionMode):
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, samples: int, mask: Tensor | None):
         super().__init__()
         self.products: list[Product] = []
-        self.elementwise: dict[str, int] = {}
+        self.elementwise: dict[str, Tensor] = {}
         self.neurons: list[Sent] = []
         self._origins: dict[int, Sent] = {}
         self._alive: list[Tensor] = []
         self._inside: list[str] = []
         self._names = {module: name for name, module in model.named_modules()}
-        self.mask: Tensor | None = None
-        self.samples = 0
+        self.samples = samples
+        self.mask = mask
+        self.lengths = None if mask is None else mask.sum(1).cpu()
         self._in_neuron = False
 
     # --- where a tensor comes from -------------------------------------------------------------
@@ -176,20 +185,20 @@ class _Recorder(TorchFunctionMode):
 
     # --- counting ------------------------------------------------------------------------------
 
-    def positions(self, shape: torch.Size) -> int:
-        """Real positions of an activation [..., C], those of each time step counted."""
-        if self.mask is None:
-            return shape[:-1].numel()
-        if shape[1:3] == self.mask.shape:
-            return shape[0] * int(self.mask.sum())
-        return int(self.mask.sum()) if shape[:2] == self.mask.shape else shape[:-1].numel()
+    def positions(self, shape: torch.Size) -> Tensor:
+        """Real positions of an activation [..., C] by sample, those of each time step counted."""
+        if self.mask is not None and self.lengths is not None:
+            if len(shape) == 4 and shape[1:3] == self.mask.shape:
+                return shape[0] * self.lengths
+            if len(shape) == 3 and shape[:2] == self.mask.shape:
+                return self.lengths
+        return torch.full((self.samples,), shape[:-1].numel() // self.samples)
 
     def passes(self, positions: int) -> int:
         """How many times a product of so many positions ran: at each time step, or once."""
-        samples = self.samples if self.mask is None else len(self.mask)
-        tokens = samples if self.mask is None else int(self.mask.sum())
+        tokens = self.samples if self.lengths is None else int(self.lengths.sum())
         steps = len(self.neurons[0].levels) if self.neurons else 1
-        return steps if positions in (steps * samples, steps * tokens) else 1
+        return steps if positions in (steps * self.samples, steps * tokens) else 1
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -204,15 +213,15 @@ class _Recorder(TorchFunctionMode):
             self._attention(*args[:3])
         elif (kind := _ELEMENTWISE.get(func)) and isinstance(result, Tensor) and result.dim() > 2:
             count = self.positions(result.shape) * result.shape[-1]
-            self._elementwise(kind, count, 0 if kind == "residual" else 2 * count)
+            self._elementwise(kind, count, (0 if kind == "residual" else 2) * count)
         return result
 
-    def _elementwise(self, kind: str, count: int, running_means: int) -> None:
+    def _elementwise(self, kind: str, count: Tensor, running_means: Tensor) -> None:
         """Adds `count` evaluations; a running model makes the mean of what a float function reads
         and the difference that it sends besides. Before the first neuron there is no time yet."""
         kind = kind if self.neurons else "input"
         self.elementwise[kind] = self.elementwise.get(kind, 0) + count
-        if running_means and self.neurons and self.neurons[0].running:
+        if self.neurons and self.neurons[0].running:
             made = self.elementwise.get("running means", 0) + running_means
             self.elementwise["running means"] = made
 
@@ -223,41 +232,48 @@ class _Recorder(TorchFunctionMode):
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
         source = self.origin(x)
         rows = self.positions(x.shape)
-        sops = 0 if source is None else int(source.spikes().count_nonzero()) * weight.shape[0]
-        self._add("linear", source, rows * weight.numel(), self.passes(rows), sops, weight.numel())
+        steps = self.passes(int(rows.sum()))
+        sops = _spikes_by_sample(source, rows) * weight.shape[0]
+        self._add("linear", source, rows * weight.numel(), steps, sops, weight.numel())
 
     def _conv2d(
         self, result, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
     ) -> None:
         source = self.origin(x)
-        macs = result.numel() * weight[0].numel()
-        sops = 0
+        macs = torch.full((self.samples,), result.numel() * weight[0].numel() // self.samples)
+        sops = torch.zeros_like(macs)
         if source is not None:
             fired = source.spikes().abs().reshape(x.shape).double()
             ones = torch.ones_like(weight, dtype=torch.float64)
-            sops = int(F.conv2d(fired, ones, None, stride, padding, dilation, groups).sum())
+            reached = F.conv2d(fired, ones, None, stride, padding, dilation, groups)
+            by_step = reached.flatten(1).sum(1).view(-1, self.samples)
+            sops = by_step.sum(0).long().cpu()
         self._add("conv2d", source, macs, self.passes(len(x)), sops, weight.numel())
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor) -> None:
         """Query [T B, heads, L, d]: each query of a sample meets each real key of it."""
-        batch, length = self.mask.shape if self.mask is not None else (len(query), query.shape[2])
-        lengths = (self.mask.sum(1) if self.mask is not None else torch.full((batch,), length)).to(
-            query.device
-        )
-        steps = len(query) // batch
-        macs = steps * int((lengths**2).sum()) * query.shape[1] * query.shape[3]
+        steps = len(query) // self.samples
+        lengths = self.lengths
+        if lengths is None:
+            lengths = torch.full((self.samples,), query.shape[2])
+        macs = steps * lengths**2 * query.shape[1] * query.shape[3]
         for operand, kind in ((key, "attention scores"), (value, "attention context")):
             source = self.origin(operand)
             # The running mean of spikes is no spike: the product multiplies.
             if source is not None and source.running:
                 source = None
-            sops = 0
-            if source is not None:
-                per_sample = source.spikes().count_nonzero((0, 2, 3))
-                sops = int((per_sample * lengths).sum())
+            sops = _spikes_by_sample(source, lengths) * lengths
             self._add(kind, source, macs, steps, sops, 0, "." + kind.split()[1])
-        streams = 4 * steps * int(lengths.sum()) * query.shape[1] * query.shape[3]
-        self._elementwise("softmax", steps * int((lengths**2).sum()) * query.shape[1], streams)
+        streams = 4 * steps * lengths * query.shape[1] * query.shape[3]
+        self._elementwise("softmax", steps * lengths**2 * query.shape[1], streams)
+
+
+def _spikes_by_sample(source: Sent | None, like: Tensor) -> Tensor:
+    """Spikes that `source` sent, int64 [B] on the CPU; zeros as `like` without one."""
+    if source is None:
+        return torch.zeros_like(like)
+    spikes = source.spikes()
+    return spikes.count_nonzero([0, *range(2, spikes.dim())]).cpu()
 
 
 _ELEMENTWISE = {
@@ -276,39 +292,27 @@ class Trace:
     """One forward pass."""
 
     products: list[Product]
-    elementwise: dict[str, int]
-    """Float operations between products, element evaluations over the batch and all steps; those
-    before the first neuron run once and are the "input"."""
+    elementwise: dict[str, Tensor]
+    """Float operations between products, element evaluations over all steps, int64 [B] by sample;
+    those before the first neuron run once and are the "input"."""
     neurons: list[Sent]
     samples: int
 
 
-@torch.no_grad()
-def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Trace:
-    """Runs `model` in eval mode on `batch`: a dict of its inputs [B, ...], or its one input [T, B, ...].
+@contextmanager
+def record(model: nn.Module, samples: int, mask: Tensor | None) -> Iterator[Trace]:
+    """A trace that fills with what `model`, or a part of it, does while the context is open.
 
-    Raises:
-        ValueError: a model without neurons; a collapsed one, which has no time steps.
+    Args:
+        samples: B, of what will be run.
+        mask: bool [B, L], real positions, or None.
     """
-    refuse_collapsed(model)
-    recorder = _Recorder(model)
-    training = model.training
-    inputs = {k: v for k, v in batch.items() if k != "labels"} if isinstance(batch, Mapping) else {}
-    mask = inputs.get("attention_mask")
-    if "input_ids" in inputs:
-        mask = torch.ones_like(inputs["input_ids"]) if mask is None else mask
-        recorder.mask = mask.bool()
-    if isinstance(batch, Tensor):
-        recorder.samples = batch.shape[1]
-    else:
-        recorder.samples = len(next(iter(inputs.values())))
+    recorder = _Recorder(model, samples, mask)
     with ExitStack() as stack:
         if isinstance(model, PreTrainedModel):
             stack.callback(model.set_attn_implementation, model.config._attn_implementation)
             model.set_attn_implementation("sdpa")
-        stack.callback(model.train, training)
-        model.eval()
-        stack.enter_context(watch_neurons(model, recorder.sent))
+        stack.enter_context(watch_neurons(model, recorder.sent, real=mask))
         for module in model.modules():
             if isinstance(module, SpikingNeuron):
                 handles = [
@@ -322,6 +326,29 @@ def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Trace:
                 ]
             for handle in handles:
                 stack.callback(handle.remove)
-        with recorder:
+        stack.enter_context(recorder)
+        yield Trace(recorder.products, recorder.elementwise, recorder.neurons, samples)
+
+
+@torch.no_grad()
+def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Trace:
+    """Runs `model` in eval mode on `batch`: a dict of its inputs [B, ...], or its one input [T, B, ...].
+
+    Raises:
+        ValueError: a model without neurons; a collapsed one, which has no time steps.
+    """
+    refuse_collapsed(model)
+    inputs = {k: v for k, v in batch.items() if k != "labels"} if isinstance(batch, Mapping) else {}
+    real = None
+    if "input_ids" in inputs:
+        mask = inputs.get("attention_mask")
+        real = torch.ones_like(inputs["input_ids"]).bool() if mask is None else mask.bool()
+    samples = batch.shape[1] if isinstance(batch, Tensor) else len(next(iter(inputs.values())))
+    training = model.training
+    model.eval()
+    try:
+        with record(model, samples, real) as seen:
             model(**inputs) if inputs else model(batch)
-    return Trace(recorder.products, recorder.elementwise, recorder.neurons, recorder.samples)
+    finally:
+        model.train(training)
+    return seen

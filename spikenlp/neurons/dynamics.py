@@ -314,6 +314,18 @@ def spike(
 # --- rounding neurons ----------------------------------------------------------------------------
 
 
+def integrate_and_round(
+    v: Tensor | None, current: Tensor, alpha: Tensor, offset: Tensor | None, ternary: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """u_t, s_t, what is sent and v_t of a rounding neuron (v None: 0)."""
+    u = current if v is None else v + current
+    if offset is not None:
+        u = u + offset
+    s = spike_function(u, alpha / 2, ternary)
+    sent = alpha * s
+    return u, s, sent if offset is None else sent - offset, u - sent
+
+
 def rounding_forward(
     x: Tensor,
     amplitude: Tensor,
@@ -330,13 +342,8 @@ def rounding_forward(
     v = torch.zeros_like(x[0], dtype=torch.float32)
     out, state = [], []
     for current in read_currents(x, steps, running):
-        u = v + current
-        if offset is not None:
-            u = u + offset
-        s = spike_function(u, alpha / 2, ternary)
-        sent = alpha * s
-        v = u - sent
-        out.append(sent if offset is None else sent - offset)
+        u, s, sent, v = integrate_and_round(v, current, alpha, offset, ternary)
+        out.append(sent)
         if state_dtype is not None:
             state.append(keep_state(u * scale, s, 0.5, ternary, state_dtype))
     return write_sent(out, running, out_dtype), None if not state else torch.stack(state)

@@ -2,14 +2,16 @@
 
 `neuron(x, num_timesteps=T)` takes a current [1, ...] that is the same at each step, and
 `neuron(x, running=True)` running means of the current in place of the current, and returns running
-means of the spikes. Every neuron also has `step(x, v) -> (out, v)`, one time step with the membrane potential passed by
-hand, for T too large to unroll and for streaming.
+means of the spikes. Every neuron also has `step(x, v) -> (out, v)`, one time step with the membrane
+potential passed by hand, for T too large to unroll, and `advance(x, state) -> (out, state)`, which
+does so for running means too, for inference one step at a time.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from spikenlp.neurons.collapsed import collapsed_of_state, collapsed_spike
 from spikenlp.neurons.dynamics import (
     SMALLEST_SCALE,
+    integrate_and_round,
     reset_membrane,
     rounding_spike,
     sent_amplitude,
@@ -26,6 +29,7 @@ from spikenlp.neurons.dynamics import (
     spikes_of_state,
 )
 from spikenlp.neurons.linear import remember
+from spikenlp.neurons.streaming import NeuronState, round_once, spike_once, stream
 from spikenlp.neurons.surrogate import SURROGATES
 
 
@@ -88,6 +92,52 @@ class SpikingNeuron(nn.Module):
             )
         return num_timesteps
 
+    def advance(
+        self, x: Tensor, state: NeuronState, *, running: bool = False
+    ) -> tuple[Tensor, NeuronState]:
+        """One time step, without gradient: the input [1, ...] and a state to the output and a state.
+
+        What T calls send is what one `forward` with T steps sends. The first takes `NeuronState()`,
+        or `NeuronState(constant=True)` where the input is a current that is the same at each step.
+
+        Raises:
+            ValueError: more than one step; a state of an input of another shape.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def _advance(
+        self,
+        update: Callable[..., Any],
+        x: Tensor,
+        state: NeuronState,
+        running: bool,
+        parameters: tuple[Tensor | None, ...],
+        **options: Any,
+    ) -> tuple[Tensor, NeuronState]:
+        if x.shape[0] != 1:
+            raise ValueError(
+                f"with a state a neuron takes one time step, x [1, ...], got shape {tuple(x.shape)}"
+            )
+        self._check_step(x[0])
+        if state.membrane is not None and state.membrane.shape != x.shape[1:]:
+            raise ValueError(
+                f"the state belongs to inputs of shape {(1, *state.membrane.shape)}, got "
+                f"{tuple(x.shape)}: go on with the inputs that it came from"
+            )
+        sent, state = stream(
+            update,
+            x[0],
+            parameters,
+            state,
+            running=running,
+            out_dtype=spike_dtype(x),
+            last_dim_only=self.channels is None or self.channel_dim == -1,
+            ternary=self.ternary,
+            **options,
+        )
+        return sent[None], state
+
     def _remember(
         self,
         sent: Tensor,
@@ -130,6 +180,8 @@ class IF(SpikingNeuron):
     >>> neuron(torch.full((4, 1), 0.5)).flatten().tolist()
     [0.0, 1.0, 0.0, 1.0]
     """
+
+    v_threshold: Tensor
 
     def __init__(
         self,
@@ -186,11 +238,18 @@ class IF(SpikingNeuron):
         return torch.ones((), device=self.v_threshold.device)
 
     def forward(
-        self, x: Tensor, *, num_timesteps: int | None = None, running: bool = False
-    ) -> Tensor:
+        self,
+        x: Tensor,
+        *,
+        num_timesteps: int | None = None,
+        running: bool = False,
+        state: NeuronState | None = None,
+    ) -> Tensor | tuple[Tensor, NeuronState]:
+        if state is not None:
+            return self.advance(x, state, running=running)
         steps = self._steps(x, num_timesteps)
         amplitude = self._broadcast(self.amplitude, x[0])
-        sent, state = spike(
+        sent, kept = spike(
             self.current(x),
             self.decay(),
             self._broadcast(self.v_threshold, x[0]),
@@ -205,7 +264,15 @@ class IF(SpikingNeuron):
             detach_reset=self.detach_reset,
             state_dtype=self.state_dtype,
         )
-        return self._remember(sent, state, amplitude, None, running)
+        return self._remember(sent, kept, amplitude, None, running)
+
+    def advance(
+        self, x: Tensor, state: NeuronState, *, running: bool = False
+    ) -> tuple[Tensor, NeuronState]:
+        amplitude = self._broadcast(self.amplitude, x[0])
+        parameters = (self.decay(), self._broadcast(self.v_threshold, x[0]), amplitude)
+        options = {"hard": self.reset == "hard", "v_reset": self.v_reset}
+        return self._advance(spike_once, self.current(x), state, running, parameters, **options)
 
     @torch.no_grad()
     def step(self, x: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -323,13 +390,16 @@ class RoundingIF(SpikingNeuron):
         num_timesteps: int | None = None,
         running: bool = False,
         collapsed: bool = False,
-    ) -> Tensor:
+        state: NeuronState | None = None,
+    ) -> Tensor | tuple[Tensor, NeuronState]:
         """`collapsed`: what `num_timesteps` steps of `x` [1, ...] send on average, [1, ...]."""
+        if state is not None:
+            return self.advance(x, state, running=running)
         steps = self._steps(x, num_timesteps)
         if collapsed:
             return self.collapsed(x, steps)
         amplitude, offset = self._parameters_for(x[0])
-        sent, state = rounding_spike(
+        sent, kept = rounding_spike(
             x,
             amplitude,
             offset,
@@ -338,7 +408,12 @@ class RoundingIF(SpikingNeuron):
             ternary=self.ternary,
             state_dtype=self.state_dtype,
         )
-        return self._remember(sent, state, amplitude, offset, running)
+        return self._remember(sent, kept, amplitude, offset, running)
+
+    def advance(
+        self, x: Tensor, state: NeuronState, *, running: bool = False
+    ) -> tuple[Tensor, NeuronState]:
+        return self._advance(round_once, x, state, running, self._parameters_for(x[0]))
 
     @torch.no_grad()
     def step(self, x: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -347,11 +422,8 @@ class RoundingIF(SpikingNeuron):
         amplitude, offset = self._parameters_for(x)
         dtype = spike_dtype(x)
         alpha = sent_amplitude(amplitude, dtype)
-        u = x.float() if v is None else v + x.float()
-        if offset is not None:
-            u = u + offset
-        sent = alpha * spike_function(u, alpha / 2, self.ternary)
-        return (sent if offset is None else sent - offset).to(dtype), u - sent
+        _, _, sent, v = integrate_and_round(v, x.float(), alpha, offset, self.ternary)
+        return sent.to(dtype), v
 
     def collapsed(self, x: Tensor, num_timesteps: int) -> Tensor:
         """What T = `num_timesteps` steps of the constant input `x` [...] send on average.

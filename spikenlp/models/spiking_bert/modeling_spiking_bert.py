@@ -15,9 +15,9 @@ Inside, tensors are [T, B, ...]; whatever leaves the model has the batch first. 
 between calls.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,9 @@ from spikenlp.models.spiking_bert.parts import (
     TimeSharedDropout,
 )
 from spikenlp.neurons import PLIF, SpikingLinear
+
+if TYPE_CHECKING:
+    from spikenlp.inference import AnytimeStep
 
 
 @dataclass
@@ -324,6 +327,33 @@ class SpikingBertModel(SpikingBertPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.embeddings.word_embeddings = value
 
+    def embed(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> tuple[Tensor, Any]:
+        """The current [B, L, D] that is injected at each step, and the mask of attention for one."""
+        embedding = self.embeddings(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+        )
+        # Whether a mask masks anything is read from it: on a GPU that would wait for the GPU.
+        mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=embedding,
+            attention_mask=attention_mask,
+            allow_is_bidirectional_skip=attention_mask is None or not attention_mask.is_cuda,
+        )
+        padding = attention_mask is not None and attention_mask.dim() == 2
+        if padding and isinstance(mask, Tensor) and mask.dim() == 4:
+            mask = mask[:, :, :1]  # the same for each query
+        return embedding, mask
+
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -359,22 +389,10 @@ class SpikingBertModel(SpikingBertPreTrainedModel):
         steps = 1 if self.config.collapsed else self.config.num_timesteps
         if steps < 1:
             raise ValueError(f"config.num_timesteps must be >= 1, got {steps}")
-        embedding = self.embeddings(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-        )
-        # Whether a mask masks anything is read from it: on a GPU that would wait for the GPU.
-        mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=embedding,
-            attention_mask=attention_mask,
-            allow_is_bidirectional_skip=attention_mask is None or not attention_mask.is_cuda,
+        embedding, mask = self.embed(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
         )
         if isinstance(mask, Tensor):
-            if attention_mask is not None and attention_mask.dim() == 2 and mask.dim() == 4:
-                mask = mask[:, :, :1]  # padding: the same for each query
             mask = mask.repeat(1 if implicit else steps, *[1] * (mask.dim() - 1))
         by_step: dict[str, Tensor] = {}
         if implicit:
@@ -537,6 +555,14 @@ class SpikingBertForSequenceClassification(SpikingBertPreTrainedModel):
             attentions=outputs.attentions,
             attention_scores=outputs.attention_scores,
         )
+
+    def anytime(
+        self, inputs: Mapping[str, Any] | None = None, **options: Any
+    ) -> "Iterator[AnytimeStep]":
+        """Prediction, confidence and energy after each step: `spikenlp.inference.anytime`."""
+        from spikenlp.inference import anytime
+
+        return anytime(self, inputs, **options)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.config.problem_type is None:

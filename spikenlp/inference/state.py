@@ -1,0 +1,250 @@
+"""A spiking classifier one time step at a time: its state goes in and comes out.
+
+The state holds all that a step needs of those before it: the float embedding, which is computed once,
+the membrane potential of every neuron, with running means what each has received and sent, the
+logits of each step so far. Nothing is left on the model. `advance` makes a new state and leaves the
+old one as it was: two runs may go on from the same state.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from spikenlp.models.over_time import NONLINEARITIES
+from spikenlp.neurons import NeuronState, SpikingNeuron
+
+if TYPE_CHECKING:
+    from spikenlp.models.spiking_bert import SpikingBertForSequenceClassification
+
+
+@dataclass(frozen=True)
+class AnytimeState:
+    """Everything that the steps after `step` need; `select` takes rows of it."""
+
+    step: int
+    """Steps done."""
+    timestep_logits: Tensor
+    """[B, step, C], as the model's output of that name."""
+    energy: Tensor | None
+    """Picojoules spent so far, float64 [B] on the CPU, or None where it is not counted."""
+    embedding: Tensor
+    """[B, L, D], the current that is injected at each step."""
+    mask: Tensor | None
+    """Of attention, [B, 1, 1 or L, L]."""
+    real: Tensor
+    """Positions that are not padding, bool [B, L]."""
+    neurons: dict[str, NeuronState]
+    """By the neuron's name; empty before the first step."""
+    pooled: Tensor | None
+    """t times the pooler's output [B, D], with running means."""
+
+    def __len__(self) -> int:
+        return len(self.embedding)
+
+    @property
+    def logits(self) -> Tensor:
+        """[B, C], the mean over the steps done."""
+        return self.timestep_logits.mean(1)
+
+    def select(self, rows: Tensor) -> AnytimeState:
+        """The state of some examples: `rows`, int64 indices in [0, B).
+
+        Raises:
+            ValueError: indices of another kind or out of range.
+        """
+        if rows.dtype != torch.int64 or rows.dim() != 1:
+            raise ValueError(f"rows must be int64 [n], got {rows.dtype} {tuple(rows.shape)}")
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
+            raise ValueError(f"rows must lie in [0, {len(self)}), got {rows.tolist()}")
+
+        def of(x: Tensor) -> Tensor:
+            return x.index_select(0, rows.to(x.device))
+
+        return AnytimeState(
+            step=self.step,
+            timestep_logits=of(self.timestep_logits),
+            energy=None if self.energy is None else of(self.energy),
+            embedding=of(self.embedding),
+            mask=None if self.mask is None else of(self.mask),
+            real=of(self.real),
+            neurons={k: v.select(rows.to(self.embedding.device)) for k, v in self.neurons.items()},
+            pooled=None if self.pooled is None else of(self.pooled),
+        )
+
+
+@torch.no_grad()
+def start(
+    model: SpikingBertForSequenceClassification,
+    inputs: Mapping[str, Any],
+    *,
+    count_energy: bool = False,
+) -> AnytimeState:
+    """The state before the first step.
+
+    Args:
+        model: in eval mode.
+        inputs: what `model(**inputs)` takes; labels are not read.
+        count_energy: count operations in every step, by the conventions of
+            `spikenlp.analysis.energy`. It takes time.
+
+    Raises:
+        ValueError: a model in training mode, a collapsed one, or no inputs.
+    """
+    if model.training:
+        raise ValueError("the model is in training mode, where dropout is drawn: call model.eval()")
+    if model.config.collapsed:
+        raise ValueError(
+            "the model is collapsed, which has no time steps: set model.config.collapsed = False"
+        )
+    given = {k: v for k, v in inputs.items() if k != "labels"}
+    found = given.get("input_ids", given.get("inputs_embeds"))
+    if found is None:
+        raise ValueError(f"inputs must hold input_ids or inputs_embeds, got {sorted(given)}")
+    real = given.get("attention_mask")
+    real = found.new_ones(found.shape[:2], dtype=torch.bool) if real is None else real.bool()
+    energy = None
+    with ExitStack() as stack:
+        if count_energy:
+            seen = stack.enter_context(_record(model, real))
+        embedding, mask = model.bert.embed(**given)
+    if count_energy:
+        energy = _energy(seen)
+    return AnytimeState(
+        step=0,
+        timestep_logits=embedding.new_empty(len(embedding), 0, model.classifier.out_features),
+        energy=energy,
+        embedding=embedding,
+        mask=mask,
+        real=real,
+        neurons={},
+        pooled=None,
+    )
+
+
+@torch.no_grad()
+def advance(model: SpikingBertForSequenceClassification, state: AnytimeState) -> AnytimeState:
+    """One time step more.
+
+    Raises:
+        ValueError: a state that another model made, or whose parts are of different batches.
+    """
+    modules = {k: m for k, m in model.named_modules() if isinstance(m, SpikingNeuron)}
+    _check(model, set(modules), state)
+    neurons: dict[str, NeuronState] = {}
+    with ExitStack() as stack:
+        if state.energy is not None:
+            seen = stack.enter_context(_record(model, state.real))
+        stack.enter_context(_carried(modules, state, neurons))
+        stream = model.bert.encoder(state.embedding[None], state.mask)
+        pooled = model.bert.pooler(stream)[0]
+        current, pooled_sum = pooled, None
+        if NONLINEARITIES[model.config.nonlinearity].running:
+            # One step of `spikenlp.models.over_time.increments`.
+            pooled_sum = pooled.float() if pooled.dtype.itemsize < 4 else pooled
+            pooled_sum = pooled_sum * (state.step + 1)
+            current = pooled_sum if state.pooled is None else pooled_sum - state.pooled
+            current = current.to(pooled.dtype)
+        logits = model.classifier(current[:, None])
+    return replace(
+        state,
+        step=state.step + 1,
+        timestep_logits=torch.cat([state.timestep_logits.to(logits.dtype), logits], 1),
+        energy=None if state.energy is None else state.energy + _energy(seen),
+        neurons=neurons,
+        pooled=pooled_sum,
+    )
+
+
+@contextmanager
+def _carried(
+    modules: Mapping[str, SpikingNeuron], state: AnytimeState, after: dict[str, NeuronState]
+) -> Iterator[None]:
+    """Inside it each neuron runs one step from its state in `state`, and leaves the next in `after`.
+
+    Only in this thread: another one may use the model meanwhile.
+    """
+    thread = threading.get_ident()
+
+    def hooks(name: str):
+        def before(neuron, args, kwargs):
+            if threading.get_ident() != thread:
+                return None
+            constant = args[0].data_ptr() == state.embedding.data_ptr()
+            known = state.neurons.get(name, NeuronState(constant=constant))
+            return args, {"running": kwargs.get("running", False), "state": known}
+
+        def behind(neuron, args, kwargs, output):
+            if threading.get_ident() != thread:
+                return None
+            sent, after[name] = output
+            return sent
+
+        return before, behind
+
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            before, behind = hooks(name)
+            for handle in (
+                module.register_forward_pre_hook(before, with_kwargs=True),
+                # First of all: whoever watches this neuron sees what it sent.
+                module.register_forward_hook(behind, with_kwargs=True, prepend=True),
+            ):
+                stack.callback(handle.remove)
+        yield
+
+
+def _check(
+    model: SpikingBertForSequenceClassification, names: set[str], state: AnytimeState
+) -> None:
+    if model.training:
+        raise ValueError("the model is in training mode, where dropout is drawn: call model.eval()")
+    shape, width = tuple(state.embedding.shape), model.config.hidden_size
+    if shape[-1] != width:
+        raise ValueError(
+            f"the state is of a model of hidden_size {shape[-1]}, but this one has {width}: go on with "
+            "the model that made it"
+        )
+    if state.timestep_logits.shape != (len(state), state.step, model.config.num_labels):
+        raise ValueError(
+            f"the state's timestep_logits must be [{len(state)}, {state.step}, "
+            f"{model.config.num_labels}], got {tuple(state.timestep_logits.shape)}"
+        )
+    if state.step == 0:
+        return
+    if names != set(state.neurons):
+        raise ValueError(
+            f"the state holds {len(state.neurons)} neurons, which are not the {len(names)} of this "
+            "model: go on with the model that made it"
+        )
+    running = NONLINEARITIES[model.config.nonlinearity].running
+    for name, neuron in state.neurons.items():
+        if neuron.membrane is None or neuron.membrane.shape[:2] != shape[:2]:
+            found = None if neuron.membrane is None else tuple(neuron.membrane.shape)
+            raise ValueError(
+                f"the state of {name} must be [{shape[0]}, {shape[1]}, ...], as its embedding, got "
+                f"{found}: take rows of a state with its `select`"
+            )
+        if (neuron.sent is not None) != running or neuron.step != state.step:
+            raise ValueError(
+                f"the state of {name} is not of {state.step} steps with nonlinearity="
+                f"{model.config.nonlinearity!r}: go on with the model that made it"
+            )
+
+
+def _record(model: SpikingBertForSequenceClassification, real: Tensor):
+    from spikenlp.analysis.tracing import record
+
+    return record(model, len(real), real)
+
+
+def _energy(seen: Any) -> Tensor:
+    from spikenlp.analysis.energy import spiking_energy
+
+    return spiking_energy(seen)

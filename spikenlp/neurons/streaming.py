@@ -1,0 +1,142 @@
+"""One time step of a neuron whose state goes in and comes out.
+
+    x_t = input                                  a current
+    x_t = t X_t - (t-1) X_{t-1}                  of running means X_t
+    u_t, s_t, v_t                                as in `spikenlp.neurons.dynamics`
+    output = alpha s_t, or the mean of those of steps 1 ... t
+
+The arithmetic is that of the multi-step loops, operation by operation: T steps one at a time give
+what one call with T steps gives, bit for bit. There is no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spikenlp.neurons.compilation import MIN_COMPILED_NUMEL, run_compiled
+from spikenlp.neurons.dynamics import (
+    SMALLEST_SCALE,
+    integrate_and_round,
+    reset_membrane,
+    sent_amplitude,
+    spike_function,
+)
+
+
+class NeuronState(NamedTuple):
+    """What a neuron knows after `step` steps; `NeuronState()` is the start.
+
+    Tensors have the shape of one step of the neuron's input, and None stands for zeros.
+    """
+
+    step: int = 0
+    constant: bool = False
+    """The input is a current that is the same at each step, running means or not."""
+    membrane: Tensor | None = None
+    """v_t, float32."""
+    received: Tensor | None = None
+    """X_t, with running means."""
+    sent: Tensor | None = None
+    """The sum of what steps 1 ... t sent, float32, with running means."""
+
+    def select(self, rows: Tensor) -> NeuronState:
+        """The state of `rows` (indices on dimension 0 of its tensors)."""
+        kept = (x if x is None else x.index_select(0, rows) for x in self[2:])
+        return NeuronState(self.step, self.constant, *kept)
+
+
+def stream(
+    update: Callable[..., Any],
+    x: Tensor,
+    parameters: tuple[Tensor | None, ...],
+    state: NeuronState,
+    *,
+    running: bool,
+    last_dim_only: bool,
+    **options: Any,
+) -> tuple[Tensor, NeuronState]:
+    """Runs `update` (`round_once` or `spike_once`) on one step's input x [...].
+
+    `last_dim_only`: parameters broadcast along the last dimension at most, so that the others may be
+    joined into one, whose size then never is a case of its own for the compiler.
+    """
+    means = running and not state.constant
+    step: float | Tensor | None = float(state.step + 1) if running else None
+    before = (state.membrane, state.received if means else None, state.sent)
+    if x.numel() < MIN_COMPILED_NUMEL:
+        out, membrane, sent = update(x, *before, step, *parameters, **options)
+    else:
+
+        def flat(value: Tensor) -> Tensor:
+            return value.flatten(0, -2) if last_dim_only and value.dim() > 1 else value
+
+        # A tensor, because a number would be compiled into the loop, once for each step.
+        step = None if step is None else torch.tensor(step)
+        tensors = (value if value is None else flat(value) for value in before)
+        found = run_compiled(update, flat(x), *tensors, step, *parameters, **options)
+        out, membrane, sent = (y if y is None else y.view(x.shape) for y in found)
+    return out, NeuronState(state.step + 1, state.constant, membrane, x if means else None, sent)
+
+
+def read_current(x: Tensor, received: Tensor | None, step: float | Tensor | None) -> Tensor:
+    """x_t in float32 of a current, or of its running means."""
+    if received is None or step is None:
+        return x.float()
+    return step * x.float() - (step - 1) * received.float()
+
+
+def write_sent(
+    now: Tensor, before: Tensor | None, step: float | Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """The output, and the sum of what was sent where `step` asks for running means."""
+    if step is None:
+        return now.to(dtype), None
+    total = now if before is None else before + now
+    return (now if before is None else total / step).to(dtype), total
+
+
+def round_once(
+    x: Tensor,
+    membrane: Tensor | None,
+    received: Tensor | None,
+    sent: Tensor | None,
+    step: float | Tensor | None,
+    amplitude: Tensor,
+    offset: Tensor | None,
+    *,
+    ternary: bool,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    alpha = sent_amplitude(amplitude, out_dtype)
+    current = read_current(x, received, step)
+    _, _, now, v = integrate_and_round(membrane, current, alpha, offset, ternary)
+    out, total = write_sent(now, sent, step, out_dtype)
+    return out, v, total
+
+
+def spike_once(
+    x: Tensor,
+    membrane: Tensor | None,
+    received: Tensor | None,
+    sent: Tensor | None,
+    step: float | Tensor | None,
+    beta: Tensor,
+    v_threshold: Tensor,
+    amplitude: Tensor,
+    *,
+    ternary: bool,
+    hard: bool,
+    v_reset: float,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    threshold = v_threshold.clamp_min(SMALLEST_SCALE)
+    current = read_current(x, received, step)
+    u = current if membrane is None else beta * membrane + current
+    s = spike_function(u, threshold, ternary)
+    v = reset_membrane(u, s, threshold, hard, v_reset)
+    out, total = write_sent(amplitude * s, sent, step, out_dtype)
+    return out, v, total

@@ -1,0 +1,55 @@
+"""The recipe on real files: figures that agree with one another, and policies that load again."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification
+from spikenlp.data import demo_question_pairs, wordpiece_tokenizer
+from spikenlp.inference import ExitPolicy
+from tests.conftest import TINY_DENSE
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_two_checkpoints_on_demo_pairs(tmp_path):
+    pytest.importorskip("matplotlib")
+    pairs = demo_question_pairs()["validation"]
+    tokenizer = wordpiece_tokenizer(pairs["question1"])
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        fields = {**TINY_DENSE, "vocab_size": len(tokenizer), "num_timesteps": 3}
+        fields["max_position_embeddings"] = 128
+        model = SpikingBertForSequenceClassification(SpikingBertConfig(**fields))
+        model.save_pretrained(tmp_path / f"model{seed}")
+        tokenizer.save_pretrained(tmp_path / f"model{seed}")
+    command = [sys.executable, str(ROOT / "recipes" / "early_exit.py"), "--task_name", "qqp"]
+    command += ["--checkpoints", str(tmp_path / "model0"), str(tmp_path / "model1")]
+    command += ["--max_eval_samples", "24", "--batch", "12", "--thresholds", "0.6", "--save"]
+    command += ["--output_dir", str(tmp_path / "out"), "--max_accuracy_drop", "0.1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((tmp_path / "out" / "early_exit.json").read_text())
+    assert results["run"]["command"].startswith("early_exit.py --task_name qqp")
+    for name in ("model0", "model1"):
+        found = results["models"][name]
+        assert found["samples"] == 24
+        last = found["curve"][-1]
+        assert (last["threshold"], last["mean_steps"]) == (1.0, 3.0)
+        assert last["accuracy"] == found["accuracy_by_step"][-1]
+        assert last["energy"] == pytest.approx(found["energy_by_step"][-1])
+        assert found["chosen"]["accuracy"] >= last["accuracy"] - 0.1 - 1e-9
+        assert all(point["latency"] > 0 for point in found["curve"])
+        assert 1 <= found["held_out"]["mean_steps"] <= 3
+        policy = ExitPolicy.load(tmp_path / name)
+        assert policy == ExitPolicy.load(tmp_path / "out" / name)
+        assert policy.thresholds[0] == found["chosen"]["threshold"]
+    text = (tmp_path / "out" / "early_exit.md").read_text()
+    assert text.count("| model0 |") == 1 + len(results["models"]["model0"]["curve"])
+    assert "<svg" in (tmp_path / "out" / "early_exit.svg").read_text()
