@@ -29,19 +29,19 @@ CLASSES = {
     "qkformer": (QKFormerConfig, QKFormerForImageClassification),
 }
 TINY = {
-    "vgg": {"hidden_sizes": (6, 8, 8), "depths": (2, 1), "image_size": 8, "num_timesteps": 3},
+    "vgg": {"hidden_sizes": [6, 8, 8], "depths": [2, 1], "image_size": 8, "num_timesteps": 3},
     "resnet": {
         "embedding_size": 6,
-        "hidden_sizes": (6, 8),
-        "depths": (1, 1),
+        "hidden_sizes": [6, 8],
+        "depths": [1, 1],
         "head_size": 12,
         "image_size": 8,
         "num_timesteps": 3,
     },
     "qkformer": {
         "patch_embedding": "cifar",
-        "hidden_sizes": (8, 12, 16),
-        "depths": (1, 1, 1),
+        "hidden_sizes": [8, 12, 16],
+        "depths": [1, 1, 1],
         "num_attention_heads": 4,
         "image_size": 16,
         "num_timesteps": 3,
