@@ -1,5 +1,6 @@
 """R8, R52 and 20 Newsgroups: splits, labels, and a validation split that the test split never meets."""
 
+import hashlib
 import os
 from collections import Counter
 from pathlib import Path
@@ -58,6 +59,12 @@ def test_held_out_counts_different_texts():
     assert held_out(["a", "b", "c", "d"] * 2, 0.5) == held_out(["d", "c", "b", "a"], 0.5)
     assert len(held_out(["a", "b", "c", "d"] * 2, 0.5)) == 2
     assert held_out(["a"], 0.1) == set()
+
+
+def test_held_out_are_the_texts_of_the_smallest_hash():
+    texts = [text for _, text in TRAIN]
+    by_hash = {int(hashlib.sha256(text.encode()).hexdigest(), 16): text for text in texts}
+    assert held_out(texts, 0.2) == {by_hash[value] for value in sorted(by_hash)[:18]}
 
 
 def test_what_is_not_of_the_task_is_refused(tmp_path):

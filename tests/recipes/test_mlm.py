@@ -17,15 +17,16 @@ from transformers import (
     pipeline,
 )
 
+from spikenlp import SpikingBertForMaskedLM
 from spikenlp.data import wordpiece_tokenizer
 from tests.data.tab_files import write_r8
-from tests.recipes.test_recipes import ROOT, run, succeed
+from tests.recipes.test_recipes import ROOT, succeed
 
 sys.path.insert(0, str(ROOT / "recipes"))
 
 from corpus import CorpusArguments
 from glue_tmc import StudentArguments
-from mlm import TextArguments, load_blocks, parse_overrides
+from mlm import MaskedLMModelArguments, TextArguments, build_model, load_blocks, parse_overrides
 
 WORDS = (
     "profit shares company bank oil grain ship trade rate dollar report year quarter loss".split()
@@ -141,8 +142,9 @@ def test_r8_from_a_pretrained_model_is_chosen_on_validation_and_reported_on_test
     assert len(json.loads((out / "config.json").read_text())["id2label"]) == 8
 
 
-@pytest.mark.slow
-def test_on_from_a_dense_model_with_a_yaml_file(text_file, tmp_path):
+@pytest.fixture(scope="module")
+def dense_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dense")
     torch.manual_seed(0)
     tokenizer = wordpiece_tokenizer(documents(200, seed=0))
     config = BertConfig(
@@ -153,21 +155,52 @@ def test_on_from_a_dense_model_with_a_yaml_file(text_file, tmp_path):
         intermediate_size=64,
         max_position_embeddings=32,
     )
-    BertForMaskedLM(config).save_pretrained(tmp_path / "dense")
-    tokenizer.save_pretrained(tmp_path / "dense")
+    BertForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_on_from_a_dense_model_with_a_yaml_file(text_file, dense_model, tmp_path):
     job = tmp_path / "job.yaml"
     job.write_text(f"corpus_files: [{text_file}]\nmax_seq_length: 16\nmax_steps: 2\n")
-    options = ["--model_name_or_path", tmp_path / "dense", "--output_dir", tmp_path / "out", *CPU]
-    options += ["--num_timesteps", "8", "--temporal_loss", "tmc", "--max_eval_samples", 64]
+    options = ["--model_name_or_path", dense_model, "--output_dir", tmp_path / "out", *CPU]
+    options += ["--num_timesteps", "4", "--temporal_loss", "tmc", "--max_eval_samples", 32]
     succeed("mlm.py", job, *options, launcher=PYTHON)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     dense, converted = results["dense"], results["before_training"]
+    assert dense["loss_t1"] == pytest.approx(dense["loss"])  # one batch: the model's own mean
     assert dense["perplexity_t1"] == dense["perplexity"]
-    assert converted["perplexity_t8"] == pytest.approx(dense["perplexity"], rel=0.1)
-    done = run("mlm.py", job, *options, "--max_seq_length", 64, launcher=PYTHON)
-    assert "--max_seq_length 64 exceeds the model's 32 positions" in done.stderr
-    done = run("mlm.py", job, *options, "--config_overrides", SMALL, launcher=PYTHON)
-    assert "is for a model from scratch" in done.stderr
+    assert converted["perplexity_t4"] == pytest.approx(dense["perplexity"], rel=0.1)
+    assert results["training"]["theta_weight"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "message"),
+    [
+        ({}, {"max_seq_length": 64}, "--max_seq_length 64 exceeds the model's 32 positions"),
+        ({"config_overrides": SMALL}, {}, "is for a model from scratch: leave out"),
+    ],
+)
+def test_a_model_that_is_given_keeps_its_shape(model, text, message, text_file, dense_model):
+    model_args = MaskedLMModelArguments(model_name_or_path=str(dense_model), **model)
+    text_args = TextArguments(corpus_files=[str(text_file)], **{"max_seq_length": 16, **text})
+    blocks = load_blocks(model_args, text_args, 0)
+    with pytest.raises(ValueError, match=message):
+        build_model(blocks, model_args, text_args, None, {})
+
+
+def test_a_spiking_checkpoint_is_trained_on(text_file, dense_model, tmp_path):
+    model = SpikingBertForMaskedLM.from_dense(str(dense_model), num_timesteps=2)
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(dense_model).save_pretrained(tmp_path)
+    model_args = MaskedLMModelArguments(model_name_or_path=str(tmp_path))
+    text_args = TextArguments(corpus_files=[str(text_file)], max_seq_length=16)
+    blocks = load_blocks(model_args, text_args, 0)
+    loaded = build_model(blocks, model_args, text_args, None, {})
+    assert loaded.config.num_timesteps == 2
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name
 
 
 def test_overrides_have_the_types_of_the_config():
