@@ -39,6 +39,9 @@ class Sent:
     running: bool
     mask: Tensor | None
     """Real positions [B, L], where `levels` is [T, B, L, C] and the batch has an attention mask."""
+    step: int | None = None
+    """Of a model that runs its time steps one by one: the step that `levels` [1, ...] belongs to,
+    from 0. None: `levels` holds all steps."""
 
     def spikes(self) -> Tensor:
         """{-1, 0, 1} as float32 [T, ...], 0 at padding."""
@@ -60,8 +63,25 @@ class Sent:
 
 
 @contextmanager
+def unrolled(model: nn.Module):
+    """In here the forward pass of `model` has a time axis: gradient="implicit" gives way to "bptt",
+    which sends the same spikes and, whatever `settle_tolerance` is, runs all steps."""
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "gradient", None) != "implicit":
+        yield
+        return
+    config.gradient = "bptt"
+    try:
+        yield
+    finally:
+        config.gradient = "implicit"
+
+
+@contextmanager
 def watch_neurons(model: nn.Module, observe: Callable[[Sent], None]):
     """Calls `observe` with what each neuron of `model` sends, while the context is open.
+
+    Once a forward pass and neuron, or once a step where the model runs its steps one by one.
 
     Raises:
         ValueError: the model has no neuron.
@@ -70,30 +90,46 @@ def watch_neurons(model: nn.Module, observe: Callable[[Sent], None]):
     if not neurons:
         raise ValueError(f"{type(model).__name__} holds no spiking neuron (spikenlp.neurons)")
     mask: list[Tensor | None] = [None]
+    next_step: dict[SpikingNeuron, int] = {}
 
-    def read_mask(module, args, kwargs):
+    def begin(module, args, kwargs):
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
         found = given.get("attention_mask", given.get("kwargs", {}).get("attention_mask"))
         mask[0] = found.bool() if isinstance(found, Tensor) and found.dim() == 2 else None
+        next_step.clear()
+
+    def report(name, neuron, output, running, step=None):
+        real = mask[0]
+        fits = real is not None and output.dim() == 4 and output.shape[1:3] == real.shape
+        levels = _levels(neuron, output, running)
+        observe(Sent(name, neuron, levels, running, real if fits else None, step))
 
     def hook(name):
         def sent(neuron, args, kwargs, output):
-            running = kwargs.get("running", False)
-            real = mask[0]
-            fits = real is not None and output.dim() == 4 and output.shape[1:3] == real.shape
-            observe(
-                Sent(
-                    name, neuron, _levels(neuron, output, running), running, real if fits else None
-                )
-            )
+            report(name, neuron, output, kwargs.get("running", False))
 
         return sent
 
+    def watched_step(name, neuron):
+        step = neuron.step
+
+        def watched(x, v=None):
+            sent, v = step(x, v)
+            report(name, neuron, sent, False, next_step.get(neuron, 0))
+            next_step[neuron] = next_step.get(neuron, 0) + 1
+            return sent, v
+
+        return watched
+
     with ExitStack() as stack:
-        handles = [model.register_forward_pre_hook(read_mask, with_kwargs=True)]
+        handles = [model.register_forward_pre_hook(begin, with_kwargs=True)]
         handles += [n.register_forward_hook(hook(k), with_kwargs=True) for k, n in neurons.items()]
         for handle in handles:
             stack.callback(handle.remove)
+        if getattr(getattr(model, "config", None), "gradient", None) == "implicit":
+            for name, neuron in neurons.items():
+                neuron.step = watched_step(name, neuron)
+                stack.callback(delattr, neuron, "step")
         yield
 
 
@@ -214,7 +250,7 @@ class _Recorder(TorchFunctionMode):
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
         source = self.origin(x)
         rows = self.positions(x.shape)
-        sops = 0 if source is None else int(source.spikes().count_nonzero()) * weight.shape[0]
+        sops = 0 if source is None else int(_read(source, x).count_nonzero()) * weight.shape[0]
         self._add("linear", source, rows * weight.numel(), self.passes(rows), sops, weight.numel())
 
     def _conv2d(
@@ -249,6 +285,11 @@ class _Recorder(TorchFunctionMode):
             self._add(kind, source, macs, steps, sops, 0, "." + kind.split()[1])
         streams = 4 * steps * int(lengths.sum()) * query.shape[1] * query.shape[3]
         self._elementwise("softmax", steps * int((lengths**2).sum()) * query.shape[1], streams)
+
+
+def _read(source: Sent, x: Tensor) -> Tensor:
+    """The spikes behind `x`, which is what `source` sent or a part of it, e.g. its first token."""
+    return source.spikes().as_strided(x.shape, x.stride(), x.storage_offset())
 
 
 _ELEMENTWISE = {
@@ -298,6 +339,7 @@ def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Trace:
     else:
         recorder.samples = len(next(iter(inputs.values())))
     with ExitStack() as stack:
+        stack.enter_context(unrolled(model))
         if isinstance(model, PreTrainedModel):
             stack.callback(model.set_attn_implementation, model.config._attn_implementation)
             model.set_attn_implementation("sdpa")
