@@ -323,16 +323,15 @@ class SpikingBertRateEncoder(SpikingBlock):
         read: dict[str, list[Tensor]] = {name: [] for name in readouts}
 
         def each_step(state: Stepping) -> None:
-            hidden = state.mean(last)[0].to(embedding.dtype)
             for name, readout in readouts.items():
-                read[name].append(readout(hidden))
+                read[name].append(_read(readout, state.mean(last)[0].to(embedding.dtype)))
 
         state = self.run(embedding, mask, real, each_step)
         hidden = self.populations(embedding, mask, AtRates(state.means()), **kwargs)
         by_step = {}
         for name, readout in readouts.items():
             values = read[name] + read[name][-1:] * (self.config.num_timesteps - state.t)
-            at_rates = readout(hidden[0])
+            at_rates = _read(readout, hidden[0])
             currents = increments(torch.stack(values)) + (at_rates - at_rates.detach())
             by_step[name] = currents.transpose(0, 1)
         return hidden, by_step
@@ -344,6 +343,12 @@ class SpikingBertRateEncoder(SpikingBlock):
         if x.device.type == "cpu":
             return torch.random.fork_rng([])
         return torch.random.fork_rng([x.device], device_type=x.device.type)
+
+
+def _read(readout: Readout, hidden: Tensor) -> Tensor:
+    """Without autocast: differences between steps would multiply its rounding by t."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return readout(hidden)
 
 
 def mean_of_samples(x: Tensor, neuron: IF, real: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ from spikenlp import (
     SpikingBertForTokenClassification,
     SpikingBertModel,
 )
+from spikenlp.losses import sdt_loss, tet_loss, tmc_loss
 from spikenlp.models.spiking_bert.equilibrium import AtRates, equilibrium_rate
 from spikenlp.neurons import IF
 from tests.conftest import TINY_DENSE
@@ -284,6 +285,39 @@ def test_every_parameter_learns(model_class, fields, batches):
     dead = [n for n, p in model.named_parameters() if p.requires_grad and not p.grad.any()]
     # The key's bias adds nothing that softmax sees, but for the clamp of the rates.
     assert [n for n in dead if not n.endswith("key.bias")] == []
+
+
+def test_temporal_losses_reach_the_weights_through_the_rates(batches):
+    """SDT's gradient is that of the mean logits; TET and TMC weigh the steps, and differ from it."""
+    model, labels = make(num_timesteps=16), torch.arange(8) % 2
+    expected = gradient_of(model, batches[0])
+    found = {}
+    for loss in (sdt_loss, tet_loss, tmc_loss):
+        model.zero_grad()
+        loss(model(**batches[0]).timestep_logits, labels).backward()
+        gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        found[loss] = torch.cat(gradients)
+    torch.testing.assert_close(found[sdt_loss], expected, rtol=1e-3, atol=1e-5)
+    for loss in (tet_loss, tmc_loss):
+        assert found[loss].isfinite().all()
+        assert (found[loss] - expected).norm() > 1e-3 * expected.norm()
+
+
+def test_autocast_and_bfloat16(batches):
+    model = make(num_timesteps=32)
+    expected = model(**batches[0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model(**batches[0], labels=torch.arange(8) % 2)
+    assert outputs.timestep_logits.dtype == torch.float32
+    difference = (outputs.logits - expected.logits).abs().max()
+    assert difference < 0.3
+    # Rounding to 8 bits would be 32 times as large at the last step.
+    spread = expected.timestep_logits[:, 16:].std()
+    assert outputs.timestep_logits[:, 16:].std() < 1.5 * spread
+    outputs.loss.backward()
+    low = model.bfloat16()(**batches[0])
+    assert low.logits.dtype == torch.bfloat16
+    assert (low.logits.float() - expected.logits).abs().max() < 0.5
 
 
 @pytest.mark.parametrize("gradient", ["implicit", "bptt"])
