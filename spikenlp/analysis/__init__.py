@@ -1,6 +1,7 @@
 """Looking into a spiking model: what it costs and what it does."""
 
 from spikenlp.analysis.energy import EnergyConstants, EnergyReport, energy_report
+from spikenlp.analysis.equilibrium import RateConvergence, rate_convergence
 from spikenlp.analysis.memory import MemoryEstimate, estimate_memory
 from spikenlp.analysis.spikes import (
     SpikeCounts,
@@ -24,6 +25,7 @@ __all__ = [
     "EnergyConstants",
     "EnergyReport",
     "MemoryEstimate",
+    "RateConvergence",
     "ScalingFactors",
     "SpikeCounts",
     "SpikeMonitor",
@@ -35,6 +37,7 @@ __all__ = [
     "loss_oscillation",
     "loss_residual",
     "mean_off_diagonal",
+    "rate_convergence",
     "scaling_factor_distribution",
     "spikes_table",
     "temporal_similarity",

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from spikenlp.analysis.energy import EnergyReport, energy_report
 from spikenlp.analysis.spikes import SpikeMonitor, assert_spiking, describe_spikes, spikes_table
 from spikenlp.analysis.temporal import mean_off_diagonal, temporal_similarity
-from spikenlp.analysis.tracing import Sent, watch_neurons
+from spikenlp.analysis.tracing import Sent, unrolled, watch_neurons
 from spikenlp.metrics.calibration import calibration_by_timestep, reliability_curve
 
 EXAMPLE_CHANNELS = 12
@@ -228,7 +228,7 @@ def _example(
 
     training = model.training
     model.eval()
-    with watch_neurons(model, keep), torch.no_grad():
+    with unrolled(model), watch_neurons(model, keep), torch.no_grad():
         logits = model(**inputs).timestep_logits.float().cpu()
     model.train(training)
     names: dict[Any, str] = dict(model.config.id2label or {})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikenlp.analysis.tracing import Sent, trace, watch_neurons
@@ -65,7 +66,8 @@ class SpikeMonitor:
     """Counts the spikes of a model's neurons in every forward pass inside the context.
 
     Padding (positions where the batch's attention_mask [B, L] is 0) is left out. Outside the context
-    nothing is hooked. `layers` maps each neuron's name to its `SpikeCounts`.
+    nothing is hooked. `layers` maps each neuron's name to its `SpikeCounts`. Steps that a model with
+    `settle_tolerance` does not run count as silent.
 
     >>> with SpikeMonitor(model) as monitor:
     ...     model(**batch)
@@ -96,9 +98,16 @@ class SpikeMonitor:
             (of_sign.sum(others) if others else of_sign.long()).cpu()
             for of_sign in (spikes > 0, spikes < 0)
         )
+        sites = sent.sites()
+        if sent.step is not None:
+            # One step of T: the others are zeros here, and the positions count once.
+            config: Any = self.model.config
+            before, after = sent.step, config.num_timesteps - 1 - sent.step
+            positive, negative = (F.pad(x, (0, 0, before, after)) for x in (positive, negative))
+            sites = sites if sent.step == 0 else 0
         seen = self.layers.get(sent.name)
         if seen is None:
-            self.layers[sent.name] = SpikeCounts(positive, negative, sent.sites())
+            self.layers[sent.name] = SpikeCounts(positive, negative, sites)
             return
         if seen.positive.shape != positive.shape:
             raise ValueError(
@@ -107,7 +116,7 @@ class SpikeMonitor:
             )
         seen.positive += positive
         seen.negative += negative
-        seen.sites += sent.sites()
+        seen.sites += sites
 
     def table(self) -> str:
         """One row a layer: rate at each step, silent and saturated shares, balance of signs."""

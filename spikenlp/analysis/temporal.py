@@ -22,6 +22,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from spikenlp.analysis.tracing import unrolled
 from spikenlp.losses.temporal import gradient_scaling_factor
 from spikenlp.models.over_time import NONLINEARITIES, OverTime
 from spikenlp.neurons.modules import SpikingNeuron
@@ -94,6 +95,7 @@ def temporal_similarity(
     model.eval()
     with ExitStack() as stack:
         stack.callback(model.train, training)
+        stack.enter_context(unrolled(model))
         for name in layers:
             stack.callback(modules[name].register_forward_hook(observe(name)).remove)
         model(**inputs) if inputs else model(batch)

@@ -45,6 +45,9 @@ class Sent:
     running: bool
     mask: Tensor | None
     """Real positions [B, L], where `levels` is [T, B, L, C] and the batch has an attention mask."""
+    step: int | None = None
+    """Of a model that runs its time steps one by one: the step that `levels` [1, ...] belongs to,
+    from 0. None: `levels` holds all steps."""
 
     def spikes(self) -> Tensor:
         """{-1, 0, 1} as float32 [T, ...], 0 at padding."""
@@ -74,8 +77,25 @@ def refuse_collapsed(model: nn.Module) -> None:
 
 
 @contextmanager
+def unrolled(model: nn.Module):
+    """In here the forward pass of `model` has a time axis: gradient="implicit" gives way to "bptt",
+    which sends the same spikes and, whatever `settle_tolerance` is, runs all steps."""
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "gradient", None) != "implicit":
+        yield
+        return
+    config.gradient = "bptt"
+    try:
+        yield
+    finally:
+        config.gradient = "implicit"
+
+
+@contextmanager
 def watch_neurons(model: nn.Module, observe: Callable[[Sent], None], *, real: Tensor | None = None):
     """Calls `observe` with what each neuron of `model` sends, while the context is open.
+
+    Once a forward pass and neuron, or once a step where the model runs its steps one by one.
 
     Args:
         real: positions [B, L] that count, where parts of the model are called by themselves; a call
@@ -89,27 +109,46 @@ def watch_neurons(model: nn.Module, observe: Callable[[Sent], None], *, real: Te
     if not neurons:
         raise ValueError(f"{type(model).__name__} holds no spiking neuron (spikenlp.neurons)")
     mask: list[Tensor | None] = [real]
+    next_step: dict[SpikingNeuron, int] = {}
 
-    def read_mask(module, args, kwargs):
+    def begin(module, args, kwargs):
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
         found = given.get("attention_mask", given.get("kwargs", {}).get("attention_mask"))
         mask[0] = found.bool() if isinstance(found, Tensor) and found.dim() == 2 else None
+        next_step.clear()
+
+    def report(name, neuron, output, running, step=None, before=None):
+        real = mask[0]
+        fits = real is not None and output.dim() == 4 and output.shape[1:3] == real.shape
+        levels = _levels(neuron, output, running, before)
+        observe(Sent(name, neuron, levels, running, real if fits else None, step))
 
     def hook(name):
         def sent(neuron, args, kwargs, output):
-            running, before = kwargs.get("running", False), kwargs.get("state")
-            real = mask[0]
-            fits = real is not None and output.dim() == 4 and output.shape[1:3] == real.shape
-            levels = _levels(neuron, output, running, before)
-            observe(Sent(name, neuron, levels, running, real if fits else None))
+            report(name, neuron, output, kwargs.get("running", False), before=kwargs.get("state"))
 
         return sent
 
+    def watched_step(name, neuron):
+        step = neuron.step
+
+        def watched(x, v=None):
+            sent, v = step(x, v)
+            report(name, neuron, sent, False, next_step.get(neuron, 0))
+            next_step[neuron] = next_step.get(neuron, 0) + 1
+            return sent, v
+
+        return watched
+
     with ExitStack() as stack:
-        handles = [model.register_forward_pre_hook(read_mask, with_kwargs=True)]
+        handles = [model.register_forward_pre_hook(begin, with_kwargs=True)]
         handles += [n.register_forward_hook(hook(k), with_kwargs=True) for k, n in neurons.items()]
         for handle in handles:
             stack.callback(handle.remove)
+        if getattr(getattr(model, "config", None), "gradient", None) == "implicit":
+            for name, neuron in neurons.items():
+                neuron.step = watched_step(name, neuron)
+                stack.callback(delattr, neuron, "step")
         yield
 
 
@@ -299,7 +338,7 @@ class _Recorder(TorchFunctionMode):
         origin = self.origin(x)
         rows = self.positions(x.shape)
         steps = self.passes(int(rows.sum()))
-        sops = self._spikes_by_sample(origin) * weight.shape[0]
+        sops = self._spikes_by_sample(origin, x) * weight.shape[0]
         self._add("linear", origin, rows * weight.numel(), steps, sops, weight.numel())
 
     def _conv2d(
@@ -323,7 +362,7 @@ class _Recorder(TorchFunctionMode):
         origins = self.origin(a), self.origin(b)
         meets = b.shape[-1] if origins[0] else a.shape[-2]
         origin = origins[0] or origins[1]
-        sops = self._spikes_by_sample(origin) * meets
+        sops = self._spikes_by_sample(origin, a if origins[0] else b) * meets
         macs = torch.full((self.samples,), result.numel() * a.shape[-1] // self.samples)
         steps = len(self.neurons[0].levels) if self.neurons else 1
         self._add("matmul", origin, macs, steps, sops, 0, ".matmul")
@@ -340,17 +379,19 @@ class _Recorder(TorchFunctionMode):
             # The running mean of spikes is no spike: the product multiplies.
             if origin is not None and origin.source.running:
                 origin = None
-            sops = self._spikes_by_sample(origin) * lengths
+            sops = self._spikes_by_sample(origin, operand) * lengths
             self._add(kind, origin, macs, steps, sops, 0, "." + kind.split()[1])
         streams = 4 * steps * lengths * query.shape[1] * query.shape[3]
         self._elementwise("softmax", steps * lengths**2 * query.shape[1], streams)
 
-    def _spikes_by_sample(self, carried: Carried | None) -> Tensor:
-        """Spikes behind a tensor whose first dimensions are time and batch, int64 [B] on the CPU."""
+    def _spikes_by_sample(self, carried: Carried | None, x: Tensor) -> Tensor:
+        """Spikes behind `x`, whose first dimensions are time and batch, int64 [B] on the CPU."""
         if carried is None:
             return torch.zeros(self.samples, dtype=torch.int64)
-        behind = carried.behind().double()
-        by_step = behind.reshape(len(carried.source.levels), self.samples, -1)
+        behind = carried.behind()
+        if x.numel() != behind.numel():  # a part of what was sent, e.g. its first token
+            behind = behind.as_strided(x.shape, x.stride(), x.storage_offset())
+        by_step = behind.double().reshape(len(carried.source.levels), self.samples, -1)
         return by_step.sum((0, 2)).round().long().cpu()
 
 
@@ -390,6 +431,7 @@ def record(model: nn.Module, samples: int, mask: Tensor | None) -> Iterator[Trac
     """
     recorder = _Recorder(model, samples, mask)
     with ExitStack() as stack:
+        stack.enter_context(unrolled(model))
         if isinstance(model, PreTrainedModel) and model._supports_sdpa:
             stack.callback(model.set_attn_implementation, model.config._attn_implementation)
             model.set_attn_implementation("sdpa")

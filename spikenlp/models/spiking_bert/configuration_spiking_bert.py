@@ -34,7 +34,7 @@ class SpikingBertConfig(PreTrainedConfig):
             the gradient is that of the equilibrium of the average spiking rates.
         settle_tolerance: with "implicit", a sample runs no further once no population's rates at
             step t differ by more than this from those at t / 2, on average over its real tokens
-            (looked at for t = 2, 4, 8, ...). None: all T steps.
+            (looked at for t = 2, 4, 6, 8, 12, ..., 48, 64, 96, ...). None: all T steps.
         collapsed: each rounding neuron becomes its (2T + 1)-level rounding, and there is no time
             axis. About the cost of a dense BERT; not spiking.
         beta: decay of "lif", initial decay of "plif".

@@ -47,6 +47,9 @@ from spikenlp.models.spiking_bert.parts import (
 from spikenlp.neurons import IF, SpikingLinear
 from spikenlp.neurons.dynamics import SMALLEST_SCALE
 
+_LOOKED_AT = {k << n for k in (1, 2, 3) for n in range(16)}
+"""Steps t at which rates are compared with those at t / 2."""
+
 Readout = Callable[[Tensor], Tensor]
 """A head: hidden states [B, L, D] -> [B, ...]."""
 
@@ -95,7 +98,7 @@ class Stepping:
         self.totals: dict[IF, Tensor] = {}
         self._membranes: dict[IF, Tensor] = {}
         self._received: dict[IF, Tensor] = {}
-        self._earlier: dict[IF, Tensor] = {}
+        self._earlier: dict[int, dict[IF, Tensor]] = {}
 
     def begin(self) -> None:
         self.t += 1
@@ -126,22 +129,21 @@ class Stepping:
 
     def stop_settled(self, tolerance: float, real: Tensor | None) -> bool:
         """Whether all samples have settled; those that have count no further. `real` [B, L]."""
-        if self.t & (self.t - 1):
+        if self.t not in _LOOKED_AT:
             return False
-        means = self.means()
-        if self._earlier:
-            moved = torch.stack(
-                [
-                    _mean_of_samples((mean - self._earlier[neuron]).abs(), neuron, real)
-                    for neuron, mean in means.items()
-                ]
-            )
-            moving = (moved.amax(0) > tolerance).float()[None, :, None, None]
-            self.active = moving if self.active is None else self.active * moving
-            if not self.active.any():
-                return True
-        self._earlier = means
-        return False
+        means = self._earlier[self.t] = self.means()
+        earlier = self._earlier.pop(self.t // 2, None) if self.t % 2 == 0 else None
+        if earlier is None:
+            return False
+        moved = torch.stack(
+            [
+                mean_of_samples((mean - earlier[neuron]).abs(), neuron, real)
+                for neuron, mean in means.items()
+            ]
+        )
+        moving = (moved.amax(0) > tolerance).float()[None, :, None, None]
+        self.active = moving if self.active is None else self.active * moving
+        return not self.active.any()
 
 
 class AtRates:
@@ -259,10 +261,20 @@ class SpikingBertRateEncoder(SpikingBlock):
             sent, _ = layer(sent, mask, fire, **kwargs)
         return sent
 
-    def forward(self, embedding: Tensor, mask: Tensor | None, **kwargs: Any) -> Tensor:
-        """Unrolled: running means of what the last layer sends, [T, B, L, D]."""
+    def forward(
+        self,
+        embedding: Tensor,
+        mask: Tensor | None,
+        real: Tensor | None = None,
+        readouts: dict[str, Readout] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the last layer sends, as running means [T, B, L, D] or, with gradient="implicit", as its
+        mean [1, B, L, D] with the `readouts` of each time step (see `implicit`)."""
+        if self.config.gradient == "implicit":
+            return self.implicit(embedding, mask, real, readouts or {}, **kwargs)
         sent = self.populations(embedding, mask, Unrolled(self.config), **kwargs)
-        return sent if self.over_time.running else running_mean(sent)
+        return sent if self.over_time.running else running_mean(sent), {}
 
     @torch.no_grad()
     def run(
@@ -311,16 +323,15 @@ class SpikingBertRateEncoder(SpikingBlock):
         read: dict[str, list[Tensor]] = {name: [] for name in readouts}
 
         def each_step(state: Stepping) -> None:
-            hidden = state.mean(last)[0].to(embedding.dtype)
             for name, readout in readouts.items():
-                read[name].append(readout(hidden))
+                read[name].append(_read(readout, state.mean(last)[0].to(embedding.dtype)))
 
         state = self.run(embedding, mask, real, each_step)
         hidden = self.populations(embedding, mask, AtRates(state.means()), **kwargs)
         by_step = {}
         for name, readout in readouts.items():
             values = read[name] + read[name][-1:] * (self.config.num_timesteps - state.t)
-            at_rates = readout(hidden[0])
+            at_rates = _read(readout, hidden[0])
             currents = increments(torch.stack(values)) + (at_rates - at_rates.detach())
             by_step[name] = currents.transpose(0, 1)
         return hidden, by_step
@@ -334,7 +345,13 @@ class SpikingBertRateEncoder(SpikingBlock):
         return torch.random.fork_rng([x.device], device_type=x.device.type)
 
 
-def _mean_of_samples(x: Tensor, neuron: IF, real: Tensor | None) -> Tensor:
+def _read(readout: Readout, hidden: Tensor) -> Tensor:
+    """Without autocast: differences between steps would multiply its rounding by t."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return readout(hidden)
+
+
+def mean_of_samples(x: Tensor, neuron: IF, real: Tensor | None) -> Tensor:
     """Mean of x [1, B, L, C], in amplitudes, over channels and the real tokens of each sample: [B]."""
     by_token = (x[0] / neuron.amplitude.float().clamp_min(SMALLEST_SCALE)).mean(-1)
     if real is None:

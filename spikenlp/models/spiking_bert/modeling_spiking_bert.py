@@ -258,6 +258,11 @@ class SpikingBertPreTrainedModel(PreTrainedModel):
         "attention_scores": AttentionScores,
     }
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        """transformers looks for the call of the attention interface in this file; it is in `parts`."""
+        return True
+
     @property
     def head_over_time(self) -> OverTime:
         """How a head acts over time; in "spikingbert" on the rates so far, whatever is inside."""
@@ -395,10 +400,10 @@ class SpikingBertModel(SpikingBertPreTrainedModel):
         if isinstance(mask, Tensor):
             mask = mask.repeat(1 if implicit else steps, *[1] * (mask.dim() - 1))
         by_step: dict[str, Tensor] = {}
-        if implicit:
+        if self.config.architecture == "spikingbert":
             real = attention_mask if attention_mask is None or attention_mask.dim() == 2 else None
             readouts = self._readouts(output_timesteps, timestep_readout)
-            stream, by_step = self.encoder.implicit(embedding[None], mask, real, readouts, **kwargs)
+            stream, by_step = self.encoder(embedding[None], mask, real, readouts, **kwargs)
         else:
             stream = self.encoder(embedding[None], mask, **kwargs)
         pooled = None if self.pooler is None else self.pooler(stream)

@@ -111,3 +111,16 @@ class BinaryRoundingSuite(SpikingBertSuite):
 @pytest.mark.slow
 class CollapsedSuite(SpikingBertSuite):
     overrides: ClassVar[dict] = {"collapsed": True}
+
+
+class SpikingBertRateSuite(SpikingBertSuite):
+    overrides: ClassVar[dict] = {"architecture": "spikingbert"}
+
+
+@pytest.mark.slow
+class UnrolledRateSuite(SpikingBertSuite):
+    overrides: ClassVar[dict] = {
+        "architecture": "spikingbert",
+        "gradient": "bptt",
+        "nonlinearity": "step",
+    }

@@ -71,6 +71,32 @@ def test_what_the_collapsed_twin_and_the_unrolled_network_have_in_common(dense, 
     assert between(64) < 0.5 * between(4)
 
 
+@torch.no_grad()
+def test_a_dense_model_becomes_one_of_rates(dense, batches):
+    """Ternary populations of spikingbert hold what binary ones lose, the negative half."""
+    model = convert(dense, batches, architecture="spikingbert", ternary=True, num_timesteps=64)
+    state = model.state_dict()
+    for name, value in dense.state_dict().items():
+        assert torch.equal(state[name], value), name
+    assert (model.config.gradient, model.config.num_timesteps) == ("implicit", 64)
+    assert distance(model, dense, batches) < 0.1
+    binary = convert(dense, batches, architecture="spikingbert", num_timesteps=16)
+    assert binary.config.ternary is False
+    assert distance(binary, dense, batches) > 0.3
+    for name, neuron in neurons_of(binary):
+        assert torch.equal(neuron.v_threshold, neuron.amplitude), f"{name} sends what it subtracts"
+    hidden = binary.bert(**batches[0], output_hidden_states=True).hidden_states
+    neurons = [binary.bert.encoder.neuron, *(x.output.neuron for x in binary.bert.encoder.layer)]
+    for mean, neuron in zip(hidden, neurons, strict=True):
+        rate = mean / neuron.amplitude
+        assert ((rate > -1e-5) & (rate < 1 + 1e-5)).all()
+
+
+def test_calibration_leaves_the_configuration_as_it_is(dense, batches):
+    model = convert(dense, batches[:1], architecture="spikingbert", settle_tolerance=0.1)
+    assert (model.config.gradient, model.config.settle_tolerance) == ("implicit", 0.1)
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -36,6 +36,8 @@ KINDS = [
     {"ternary": False},
     {"neuron": "lif", "nonlinearity": "step"},
     {"neuron": "plif"},
+    {"architecture": "spikingbert"},
+    {"architecture": "spikingbert", "gradient": "bptt", "nonlinearity": "step", "ternary": True},
     {"collapsed": True},
 ]
 
