@@ -12,9 +12,18 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 
 def use_all_cores(processes: int = 1) -> None:
-    """Undoes the OMP_NUM_THREADS=1 that `accelerate launch` sets in silence on CPU."""
+    """Undoes the OMP_NUM_THREADS=1 that `accelerate launch` sets in silence on CPU.
+
+    The cores are those that this process may run on: `taskset` leaves it fewer.
+    """
     if torch.get_num_threads() == 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+        torch.set_num_threads(max(1, _available_cores() // processes))
+
+
+def _available_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def keep_freed_memory() -> bool:
