@@ -161,6 +161,8 @@ def describe_spikes(
             continue
         ternary = source.neuron.ternary
         kind, alphabet = ("ternary", "-1, 0, 1") if ternary else ("binary", "0, 1")
+        if product.form != "spikes":
+            alphabet = f"{product.form} of {alphabet}"
         drivers.append(Driver(product.name, product.kind, kind, alphabet, source.name))
     return drivers
 

@@ -2,11 +2,17 @@
 
 Which neuron an operand comes from is seen from its memory, not from the module's class: a layer that
 claims to read spikes and gets something else is found out.
+
+Spikes that were added, averaged, or of which the largest was taken before they reach a product are
+still spikes: W (s + s') = W s + W s', and average pooling folds into the convolution after it. Each
+spike behind the operand is then one accumulation for each output that it reaches. The mean over all
+pixels is a float.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -110,12 +116,56 @@ def _levels(neuron: SpikingNeuron, output: Tensor, running: bool) -> Tensor:
 
 
 @dataclass
+class Carried:
+    """The spikes behind a tensor."""
+
+    source: Sent
+    """The neuron, or one of the neurons, that sent them."""
+    form: str = "spikes"
+    """"spikes", or "sums" or "averages" of them."""
+    sums: Tensor | None = None
+    """How many spikes are behind each element, in the tensor's shape; None: `source`'s own."""
+
+    def behind(self) -> Tensor:
+        return self.source.spikes().abs() if self.sums is None else self.sums
+
+    def like(self, x: Tensor) -> Tensor:
+        """`behind`, of a view `x` of the tensor."""
+        return self.behind().reshape(x.shape)
+
+
+def carry(func: Any, args: tuple, kwargs: dict, operands: list[Carried | None]) -> Carried | None:
+    """The spikes behind the result of `func`, of those behind its tensor arguments; None where its
+    values are no sums, averages or single spikes."""
+    first = operands[0]
+    if first is None:
+        return None
+    behind = first.like(args[0])
+    if func in _ADD and len(operands) == 2 and operands[1] is not None:
+        return Carried(first.source, "sums", behind + operands[1].like(args[1]))
+    if func in _MULTIPLY and len(operands) == 2 and operands[1] is not None:
+        if first.form == operands[1].form == "spikes":
+            return Carried(first.source, "spikes", behind * operands[1].like(args[1]))
+    elif func is F.max_pool2d and first.form == "spikes" and not first.source.neuron.ternary:
+        return Carried(first.source, "spikes", F.max_pool2d(behind, *args[1:], **kwargs))
+    elif func is F.avg_pool2d:
+        kernel = args[1] if len(args) > 1 else kwargs["kernel_size"]
+        area = kernel**2 if isinstance(kernel, int) else math.prod(kernel)
+        return Carried(first.source, "averages", area * F.avg_pool2d(behind, *args[1:], **kwargs))
+    return None
+
+
+_ADD = (torch.Tensor.add, torch.Tensor.__add__)
+_MULTIPLY = (torch.Tensor.mul, torch.Tensor.__mul__)
+
+
+@dataclass
 class Product:
     """One matrix product of a forward pass, counted over the batch and all time steps."""
 
     name: str
     kind: str
-    """linear, conv2d, attention scores or attention context."""
+    """linear, conv2d, matmul, attention scores or attention context."""
     source: Sent | None
     """The neuron whose spikes it reads, if it does."""
     macs: int
@@ -126,6 +176,8 @@ class Product:
     """Synaptic operations: accumulations that spikes cause (0 without a source)."""
     weights: int
     """Numbers in its weight; 0 for a product of two activations."""
+    form: str = "spikes"
+    """Whether it reads spikes, or sums or averages of them."""
 
 
 class _Recorder(TorchFunctionMode):
@@ -134,7 +186,7 @@ class _Recorder(TorchFunctionMode):
         self.products: list[Product] = []
         self.elementwise: dict[str, int] = {}
         self.neurons: list[Sent] = []
-        self._origins: dict[int, Sent] = {}
+        self._origins: dict[int, Carried] = {}
         self._alive: list[Tensor] = []
         self._inside: list[str] = []
         self._names = {module: name for name, module in model.named_modules()}
@@ -158,11 +210,14 @@ class _Recorder(TorchFunctionMode):
         self._last_sent = sent
 
     def neuron_output(self, neuron, args, output):
-        self._origins[output.untyped_storage().data_ptr()] = self._last_sent
-        self._alive.append(output)
+        self._keep(output, Carried(self._last_sent))
         self._in_neuron = False
 
-    def origin(self, x: Tensor) -> Sent | None:
+    def _keep(self, x: Tensor, carried: Carried) -> None:
+        self._origins[x.untyped_storage().data_ptr()] = carried
+        self._alive.append(x)
+
+    def origin(self, x: Tensor) -> Carried | None:
         return self._origins.get(x.untyped_storage().data_ptr())
 
     # --- counting ------------------------------------------------------------------------------
@@ -193,41 +248,67 @@ class _Recorder(TorchFunctionMode):
             self._conv2d(result, *args, **kwargs)
         elif func is F.scaled_dot_product_attention:
             self._attention(*args[:3])
+        elif func in (torch.matmul, torch.Tensor.matmul):
+            self._matmul(result, *args)
         elif (kind := _ELEMENTWISE.get(func)) and isinstance(result, Tensor) and result.dim() > 2:
             count = self.positions(result.shape) * result.shape[-1]
-            self._elementwise(kind, count, 0 if kind == "residual" else 2 * count)
+            # Frames have a time axis before the first neuron, folded into the batch.
+            timeless = not self.neurons and not (result.dim() == 4 and len(result) > self.samples)
+            self._elementwise(
+                "input" if timeless else kind, count, 0 if kind == "residual" else 2 * count
+            )
+        if func in _CARRIES:
+            operands = [self.origin(a) for a in args if isinstance(a, Tensor)]
+            if carried := carry(func, args, kwargs, operands):
+                self._keep(result, carried)
         return result
 
     def _elementwise(self, kind: str, count: int, running_means: int) -> None:
         """Adds `count` evaluations; a running model makes the mean of what a float function reads
-        and the difference that it sends besides. Before the first neuron there is no time yet."""
-        kind = kind if self.neurons else "input"
+        and the difference that it sends besides. Before the first neuron there is no time yet, but
+        in frames."""
         self.elementwise[kind] = self.elementwise.get(kind, 0) + count
         if running_means and self.neurons and self.neurons[0].running:
             made = self.elementwise.get("running means", 0) + running_means
             self.elementwise["running means"] = made
 
-    def _add(self, kind, source, macs, steps, sops, weights, suffix=""):
+    def _add(self, kind, origin, macs, steps, sops, weights, suffix=""):
         name = (self._inside[-1] if self._inside else "") + suffix
-        self.products.append(Product(name, kind, source, macs, steps, sops, weights))
+        source, form = (None, "spikes") if origin is None else (origin.source, origin.form)
+        self.products.append(Product(name, kind, source, macs, steps, sops, weights, form))
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
-        source = self.origin(x)
+        origin = self.origin(x)
         rows = self.positions(x.shape)
-        sops = 0 if source is None else int(source.spikes().count_nonzero()) * weight.shape[0]
-        self._add("linear", source, rows * weight.numel(), self.passes(rows), sops, weight.numel())
+        sops = 0 if origin is None else round(float(origin.behind().sum(dtype=torch.float64)))
+        sops *= weight.shape[0]
+        self._add("linear", origin, rows * weight.numel(), self.passes(rows), sops, weight.numel())
 
     def _conv2d(
         self, result, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
     ) -> None:
-        source = self.origin(x)
+        origin = self.origin(x)
         macs = result.numel() * weight[0].numel()
         sops = 0
-        if source is not None:
-            fired = source.spikes().abs().reshape(x.shape).double()
-            ones = torch.ones_like(weight, dtype=torch.float64)
-            sops = int(F.conv2d(fired, ones, None, stride, padding, dilation, groups).sum())
-        self._add("conv2d", source, macs, self.passes(len(x)), sops, weight.numel())
+        if origin is not None:
+            # One output channel of each group stands for all.
+            ones = torch.ones_like(weight[:groups], dtype=torch.float64)
+            fired = origin.like(x).double()
+            one = F.conv2d(fired, ones, None, stride, padding, dilation, groups).sum()
+            sops = round(float(one)) * (len(weight) // groups)
+        steps = 1 if len(x) % self.samples else len(x) // self.samples
+        self._add("conv2d", origin, macs, steps, sops, weight.numel())
+
+    def _matmul(self, result: Tensor, a: Tensor, b: Tensor) -> None:
+        """[..., m, k] times [..., k, n]: a spike of one operand meets a row or column of the other."""
+        origins = self.origin(a), self.origin(b)
+        origin = origins[0] or origins[1]
+        sops = 0
+        if origin is not None:
+            meets = b.shape[-1] if origins[0] else a.shape[-2]
+            sops = round(float(origin.behind().sum(dtype=torch.float64))) * meets
+        steps = len(self.neurons[0].levels) if self.neurons else 1
+        self._add("matmul", origin, result.numel() * a.shape[-1], steps, sops, 0, ".matmul")
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor) -> None:
         """Query [T B, heads, L, d]: each query of a sample meets each real key of it."""
@@ -238,15 +319,15 @@ class _Recorder(TorchFunctionMode):
         steps = len(query) // batch
         macs = steps * int((lengths**2).sum()) * query.shape[1] * query.shape[3]
         for operand, kind in ((key, "attention scores"), (value, "attention context")):
-            source = self.origin(operand)
+            origin = self.origin(operand)
             # The running mean of spikes is no spike: the product multiplies.
-            if source is not None and source.running:
-                source = None
+            if origin is not None and origin.source.running:
+                origin = None
             sops = 0
-            if source is not None:
-                per_sample = source.spikes().count_nonzero((0, 2, 3))
+            if origin is not None:
+                per_sample = origin.source.spikes().count_nonzero((0, 2, 3))
                 sops = int((per_sample * lengths).sum())
-            self._add(kind, source, macs, steps, sops, 0, "." + kind.split()[1])
+            self._add(kind, origin, macs, steps, sops, 0, "." + kind.split()[1])
         streams = 4 * steps * int(lengths.sum()) * query.shape[1] * query.shape[3]
         self._elementwise("softmax", steps * int((lengths**2).sum()) * query.shape[1], streams)
 
@@ -260,6 +341,9 @@ _ELEMENTWISE = {
     torch.Tensor.add: "residual",
     torch.Tensor.__add__: "residual",
 }
+
+
+_CARRIES = (*_ADD, *_MULTIPLY, F.max_pool2d, F.avg_pool2d)
 
 
 @dataclass
@@ -298,7 +382,7 @@ def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Trace:
     else:
         recorder.samples = len(next(iter(inputs.values())))
     with ExitStack() as stack:
-        if isinstance(model, PreTrainedModel):
+        if isinstance(model, PreTrainedModel) and model._supports_sdpa:
             stack.callback(model.set_attn_implementation, model.config._attn_implementation)
             model.set_attn_implementation("sdpa")
         stack.callback(model.train, training)

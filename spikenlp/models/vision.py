@@ -76,6 +76,11 @@ class SpikingVisionConfig(PreTrainedConfig):
                 setattr(self, name, list(getattr(self, name)))
         super().__post_init__(**kwargs)
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What is saved. transformers leaves two labels out, as its default; here it is another."""
+        labels = {"id2label": self.id2label, "label2id": self.label2id}
+        return {**super().to_diff_dict(), **labels}
+
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:
         """The config of a published network, `overrides` on top.
@@ -156,6 +161,11 @@ class BatchNormOverTime(nn.BatchNorm2d):
     Copies change neither mean nor variance, so they are not made; only the running variance, which is
     the unbiased one, N / (N - 1) times the variance of N values, knows their number.
     """
+
+    momentum: float
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
 
     def forward(self, input: Tensor, repeats: int = 1) -> Tensor:
         if repeats == 1 or not self.training:

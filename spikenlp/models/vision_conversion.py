@@ -68,13 +68,12 @@ class FromDense:
 
         Source: DESIGN of this toolkit; see `spikenlp.models.vision_conversion`.
         """
-        if not isinstance(dense, PreTrainedModel):
-            dense = cls.from_pretrained(dense)  # type: ignore[attr-defined]
-        if not isinstance(dense, cls) or dense.config.neuron != "relu":
-            neuron = getattr(dense.config, "neuron", None)
+        source = dense if isinstance(dense, PreTrainedModel) else cls.from_pretrained(dense)
+        neuron = getattr(source.config, "neuron", None)
+        if not isinstance(source, cls) or neuron != "relu":
             raise ValueError(
                 f"from_dense needs a dense {cls.__name__} (config.neuron='relu'), got "
-                f"{type(dense).__name__} with neuron={neuron!r}. A spiking checkpoint is loaded with "
+                f"{type(source).__name__} with neuron={neuron!r}. A spiking checkpoint is loaded with "
                 "from_pretrained"
             )
         fields = {"neuron": "rounding", **config_overrides, "batch_norm": False}
@@ -83,7 +82,7 @@ class FromDense:
                 f"neuron must be 'rounding' in from_dense, got {fields['neuron']!r}: only rounding "
                 "neurons send a ReLU's value on average"
             )
-        model = _with_folded_weights(dense, fields)
+        model = _with_folded_weights(source, fields)
         if calibration is None:
             warnings.warn(
                 "from_dense without calibration data: amplitudes are fitted to what the weights make "

@@ -131,6 +131,8 @@ class IF(SpikingNeuron):
     [0.0, 1.0, 0.0, 1.0]
     """
 
+    v_threshold: Tensor
+
     def __init__(
         self,
         v_threshold: float = 1.0,

@@ -5,9 +5,18 @@ import torch
 from torch import nn
 
 from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification
-from spikenlp.analysis import EnergyConstants, SpikeMonitor, energy_report
+from spikenlp.analysis import (
+    EnergyConstants,
+    SpikeMonitor,
+    assert_spiking,
+    describe_spikes,
+    energy_report,
+)
+from spikenlp.analysis.tracing import watch_neurons
 from spikenlp.neurons import IF, RoundingIF, SpikingLinear
 from tests.conftest import TINY_DENSE
+from tests.models.test_vision import copies, images
+from tests.models.test_vision import make as vision
 
 TINY = {**TINY_DENSE, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -158,3 +167,110 @@ class _OverTime(nn.Module):
 
     def forward(self, x):
         return self.layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def fan_out(spikes, height, width, kernel=3, stride=1, pad=1):
+    """Outputs that the spikes {row: column} of one channel reach, by a loop over kernel offsets."""
+    reached = 0
+    for row, column in spikes.nonzero().tolist():
+        for i in range(kernel):
+            for j in range(kernel):
+                up, left = row + pad - i, column + pad - j
+                inside = 0 <= up < height * stride and 0 <= left < width * stride
+                reached += inside and up % stride == 0 and left % stride == 0
+    return reached
+
+
+def sent_by(model, batch):
+    seen = {}
+    with (
+        torch.no_grad(),
+        watch_neurons(model, lambda sent: seen.update({sent.name: sent.spikes()})),
+    ):
+        model(**batch)
+    return seen
+
+
+@pytest.mark.parametrize("frames", [False, True])
+def test_counts_of_a_vgg(frames):
+    """A convolution after average pooling by 2 is one of stride 2 with a kernel twice as large."""
+    model = vision("vgg")
+    x = images(model, 2)
+    batch = {"pixel_values": copies(x, 3) if frames else x}
+    found = energy_report(model, batch)
+    layers = {layer.name: layer for layer in found.layers}
+    spikes = sent_by(model, batch)
+    stem = layers["vgg.stages.0.layers.0.conv"]
+    assert stem.driver == "float"
+    assert stem.dense_macs == 2 * 9 * 6 * 64
+    assert stem.float_macs == stem.dense_macs * (3 if frames else 1)
+    assert layers["vgg.stages.0.layers.1.conv"].dense_macs == 6 * 9 * 8 * 64
+    maps = spikes["vgg.stages.0.layers.0.neuron"].flatten(0, 2)
+    expected = 8 * sum(fan_out(m, 8, 8) for m in maps)
+    assert layers["vgg.stages.0.layers.1.conv"].sops * 2 == expected > 0
+    maps = spikes["vgg.stages.0.layers.1.neuron"].flatten(0, 2)
+    expected = 8 * sum(fan_out(m, 4, 4, kernel=6, stride=2, pad=2) for m in maps)
+    assert layers["vgg.stages.1.layers.0.conv"].sops * 2 == expected > 0
+    pooled = int(spikes["vgg.stages.1.layers.0.neuron"].sum())
+    assert layers["classifier"].sops * 2 == pooled * 10 > 0
+    assert found.driven_share < 1
+    norms = 3 * (8 * 64 + 8 * 16) + (3 if frames else 0) * 6 * 64
+    assert found.elementwise["batch norm"] == norms
+
+
+def test_sums_of_spikes_are_billed_by_their_spikes():
+    model = vision("resnet", neuron="if", residual="sew", depths=(2, 1))
+    batch = {"pixel_values": images(model, 2)}
+    layers = {layer.name: layer for layer in energy_report(model, batch).layers}
+    spikes = sent_by(model, batch)
+    stem, branch = (spikes[f"resnet.{n}.neuron"].flatten(0, 2) for n in ("embedder", "stages.0.0"))
+    expected = 6 * sum(fan_out(m, 8, 8) for m in (*stem, *branch))
+    assert layers["resnet.stages.0.1.layers.0.conv"].sops * 2 == expected > 0
+    drivers = {d.name: d for d in describe_spikes(model, batch)}
+    assert drivers["resnet.stages.0.1.layers.0.conv"].alphabet == "sums of 0, 1"
+    assert drivers["resnet.stages.0.1.last.conv"].alphabet == "0, 1"
+    assert drivers["classifier.dense"].driver == "float"
+    assert drivers["classifier.out"].neuron == "classifier.neuron"
+
+
+def test_counts_of_spiking_attention():
+    model = vision("qkformer")
+    batch = {"pixel_values": images(model, 2)}
+    assert_spiking(model, batch)
+    found = energy_report(model, batch)
+    spikes = sent_by(model, batch)
+    name = "qkformer.stages.2.0.attention"
+    values, queries = (int(spikes[f"{name}.{n}.neuron"].sum()) for n in ("value", "query"))
+    products = [layer for layer in found.layers if layer.name == f"{name}.matmul"]
+    width, pixels = 16 // 4, 4 * 4
+    assert [p.dense_macs for p in products] == [16 * width * pixels] * 2
+    assert [p.sops * 2 for p in products] == [values * width, queries * width]
+    assert min(values, queries) > 0
+    # Token attention: a key's spike passes where its head's neuron fired.
+    name = "qkformer.stages.0.0.attention"
+    gates = spikes[f"{name}.neuron"].repeat_interleave(2, 2)
+    passed = int((gates * spikes[f"{name}.key.neuron"]).sum())
+    layer = next(layer for layer in found.layers if layer.name == f"{name}.projection.conv")
+    assert layer.sops * 2 == passed * 8 > 0
+    assert passed < spikes[f"{name}.key.neuron"].sum()
+
+
+def test_max_pooled_spikes_are_spikes():
+    model = vision("resnet", neuron="if", residual="sew", stem="imagenet", image_size=16)
+    batch = {"pixel_values": images(model, 2)}
+    layers = {layer.name: layer for layer in energy_report(model, batch).layers}
+    stem = sent_by(model, batch)["resnet.embedder.neuron"]
+    pooled = torch.nn.functional.max_pool2d(stem.flatten(0, 1), 3, 2, 1)
+    expected = 6 * sum(fan_out(m, 4, 4) for m in pooled.flatten(0, 1))
+    assert layers["resnet.stages.0.0.layers.0.conv"].sops * 2 == expected > 0
+
+
+def test_a_monitor_counts_channels_of_feature_maps():
+    model = vision("vgg")
+    batch = {"pixel_values": images(model, 2)}
+    with SpikeMonitor(model) as monitor, torch.no_grad():
+        model(**batch)
+    counts = monitor.layers["vgg.stages.0.layers.1.neuron"]
+    spikes = sent_by(model, batch)["vgg.stages.0.layers.1.neuron"]
+    assert torch.equal(counts.positive, spikes.sum((1, 3, 4)).long())
+    assert counts.sites == 2 * 64

@@ -112,7 +112,7 @@ def _tet_names(config: SpikingResNetConfig) -> Names:
 
 
 def _sew_names(config: SpikingResNetConfig) -> Names:
-    names = {
+    names: dict[str, tuple[str, ...]] = {
         "resnet.embedder.conv": ("conv1",),
         "resnet.embedder.norm": ("bn1",),
         "classifier.out": ("fc",),

@@ -1,0 +1,167 @@
+"""A dense image classifier made spiking: batch norm folded, amplitudes by calibration."""
+
+import pytest
+import torch
+
+from spikenlp import (
+    SpikingResNetModel,
+    SpikingVGGForImageClassification,
+)
+from spikenlp.models.calibration import neurons_of
+from spikenlp.neurons import RoundingIF
+from tests.models.test_vision import copies, images, make
+
+
+@pytest.fixture(autouse=True)
+def eager():
+    """Compiling the neurons' loops for so many T takes longer than running them."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+DENSE = [
+    ("vgg", {}),
+    ("resnet", {}),
+    ("resnet", {"layer_type": "bottleneck", "hidden_sizes": [8, 8], "head_size": None}),
+    ("resnet", {"residual": "sew"}),
+]
+
+
+@pytest.fixture(params=DENSE, ids=str)
+def dense(request):
+    """Batch norms with the statistics of the images below, gains and biases of their own."""
+    name, fields = request.param
+    model = make(name, neuron="relu", **fields).train()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.copy_(0.5 + torch.rand(module.weight.shape, generator=generator))
+                module.bias.copy_(0.3 * torch.randn(module.bias.shape, generator=generator))
+                module.momentum = 0.5
+        for seed in range(10):
+            model(images(model, 32, seed))
+    return model.eval()
+
+
+def calibration(model, batches=2):
+    return [{"pixel_values": images(model, 32, seed)} for seed in range(batches)]
+
+
+@torch.no_grad()
+def distance(model, dense):
+    x = images(dense, 32, seed=9)
+    found, expected = model(x).logits, dense(x).logits
+    return ((found - expected).norm() / (expected - expected.mean(0)).norm()).item()
+
+
+@pytest.mark.parametrize("neuron", ["relu", "lif"])
+def test_folding_batch_norm_changes_no_output(dense, neuron):
+    dense.config.neuron = neuron
+    fresh = type(dense)(dense.config)
+    fresh.load_state_dict(dense.state_dict(), strict=False)
+    fresh.eval()
+    folded = fresh.fold_batch_norm()
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    assert folded.config.batch_norm is False
+    assert fresh.config.batch_norm is True
+    x = images(dense)
+    torch.testing.assert_close(folded(x).logits, fresh(x).logits, rtol=1e-3, atol=1e-4)
+
+
+def test_many_steps_come_close_to_the_dense_model(dense):
+    data = calibration(dense)
+    errors = [
+        distance(type(dense).from_dense(dense, calibration=data, num_timesteps=t), dense)
+        for t in (2, 8, 64)
+    ]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.3
+
+
+def test_what_a_converted_model_is(dense, tmp_path):
+    dense.save_pretrained(tmp_path)
+    data = calibration(dense)
+    model = type(dense).from_dense(str(tmp_path), calibration=data, num_timesteps=5)
+    assert not model.training
+    assert model.config.num_timesteps == 5
+    assert model.config.neuron == "rounding"
+    for _, neuron in neurons_of(model):
+        assert isinstance(neuron, RoundingIF)
+        assert not neuron.ternary
+        assert neuron.offset.eq(0).all()
+        assert neuron.amplitude.shape == (neuron.channels,)
+        assert neuron.amplitude.gt(0).all()
+    outputs = model(images(dense))
+    assert outputs.timestep_logits.shape == (4, 5, 10)
+    model.save_pretrained(tmp_path / "spiking")
+    again = type(dense).from_pretrained(tmp_path / "spiking")
+    assert torch.equal(again(images(dense)).logits, outputs.logits)
+
+
+@torch.no_grad()
+def test_amplitudes_of_the_first_layer_are_the_best_of_a_grid():
+    """One neuron at a time, by a loop over the grid, errors weighted by the gradient of the margin."""
+    dense = make("vgg", neuron="relu")
+    x, steps = images(dense, 8), 3
+    model = type(dense).from_dense(dense, calibration=[{"pixel_values": x}], num_timesteps=steps)
+    kept = []
+    layer = dense.vgg.stages[0].layers[0]
+    handle = layer.neuron.register_forward_hook(lambda m, args, out: kept.append(out))
+    with torch.enable_grad():
+        best = dense(x).logits.topk(2).values
+        (grad,) = torch.autograd.grad((best[:, 0] - best[:, 1]).sum(), kept)
+    handle.remove()
+    activation = kept[0].detach()[0].double()
+    weight = grad[0].double().norm(dim=1, keepdim=True)
+    weight = weight.clamp(min=1e-3 * weight.mean())
+    amplitudes = model.vgg.stages[0].layers[0].neuron.amplitude
+    for channel, found in enumerate(amplitudes.tolist()):
+        values = activation[:, channel : channel + 1]
+        errors = {}
+        for step in range(2, 41):
+            alpha = step / 40 * values.max()
+            rounded = (values / alpha * steps).round().clamp(0, steps) / steps * alpha
+            errors[float(alpha)] = float((weight * (rounded - values) ** 2).sum())
+        assert found == pytest.approx(min(errors, key=errors.get), rel=1e-5)
+
+
+def test_frames_calibrate_and_run():
+    dense = make("vgg", neuron="relu")
+    frames = copies(images(dense, 8), 4)
+    model = type(dense).from_dense(dense, calibration=[{"pixel_values": frames}], num_timesteps=4)
+    assert model(frames).timestep_logits.shape == (8, 4, 10)
+
+
+def test_without_calibration_it_says_so():
+    dense = make("vgg", neuron="relu")
+    with pytest.warns(UserWarning, match="without calibration"):
+        model = type(dense).from_dense(dense, num_timesteps=16)
+    assert distance(model, dense) < 0.5
+
+
+def test_a_base_model_converts_as_well():
+    dense = make("resnet", neuron="relu")
+    model = SpikingResNetModel.from_dense(
+        dense.resnet, calibration=calibration(dense, 1), num_timesteps=64
+    )
+    found, expected = (m(images(dense)).pooler_output for m in (model, dense.resnet))
+    assert (found - expected).norm() < 0.1 * expected.norm()
+
+
+def test_what_cannot_be_converted_is_named():
+    data = [{"pixel_values": torch.zeros(2, 2, 8, 8)}]
+    convert = SpikingVGGForImageClassification.from_dense
+    with pytest.raises(ValueError, match="neuron='lif'"):
+        convert(make("vgg"), calibration=data)
+    with pytest.raises(ValueError, match="SpikingResNetForImageClassification with"):
+        convert(make("resnet", neuron="relu"), calibration=data)
+    dense = make("vgg", neuron="relu")
+    with pytest.raises(ValueError, match="neuron must be 'rounding'"):
+        convert(dense, calibration=data, neuron="lif")
+    with pytest.raises(ValueError, match="no field 'timesteps'"):
+        convert(dense, calibration=data, timesteps=3)
+    with pytest.raises(ValueError, match="empty"):
+        convert(dense, calibration=[])
+    with pytest.raises(ValueError, match=r"'pixel_values', got \['pixels'\]"):
+        convert(dense, calibration=[{"pixels": torch.zeros(1)}])
