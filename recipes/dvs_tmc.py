@@ -7,8 +7,8 @@
 its own site, or for `--events simulated` images (see image_tmc.py), of which the first channel is
 turned into event streams. Recordings become T frames [2, H, W], which are kept in `--cache_dir`.
 
-Models, validation, options and output as in image_tmc.py. Where recordings hold several samples of one
-subject, whole recordings are validated on.
+Models, validation, options and output as in image_tmc.py. Where subjects are known, those that
+are validated on are not trained on.
 """
 
 from __future__ import annotations

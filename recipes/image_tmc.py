@@ -67,6 +67,8 @@ MODELS = {
     "spiking_vgg": (SpikingVGGConfig, SpikingVGGForImageClassification),
     "qkformer": (QKFormerConfig, QKFormerForImageClassification),
 }
+ORIGINAL = (".pth", ".pt", ".tar")
+"""Suffixes of the papers' own checkpoints, which `from_original` converts."""
 VISION_DEFAULTS = {
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
@@ -94,7 +96,10 @@ class VisionModelArguments:
     )
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Checkpoint to start from: spiking, or dense with --neuron rounding."},
+        metadata={
+            "help": "Checkpoint to start from: spiking, dense with --neuron rounding, or the file of "
+            "a paper's authors (.pth), for --model."
+        },
     )
     num_timesteps: int | None = field(
         default=None, metadata={"help": "T (default: the config's); of events, the frames."}
@@ -239,6 +244,8 @@ def build_model(
     if path is not None:
         if model_args.dense_first or model_args.preset:
             raise ValueError("--model_name_or_path excludes --dense_first and --preset")
+        if path.endswith(ORIGINAL):
+            return MODELS[model_args.model][1].from_original(path, **fields)
         config = AutoConfig.from_pretrained(path)
         if getattr(config, "neuron", None) == "relu" and fields.get("neuron") == "rounding":
             dense = AutoModelForImageClassification.from_pretrained(path, **data.label_fields())

@@ -86,9 +86,11 @@ class EventRecordings(Sequence):
         return [sample.label for sample in self.samples]
 
     @property
-    def groups(self) -> list[Path]:
-        """The file of each sample: samples of one file are of one subject."""
-        return [sample.path for sample in self.samples]
+    def groups(self) -> list[str]:
+        """The subject of each sample (user01 of user01_led.aedat), or its file where there is none."""
+        return [
+            str(s.path) if s.span == "all" else s.path.stem.partition("_")[0] for s in self.samples
+        ]
 
     @property
     def fingerprint(self) -> str:

@@ -1,0 +1,148 @@
+"""Train the same image or event classifier with each temporal loss, and the dense network beside them.
+
+    python recipes/compare_vision.py image --data_dir cifar10 --num_timesteps 2 --seeds 1 2 3 \\
+        --output_dir outputs/compare_cifar10
+    python recipes/compare_vision.py dvs --events simulated --data_dir mnist --rounding \\
+        --output_dir outputs/compare_events
+
+Options that are not named here go to `image_tmc.py` or `dvs_tmc.py`. All runs of a seed start from the
+same weights and see the same order of data. `dense` is the network of the same shape and budget, trained
+with the cross entropy; `--rounding` also converts it to rounding neurons, and trains them on with the
+first of the losses. A run that is done is not repeated, and one that was stopped goes on, when the same
+command is given again.
+
+The output folder gets comparison.json, comparison.md and charts: accuracy and calibration on the test
+set, mean and standard deviation over seeds, and a paired t test of each loss against the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import dvs_tmc
+import image_tmc
+import transformers
+from compare_losses import LOSSES, WINDOW, compare, markdown
+from glue_tmc import parse_arguments
+from torch.utils.data import Subset
+from transformers import default_data_collator
+
+from spikenlp import SpikingTrainingArguments
+from spikenlp.analysis import SpikeMonitor, energy_report
+from spikenlp.analysis.plots import plot_metric_by_step
+from spikenlp.analysis.temporal import loss_oscillation
+from spikenlp.training.provenance import run_record
+
+KINDS = {
+    "image": (image_tmc.ImageArguments, image_tmc.load_image_data),
+    "dvs": (dvs_tmc.EventArguments, dvs_tmc.load_event_data),
+}
+LOOKED_INTO = 128
+"""Test samples that rates and energy are taken from."""
+
+
+def run_one(kind: str, options: list[str], out: Path, seed: int) -> dict[str, Any]:
+    """One training, and what the trained model does; read from disk if it is done."""
+    done = out / "run.json"
+    if done.exists():
+        return json.loads(done.read_text())
+    arguments_class, load_data = KINDS[kind]
+    defaults = {
+        **image_tmc.VISION_DEFAULTS,
+        "model": "spiking_vgg" if kind == "dvs" else "spiking_resnet",
+    }
+    arguments = parse_arguments(
+        [*options, "--seed", str(seed), "--output_dir", str(out)],
+        (image_tmc.VisionModelArguments, arguments_class, SpikingTrainingArguments),
+        **defaults,
+    )
+    found = image_tmc.run(*arguments, load_data=load_data)
+    if found["config"]["neuron"] != "relu":
+        found |= look_into(out, load_data(*arguments[:2]))
+    done.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def look_into(out: Path, data: image_tmc.VisionData) -> dict[str, Any]:
+    """Firing rate, energy and how much the loss swung."""
+    model = transformers.AutoModelForImageClassification.from_pretrained(out).eval()
+    few = Subset(data.test, range(min(LOOKED_INTO, len(data.test))))  # type: ignore[arg-type]
+    batch = {"pixel_values": default_data_collator(list(few))["pixel_values"]}
+    with SpikeMonitor(model) as monitor:
+        model(**batch)
+    log = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    return {
+        "firing_rate": statistics.mean(counts.rate for counts in monitor.layers.values()),
+        "energy_microjoules": energy_report(model, batch).energies["spiking, float32"] / 1e6,
+        "similarity": None,
+        "loss_oscillation": loss_oscillation(losses, WINDOW) if len(losses) >= WINDOW else None,
+    }
+
+
+def rivals(found: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Test accuracy of the dense network, and of rounding neurons before and after training."""
+    lines = []
+    for label, run, key in (
+        ("dense", "dense", "dense"),
+        ("rounding, converted", "rounding", "before_training"),
+        ("rounding, trained", "rounding", "spiking"),
+    ):
+        if values := [100 * seed[key]["accuracy"] for seed in found.get(run, [])]:
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            lines.append(f"{label}: accuracy {statistics.mean(values):.1f}{spread}")
+    return lines
+
+
+def main() -> None:
+    transformers.utils.logging.set_verbosity_warning()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument(
+        "--losses", nargs="+", choices=LOSSES, default=["tmc_batch_literal", "tet", "sdt"]
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--rounding", action="store_true")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/compare_vision"))
+    args, options = parser.parse_known_args()
+    runs: dict[str, list[dict[str, Any]]] = {loss: [] for loss in args.losses}
+    dense: dict[str, list[dict[str, Any]]] = {"dense": []}
+    if args.rounding:
+        dense["rounding"] = []
+    for seed in args.seeds:
+        for loss in args.losses:
+            out = args.output_dir / loss / f"seed{seed}"
+            runs[loss].append(run_one(args.kind, [*options, *LOSSES[loss]], out, seed))
+        out = args.output_dir / "dense" / f"seed{seed}"
+        dense["dense"].append(run_one(args.kind, [*options, "--neuron", "relu"], out, seed))
+        if args.rounding:
+            convert = ["--neuron", "rounding", "--model_name_or_path", str(out)]
+            convert += LOSSES[args.losses[0]]
+            out = args.output_dir / "rounding" / f"seed{seed}"
+            dense["rounding"].append(run_one(args.kind, [*options, *convert], out, seed))
+    table = compare(runs)
+    record = {
+        "run": run_record(),
+        "seeds": args.seeds,
+        "options": options,
+        "losses": table,
+        **dense,
+    }
+    (args.output_dir / "comparison.json").write_text(json.dumps(record, indent=1) + "\n")
+    text = "\n\n".join([markdown(table), *rivals(dense)])
+    (args.output_dir / "comparison.md").write_text(text + "\n")
+    for name in ("accuracy", "ece"):
+        steps = [k for k in next(iter(table.values())) if k.startswith(f"{name}_t")]
+        by_step = {loss: [row[k]["mean"] for k in steps] for loss, row in table.items()}
+        plot_metric_by_step(by_step, name).savefig(args.output_dir / f"{name}.svg")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

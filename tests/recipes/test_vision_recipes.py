@@ -1,0 +1,287 @@
+"""Image and event recipes: which samples go where, the published networks, and whole small runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import yaml
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PILImage
+
+from spikenlp import SpikingTrainingArguments
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "recipes"))
+
+import compare_vision  # noqa: E402
+import dvs_tmc  # noqa: E402
+import image_tmc  # noqa: E402
+from glue_tmc import parse_arguments  # noqa: E402
+
+from tests.data.events.test_recordings import gesture_archive  # noqa: E402
+
+CONFIGS = ROOT / "recipes" / "configs"
+PARAMETERS = {
+    "cifar10_resnet19": (10, 12_630_858),
+    "cifar100_resnet19": (100, 12_653_988),
+    "imagenet_hst_768": (1000, 64_962_760),
+    "imagenet_resnet34": (1000, 21_797_672),
+    "imagenet_resnet101": (1000, 44_549_160),
+    "cifar10_dvs": (10, 9_271_498),
+    "n_caltech101": (101, 9_690_917),
+    "dvs_gesture": (11, 9_276_107),
+    "sl_animals": (19, 9_312_979),
+}
+TINY = [
+    "--use_cpu",
+    "True",
+    "--disable_tqdm",
+    "True",
+    "--max_steps",
+    "3",
+    "--learning_rate",
+    "1e-2",
+]
+TINY += ["--per_device_train_batch_size", "4", "--logging_steps", "1", "--save_strategy", "steps"]
+TINY += ["--eval_strategy", "steps", "--eval_steps", "1", "--save_steps", "1"]
+SMALL_VGG = ["--model", "spiking_vgg", "--num_timesteps", "2"]
+SMALL_VGG += ["--model_config", '{"hidden_sizes": [4, 8], "depths": [1, 1]}']
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+
+
+def images_in(folder, splits, size=8):
+    """Images of two classes that one can tell apart: dark and bright."""
+    folder.mkdir()
+    features = Features({"img": Image(), "label": ClassLabel(names=["dark", "bright"])})
+    generator = np.random.default_rng(0)
+    for split, count in splits.items():
+        labels = [i % 2 for i in range(count)]
+        rows = [
+            PILImage.fromarray(
+                (generator.integers(0, 100, (size, size, 3)) + 150 * label).astype(np.uint8)
+            )
+            for label in labels
+        ]
+        Dataset.from_dict({"img": rows, "label": labels}, features).to_parquet(
+            folder / f"{split}.parquet"
+        )
+    return folder
+
+
+def arguments(kind, *options):
+    cls = {"image": image_tmc.ImageArguments, "dvs": dvs_tmc.EventArguments}[kind]
+    kinds = (image_tmc.VisionModelArguments, cls, SpikingTrainingArguments)
+    return parse_arguments([str(o) for o in options], kinds, **image_tmc.VISION_DEFAULTS)
+
+
+def image_data(*options):
+    return image_tmc.load_image_data(*arguments("image", *options)[:2])
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_benchmarks_config_is_the_published_network(name, tmp_path):
+    labels, parameters = PARAMETERS[name]
+    kind = "dvs" if "resnet" not in name and "hst" not in name else "image"
+    options = (CONFIGS / f"{name}.yaml", "--use_cpu", "True", "--bf16", "False")
+    model_args, data_args, training_args = arguments(kind, *options)
+    assert training_args.theta_weight == "1", "the literal loss"
+    assert training_args.load_best_model_at_end
+    assert training_args.lr_scheduler_type == "cosine"
+    side = data_args.frame_size if kind == "dvs" else data_args.image_size
+    fields = {"num_channels": 2 if kind == "dvs" else 3, "image_size": side}
+    names = [str(i) for i in range(labels)]
+    data = image_tmc.VisionData("", [], [], [], [], names, fields)
+    if name == "imagenet_hst_768":  # its shape comes with the checkpoint
+        model_args.preset = "hst-10-768"
+    with torch.device("meta"):
+        model = image_tmc.build_model(model_args, data, training_args, {})
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert model.config.neuron in ("lif", "if")
+    assert model.config.num_timesteps == model_args.num_timesteps
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_benchmarks_config_says_what_was_published_and_what_was_not_run(name):
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    for row in ("published SDT", "published TET", "published TMC", "ours"):
+        (line,) = [line for line in text.splitlines() if line.startswith(f"# {row} ")]
+        assert line.split(row)[1].strip()
+    assert "not run here" in line
+
+
+def test_validation_is_carved_from_training_where_the_source_has_only_a_test_set(tmp_path):
+    folder = images_in(tmp_path / "images", {"train": 40, "test": 10})
+    data = image_data("--data_dir", folder, "--image_size", "8")
+    assert [len(d) for d in (data.train, data.validation, data.test)] == [36, 4, 10]
+    pictures = [
+        {np.asarray(row["image"]).tobytes() for row in d.rows}
+        for d in (data.train, data.validation, data.test)
+    ]
+    assert not pictures[0] & pictures[1]
+    assert not (pictures[0] | pictures[1]) & pictures[2]
+    assert sorted(data.validation.rows["label"]) == [0, 0, 1, 1]
+    assert data.labels == ["dark", "bright"]
+
+
+def test_a_validation_set_without_labelled_test_set_is_the_test_set(tmp_path):
+    folder = images_in(tmp_path / "images", {"train": 40, "validation": 6})
+    data = image_data("--data_dir", folder, "--image_size", "8")
+    assert [len(d) for d in (data.train, data.validation, data.test)] == [36, 4, 6]
+    both = images_in(tmp_path / "both", {"train": 40, "validation": 6, "test": 5})
+    data = image_data("--data_dir", both, "--image_size", "8", "--max_train_samples", "7")
+    assert [len(d) for d in (data.train, data.validation, data.test)] == [7, 6, 5]
+    alone = images_in(tmp_path / "alone", {"train": 40})
+    with pytest.raises(ValueError, match="no validation or test split"):
+        image_data("--data_dir", alone)
+
+
+def test_only_training_images_are_augmented(tmp_path):
+    folder = images_in(tmp_path / "images", {"train": 40, "test": 10})
+    data = image_data("--data_dir", folder, "--image_size", "8", "--policy", "auto")
+    for split in (data.calibration, data.validation, data.test):
+        assert torch.equal(split[0]["pixel_values"], split[0]["pixel_values"])
+    torch.manual_seed(0)
+    assert len({data.train[0]["pixel_values"].numpy().tobytes() for _ in range(8)}) > 4
+
+
+def test_events_of_a_recording_set_follow_its_split(tmp_path):
+    gesture_archive(tmp_path / "DvsGesture")
+    folder = tmp_path / "DvsGesture"
+    for user in (2, 3):  # more subjects to train on
+        for suffix in (".aedat", "_labels.csv"):
+            new = folder / f"user{user:02d}_led{suffix}"
+            new.write_bytes((folder / f"user01_led{suffix}").read_bytes())
+    (folder / "trials_to_train.txt").write_text(
+        "user01_led.aedat\nuser02_led.aedat\nuser03_led.aedat"
+    )
+    options = ["--events", "dvs_gesture", "--data_dir", tmp_path, "--num_timesteps", "3"]
+    options += ["--frame_size", "16", "--cache_dir", tmp_path / "cache"]
+    data = dvs_tmc.load_event_data(*arguments("dvs", *options)[:2])
+    assert [len(d) for d in (data.train, data.validation, data.test)] == [8, 4, 4]
+    assert data.test[0]["pixel_values"].shape == (3, 2, 16, 16)
+    assert data.config_fields == {"num_channels": 2, "image_size": 16, "num_timesteps": 3}
+    assert len(data.labels) == 11
+    assert len(list((tmp_path / "cache").rglob("*.npz"))) == 16, "prepared"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--neuron", "rounding"], "rounding neurons start from a dense network"),
+        (["--dense_first"], "--dense_first is for --neuron rounding, got None"),
+        (["--dense_first", "--model_name_or_path", "x"], "excludes --dense_first"),
+        (["--preset", "resnet-20"], "presets"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, message):
+    model_args, _, training_args = arguments("image", "--use_cpu", "True", *options)
+    data = image_tmc.VisionData("", [], [], [], [], ["a", "b"], {})
+    with pytest.raises(ValueError, match=message):
+        image_tmc.build_model(model_args, data, training_args, {})
+
+
+def test_a_subset_is_the_same_each_time():
+    assert image_tmc.some(range(5), None) == image_tmc.some(range(5), 9) == [0, 1, 2, 3, 4]
+    drawn = image_tmc.some(range(100, 200), 10)
+    assert drawn == sorted(set(drawn)) == image_tmc.some(range(100, 200), 10)
+    assert drawn != list(range(100, 110))
+
+
+def run(recipe, *options):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "recipes" / recipe), *map(str, options)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_dense_first_then_rounding_neurons_and_the_same_command_again(tmp_path):
+    folder = images_in(tmp_path / "images", {"train": 40, "test": 10})
+    out = tmp_path / "out"
+    options = [*SMALL_VGG, *TINY, "--data_dir", folder, "--image_size", "8", "--output_dir", out]
+    options += ["--neuron", "rounding", "--dense_first"]
+    run("image_tmc.py", *options)
+    results = json.loads((out / "results.json").read_text())
+    assert results["samples"] == {"train": 36, "validation": 4, "test": 10}
+    assert results["config"]["neuron"] == "rounding"
+    assert {"accuracy_t1", "accuracy_t2", "ece_t2"} <= results["spiking"].keys()
+    assert results["dense"]["accuracy"] == results["dense"]["accuracy_t1"]
+    assert "accuracy_t2" not in results["dense"], "no time axis"
+    assert "accuracy_t2" in results["before_training"]
+    assert results["training"]["steps"] == 3
+    assert results["training"]["temporal_loss"] == "tmc"
+    assert (out / "dense" / "model.safetensors").is_file()
+    model = transformers.AutoModelForImageClassification.from_pretrained(out)
+    assert model.config.id2label == {0: "dark", 1: "bright"}
+    assert yaml.safe_load((out / "arguments.yaml").read_text())["temporal_loss"] == "tmc"
+    assert str(tmp_path) not in json.dumps(results)
+    printed = run("image_tmc.py", *options)
+    assert printed.count("resuming from") == 2
+    again = json.loads((out / "results.json").read_text())
+    assert again["spiking"]["accuracy"] == results["spiking"]["accuracy"], "the best model again"
+    assert again["validation"]["loss"] == pytest.approx(results["validation"]["loss"])
+
+
+@pytest.mark.slow
+def test_the_model_that_is_kept_is_the_best_on_validation(tmp_path):
+    folder = images_in(tmp_path / "images", {"train": 40, "test": 10})
+    out = tmp_path / "out"
+    options = [*SMALL_VGG, *TINY, "--data_dir", folder, "--image_size", "8", "--output_dir", out]
+    run("image_tmc.py", *options, "--neuron", "lif", "--learning_rate", "0.3")
+    results = json.loads((out / "results.json").read_text())
+    log = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    seen = [entry["eval_accuracy"] for entry in log if "eval_accuracy" in entry]
+    assert results["training"]["best_validation_accuracy"] == max(seen)
+    assert results["validation"]["accuracy"] == max(seen)
+
+
+@pytest.mark.slow
+def test_losses_are_compared_on_simulated_events(tmp_path):
+    folder = images_in(tmp_path / "images", {"train": 40, "test": 10})
+    out = tmp_path / "out"
+    options = ["dvs", "--losses", "tmc_batch_literal", "tet", "--seeds", "1", "2", "--rounding"]
+    options += ["--events", "simulated", "--data_dir", folder, "--cache_dir", tmp_path / "cache"]
+    options += ["--frame_size", "8", *SMALL_VGG, *TINY, "--output_dir", out]
+    run("compare_vision.py", *options)
+    record = json.loads((out / "comparison.json").read_text())
+    assert set(record["losses"]) == {"tmc_batch_literal", "tet"}
+    assert {"accuracy_t2", "ece_t2", "firing_rate", "energy_microjoules"} <= record["losses"][
+        "tet"
+    ].keys()
+    text = (out / "comparison.md").read_text()
+    for line in ("dense: accuracy", "rounding, converted: accuracy", "rounding, trained: accuracy"):
+        assert line in text
+    first = [
+        json.loads((out / loss / "seed1" / "trainer_state.json").read_text())["log_history"][0]
+        for loss in ("tmc_batch_literal", "tet")
+    ]
+    assert first[0]["loss"] != first[1]["loss"]
+
+
+def test_rivals_are_told_in_percent():
+    made = {
+        "dense": [{"dense": {"accuracy": a}} for a in (0.5, 0.7)],
+        "rounding": [{"before_training": {"accuracy": 0.4}, "spiking": {"accuracy": 0.55}}],
+    }
+    assert compare_vision.rivals(made) == [
+        "dense: accuracy 60.0 ± 14.1",
+        "rounding, converted: accuracy 40.0",
+        "rounding, trained: accuracy 55.0",
+    ]
