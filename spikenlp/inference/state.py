@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from spikenlp.models.over_time import NONLINEARITIES
+from spikenlp.models.over_time import NONLINEARITIES, next_increment
 from spikenlp.neurons import NeuronState, SpikingNeuron
 
 if TYPE_CHECKING:
@@ -146,11 +146,7 @@ def advance(model: SpikingBertForSequenceClassification, state: AnytimeState) ->
         pooled = model.bert.pooler(stream)[0]
         current, pooled_sum = pooled, None
         if NONLINEARITIES[model.config.nonlinearity].running:
-            # One step of `spikenlp.models.over_time.increments`.
-            pooled_sum = pooled.float() if pooled.dtype.itemsize < 4 else pooled
-            pooled_sum = pooled_sum * (state.step + 1)
-            current = pooled_sum if state.pooled is None else pooled_sum - state.pooled
-            current = current.to(pooled.dtype)
+            current, pooled_sum = next_increment(pooled, state.step + 1, state.pooled)
         logits = model.classifier(current[:, None])
     return replace(
         state,

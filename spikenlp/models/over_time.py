@@ -48,6 +48,17 @@ def increments(y: Tensor) -> Tensor:
     return torch.cat([sums[:1], sums[1:] - sums[:-1]]).to(_stream_dtype(y))
 
 
+def next_increment(y: Tensor, step: int, before: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`increments` one step at a time: y_t [...] to t y_t - (t-1) y_{t-1}, and t y_t.
+
+    Args:
+        step: t, from 1.
+        before: what the step before gave as second, None at t = 1.
+    """
+    sums = _at_least_float32(y) * step
+    return (sums if before is None else sums - before).to(_stream_dtype(y)), sums
+
+
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype.itemsize < 4 else x
 

@@ -74,8 +74,11 @@ def test_without_a_mask_and_with_embeddings(batches):
         assert torch.equal(last.state.timestep_logits, unrolled(model, inputs))
 
 
-def test_eager_attention_and_bfloat16(batches):
+def test_eager_attention_and_half_precision(batches):
     model = make()
+    with torch.autocast("cpu", torch.bfloat16):
+        *_, last = model.anytime(batches[0], energy=False)
+        assert torch.equal(last.state.timestep_logits, unrolled(model, batches[0]))
     model.set_attn_implementation("eager")
     *_, last = model.anytime(batches[0], energy=False)
     assert torch.equal(last.state.timestep_logits, unrolled(model, batches[0]))

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from spikenlp.models.over_time import NONLINEARITIES, increments, running_mean
+from spikenlp.models.over_time import (
+    NONLINEARITIES,
+    increments,
+    next_increment,
+    running_mean,
+)
 
 SHAPES = [(1, 3), (2, 4, 5), (7, 2, 3, 2), pytest.param((4, 300, 256), marks=pytest.mark.slow)]
 
@@ -60,3 +65,13 @@ def test_float32_under_autocast(function):
     assert function(x).dtype == torch.bfloat16
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert function(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_increments_one_step_at_a_time(dtype):
+    y = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    before, found = None, []
+    for t, mean in enumerate(y, 1):
+        current, before = next_increment(mean, t, before)
+        found.append(current)
+    assert torch.equal(torch.stack(found), increments(y))
