@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,8 +37,6 @@ from spikenlp.models.vision import (
     SpikingVisionPreTrainedModel,
 )
 from spikenlp.neurons import SpikingNeuron
-
-Model = TypeVar("Model", bound=SpikingVisionPreTrainedModel)
 
 
 class FromDense:
@@ -95,12 +93,12 @@ class FromDense:
         return model
 
 
-def fold_batch_norm(model: Model) -> Model:
+def fold_batch_norm(model: Any) -> Any:
     """See `SpikingVisionPreTrainedModel.fold_batch_norm`."""
     return _with_folded_weights(model, {"batch_norm": False})
 
 
-def _with_folded_weights(model: Model, fields: dict[str, Any]) -> Model:
+def _with_folded_weights(model: Any, fields: dict[str, Any]) -> Any:
     """The twin of `model` whose config differs in `fields`, without batch norm; in eval mode."""
     config = copy.deepcopy(model.config)
     for name, value in fields.items():

@@ -45,7 +45,6 @@ TINY = {
         "num_attention_heads": 4,
         "image_size": 16,
         "num_timesteps": 3,
-        "num_labels": 10,
     },
 }
 KINDS = [
@@ -74,7 +73,7 @@ def make(name, **fields):
     """A tiny model, its batch norms as after some training."""
     torch.manual_seed(0)
     config_class, model_class = CLASSES[name]
-    model = model_class(config_class(**{**TINY[name], **fields}))
+    model = model_class(config_class(**{**TINY[name], "num_labels": 10, **fields}))
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
             module.weight.data *= 4
