@@ -3,11 +3,12 @@
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+
+from spikenlp.models.checkpoint import SpikingConfig
 
 
 @strict
-class SpikingBertConfig(PreTrainedConfig):
+class SpikingBertConfig(SpikingConfig):
     """BERT's fields, and what makes it spike.
 
     Args:
