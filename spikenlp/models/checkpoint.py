@@ -145,6 +145,27 @@ class SpikingCheckpoint:
             )
         return (model, info) if output_loading_info else model
 
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """As transformers', with a model card that tells what the model is made of.
+
+        A card that the repository has already is kept. Where the run's results belong into the card,
+        push from the trainer (`SpikingTrainer.push_to_hub`).
+
+        Args:
+            repo_id: "user/name"; it is made if it does not exist.
+            options: commit_message, commit_description, private, token, revision (a branch), create_pr,
+                max_shard_size, tags.
+
+        Returns:
+            huggingface_hub's CommitInfo.
+
+        Raises:
+            PermissionError: the Hub does not take the token.
+        """
+        from spikenlp.hub.publish import push_model
+
+        return push_model(self, repo_id, **options)  # type: ignore[arg-type]
+
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
         """Nothing: `save_pretrained` writes the thin module, not the source of this class."""
