@@ -52,7 +52,11 @@ def scrub(value: Any) -> Any:
         return [scrub(v) for v in value]
     if isinstance(value, Path):
         return scrub(str(value))
-    return _scrub_text(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if os.path.isabs(value) or re.match(r"[A-Za-z]:\\", value):  # one path, spaces and all
+        value = _last(re.split(r"[/\\]", value))
+    return _scrub_text(value)
 
 
 def find_leaks(folder: str | Path) -> list[str]:

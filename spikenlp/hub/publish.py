@@ -95,6 +95,7 @@ def upload(
     Raises:
         ValueError: something private in the folder.
         PermissionError: the Hub does not take the token.
+        ConnectionError: the upload broke off.
     """
     check_private(folder)
     with hub_errors(repo_id):
@@ -135,7 +136,8 @@ def push_model(
 
 @contextmanager
 def hub_errors(repo_id: str) -> Iterator[None]:
-    """Turns a refusal of the Hub into a PermissionError that says what is missing."""
+    """Turns the Hub's refusals into a PermissionError and broken uploads into a ConnectionError, which
+    say what to do."""
     try:
         yield
     except HfHubHTTPError as error:
@@ -145,6 +147,13 @@ def hub_errors(repo_id: str) -> Iterator[None]:
         raise PermissionError(
             f"the Hub did not let this token write to {repo_id} (HTTP {status}): log in with `hf auth "
             "login`, or pass token=..., with a token that may write there"
+        ) from error
+    except RuntimeError as error:
+        if error.__cause__ is None:
+            raise
+        raise ConnectionError(
+            f"the upload to {repo_id} broke off: {error} Push again: files that have arrived are not "
+            "sent a second time"
         ) from error
 
 
