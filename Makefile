@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 # Whatever a run has left: weights with the record of their results beside them.
-CHECKPOINTS ?= $(patsubst %/results.json,%,$(wildcard outputs/*/results.json results/*/results.json))
+CHECKPOINTS ?= $(patsubst %/results.json,%,$(wildcard outputs/*/results.json spikenlp/weights/*/results.json))
 
 .PHONY: demo test lint release clean
 

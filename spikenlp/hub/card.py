@@ -195,6 +195,10 @@ def _results_note(results: Mapping[str, Any]) -> str:
     evaluated = [f"{rows:,} ({split})" for split, rows in samples.items() if split != "train"]
     if evaluated:
         notes.append(f"Evaluated on {', '.join(evaluated)} of {results.get('data', 'the data')}.")
+    if results.get("rounded_after_evaluation"):
+        notes.append(
+            f"The weights were rounded to {results['rounded_after_evaluation']} after this evaluation."
+        )
     if results.get("energy_microjoules"):
         on = results.get("energy_samples")
         notes.append(

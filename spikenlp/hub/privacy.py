@@ -11,7 +11,7 @@ import getpass
 import os
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,23 @@ def scrub(value: Any) -> Any:
     if os.path.isabs(value) or re.match(r"[A-Za-z]:\\", value):  # one path, spaces and all
         value = _last(re.split(r"[/\\]", value))
     return _scrub_text(value)
+
+
+def scrub_command(arguments: Sequence[str]) -> str:
+    """A command line without anything private: as `scrub`, argument by argument, so that a path with a
+    space in it is one, and without the value of an option such as --hub_token."""
+    shown, secret_follows = [], False
+    for argument in arguments:
+        option, separator, value = argument.partition("=")
+        secret = _is_secret_name(option.lstrip("-"))
+        if secret_follows:
+            shown.append(SECRET)
+        elif option.startswith("-") and separator:
+            shown.append(f"{option}={SECRET if secret else scrub(value)}")
+        else:
+            shown.append(scrub(argument))
+        secret_follows = secret and option.startswith("-") and not separator
+    return " ".join(shown)
 
 
 def find_leaks(folder: str | Path) -> list[str]:
@@ -118,16 +135,18 @@ def _local_places() -> list[str]:
     return sorted((p for p in places if p.count(os.sep) > 1), key=len, reverse=True)
 
 
-def _users() -> set[str]:
+def _users() -> list[str]:
     names = {os.environ.get(k, "") for k in ("USER", "LOGNAME", "USERNAME")} | {Path.home().name}
     with contextlib.suppress(KeyError, OSError):  # a container without an entry for its user
         names.add(getpass.getuser())
     return _telling(names)
 
 
-def _hosts() -> set[str]:
+def _hosts() -> list[str]:
     return _telling({socket.gethostname(), socket.gethostname().split(".")[0]})
 
 
-def _telling(names: set[str]) -> set[str]:
-    return {name for name in names if len(name) > 2 and name.lower() not in COMMON_NAMES}
+def _telling(names: set[str]) -> list[str]:
+    """The longest first: a host's name begins that of the host in its domain."""
+    telling = {name for name in names if len(name) > 2 and name.lower() not in COMMON_NAMES}
+    return sorted(telling, key=len, reverse=True)

@@ -57,7 +57,7 @@ def release(checkpoint: str | Path, out: str | Path, licence: str | None = None)
     try:
         stage(checkpoint, folder)
         _write_licence(checkpoint, folder, licence)
-        write_card(folder, _load(checkpoint), results, name=folder.name, licence=licence)
+        write_card(folder, load(checkpoint), results, name=folder.name, licence=licence)
         check_private(folder)
         write_sums(folder)
     except Exception:
@@ -77,7 +77,8 @@ def write_sums(folder: Path) -> None:
     (folder / SUMS).write_text("\n".join(lines) + "\n")
 
 
-def _load(checkpoint: Path) -> PreTrainedModel:
+def load(checkpoint: Path) -> PreTrainedModel:
+    """The model, of the class that its config names. Raises ValueError where that is none of ours."""
     (name,) = AutoConfig.from_pretrained(checkpoint).architectures or [None]
     if not (isinstance(name, str) and name in spikenlp.__all__):
         raise ValueError(f"{checkpoint} holds a {name}, which is no model of spikenlp")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from spikenlp.hub.privacy import find_leaks, scrub
+from spikenlp.hub.privacy import find_leaks, scrub, scrub_command
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,15 @@ def test_private_things_go(given, expected):
 )
 def test_public_things_stay(public):
     assert scrub(public) == public
+
+
+def test_a_command_loses_the_values_of_secret_options_and_paths_with_spaces():
+    command = ["run.py", "--hub_token", "plain", "--password=x y", "--out", "/home/ann/my runs/a"]
+    command += ["--data=/mnt/big disk/glue", "--push_to_hub", "--lr", "1e-4", "nyu-mll/glue"]
+    assert scrub_command(command) == (
+        "run.py --hub_token <secret> --password=<secret> --out a --data=glue --push_to_hub --lr 1e-4 "
+        "nyu-mll/glue"
+    )
 
 
 def test_names_of_the_user_the_machine_and_secrets_of_the_environment_go(monkeypatch):

@@ -29,16 +29,20 @@ def client(script, hub, scratch, *arguments):
         "PYTHONPATH": str(ROOT),
     }
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)],
+        [sys.executable, str(Path(__file__).parent / script), *map(str, arguments)],
         env=environment,
         cwd=scratch,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
+
+
+def last_line(printed):
+    return json.loads(printed.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +58,12 @@ def hub():
 
 @pytest.fixture(scope="module")
 def pushed(hub, scratch):
-    return client("push_client.py", hub, scratch, TOKEN, scratch)
+    return last_line(client("push_client.py", hub, scratch, TOKEN, scratch))
 
 
 @pytest.fixture(scope="module")
 def loaded(hub, scratch, pushed):
-    return client("load_client.py", hub, scratch, scratch)
+    return last_line(client("load_client.py", hub, scratch, scratch))
 
 
 @pytest.mark.slow
@@ -161,7 +165,7 @@ def test_an_upload_that_broke_off_is_completed_by_the_next_push(scratch):
         (folder / name).write_bytes(os.urandom(size))
     with LoopbackHub(TOKEN) as hub:
         hub.break_uploads(200_000)
-        first = client("broken_client.py", hub, scratch, TOKEN, folder, "ann/sharded")
+        first = last_line(client("broken_client.py", hub, scratch, TOKEN, folder, "ann/sharded"))
         assert re.match("ConnectionError: .*model-00002.*Push again", first["error"])
         assert hub.dropped
         assert not hub.files("ann/sharded")
@@ -170,3 +174,29 @@ def test_an_upload_that_broke_off_is_completed_by_the_next_push(scratch):
         client("broken_client.py", hub, scratch, TOKEN, folder, "ann/sharded")
         assert len(hub.uploads) == len(set(hub.uploads)) == 2
         assert hub.files("ann/sharded") == {n: (folder / n).read_bytes() for n in sizes}
+
+
+@pytest.mark.slow
+def test_a_recipe_pushes_its_model_its_card_and_its_record(scratch):
+    out = scratch / "private place"
+    options = ["--output_dir", out, "--push_to_hub", "--hub_model_id", "ann/demo"]
+    options += ["--hub_token", TOKEN, "--max_steps", "2", "--max_train_samples", "64"]
+    options += ["--max_eval_samples", "32", "--disable_tqdm", "True", "--use_cpu", "True"]
+    with LoopbackHub(TOKEN) as hub:
+        client(ROOT / "recipes" / "qqp_tmc.py", hub, scratch, *options)
+        files = hub.files("ann/demo")
+        results = json.loads(files["results.json"])
+        assert results["samples"] == {"train": 64, "validation": 32}
+        assert results["base_model"] is None
+        assert len(results["energy_microjoules"]["spiking, float32"]) == 4
+        card = ModelCard(files["README.md"].decode())
+        found = {r.metric_name: r.metric_value for r in card.data.eval_results}
+        for t in range(1, 5):
+            assert found[f"accuracy, step {t} of 4"] == results["spiking"][f"accuracy_t{t}"]
+            assert found[f"ece, step {t} of 4"] == results["spiking"][f"ece_t{t}"]
+        assert card.data.license == "apache-2.0"
+        assert "trained from scratch" in card.text
+        assert {"arguments.yaml", "trainer_state.json", "tokenizer.json"} <= files.keys()
+        for path, content in files.items():
+            for private in (TOKEN, str(scratch), "private place"):
+                assert private.encode() not in content, path
