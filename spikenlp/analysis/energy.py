@@ -13,12 +13,13 @@ chip: control, leakage and what a sparse access costs are not in them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from spikenlp.analysis.tracing import Trace, trace
 
@@ -256,3 +257,22 @@ def energy_report(
         },
         constants=constants,
     )
+
+
+def energy_by_step(model: PreTrainedModel, batch: Mapping[str, Any] | Tensor) -> list[EnergyReport]:
+    """`energy_report` of the model stopped after 1, ..., T steps: it has then done what one of so many
+    steps does. The model has `config.num_timesteps`, which is T again afterwards."""
+    longest = model.config.num_timesteps
+    try:
+        reports = []
+        for steps in range(1, longest + 1):
+            model.config.num_timesteps = steps
+            reports.append(energy_report(model, batch))
+        return reports
+    finally:
+        model.config.num_timesteps = longest
+
+
+def microjoules(reports: Sequence[EnergyReport]) -> dict[str, list[float]]:
+    """Variant ("spiking, float32", "dense, float32", ...) -> its energy in each report, in microjoules."""
+    return {name: [r.energies[name] / 1e6 for r in reports] for name in reports[-1].energies}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spikenlp.analysis.energy import EnergyReport, energy_report
+from spikenlp.analysis.energy import EnergyReport, energy_by_step, microjoules
 from spikenlp.analysis.spikes import SpikeMonitor, assert_spiking, describe_spikes, spikes_table
 from spikenlp.analysis.temporal import mean_off_diagonal, temporal_similarity
 from spikenlp.analysis.tracing import Sent, unrolled, watch_neurons
@@ -51,7 +51,6 @@ def collect(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> 
             logits.append(model(**inputs).timestep_logits.float().cpu())
             labels.append(batch["labels"].cpu())
     model.train(training)
-    steps = model.config.num_timesteps
     return {
         "spiking": spiking,
         "timestep_logits": torch.cat(logits),
@@ -59,18 +58,8 @@ def collect(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> 
         "spikes": monitor.layers,
         "drivers": describe_spikes(model, first),
         "similarity": temporal_similarity(model, first),
-        "energy": [_energy_at(model, first, t) for t in range(1, steps + 1)],
+        "energy": energy_by_step(model, first),
     }
-
-
-def _energy_at(model: PreTrainedModel, batch: Mapping[str, Tensor], steps: int) -> EnergyReport:
-    """A model that is stopped after `steps` has done what one of so many steps does."""
-    longest = model.config.num_timesteps
-    model.config.num_timesteps = steps
-    try:
-        return energy_report(model, batch)
-    finally:
-        model.config.num_timesteps = longest
 
 
 def numbers(found: dict[str, Any]) -> dict[str, Any]:
@@ -88,9 +77,7 @@ def numbers(found: dict[str, Any]) -> dict[str, Any]:
         "saturated": {name: c.saturated for name, c in found["spikes"].items()},
         "similarity": {name: m.tolist() for name, m in found["similarity"].items()},
         "mean_similarity": {k: mean_off_diagonal(m) for k, m in found["similarity"].items()},
-        "energy_microjoules": {
-            name: [e.energies[name] / 1e6 for e in energies] for name in energies[-1].energies
-        },
+        "energy_microjoules": microjoules(energies),
         "energy": energies[-1].to_dict(),
     }
 

@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 
+from spikenlp.hub.privacy import scrub_command
+
 
 def run_record() -> dict[str, Any]:
     """Command, commit, versions and hardware of this process.
 
-    Absolute paths in the command are cut to their last component: a record is published, and the
-    layout of somebody's disk is not part of it.
+    Absolute paths in the command are cut to their last component and secrets left out
+    (`spikenlp.hub.privacy`): a record is published, and the layout of somebody's disk is not part of it.
     """
     return {
-        "command": " ".join(_public(arg) for arg in [Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": scrub_command([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _commit(),
         "versions": {
             "python": platform.python_version(),
@@ -34,11 +36,6 @@ def run_record() -> dict[str, Any]:
             "processes": int(os.environ.get("WORLD_SIZE", "1")),
         },
     }
-
-
-def _public(argument: str) -> str:
-    flag, separator, value = argument.rpartition("=")
-    return f"{flag}{separator}{Path(value).name}" if os.path.isabs(value) else argument
 
 
 def _commit() -> str | None:

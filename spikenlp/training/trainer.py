@@ -11,11 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import EvalPrediction, Trainer, TrainerState
+from transformers import EvalPrediction, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import get_parameter_names
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
+from spikenlp.hub.training import PublishingTrainer
 from spikenlp.losses import trt_weight_penalty
 from spikenlp.losses.spikes import count_spikes
 from spikenlp.losses.temporal import IGNORE_INDEX
@@ -27,7 +28,7 @@ from spikenlp.training.loss_function import TemporalLossFunction
 ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 
 
-class SpikingTrainer(Trainer):
+class SpikingTrainer(PublishingTrainer):
     """Trains any model that returns `timestep_logits` [B, T, C] with SDT, TET or TMC.
 
     Args:

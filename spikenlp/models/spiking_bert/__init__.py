@@ -1,7 +1,6 @@
 """Spiking BERT, registered with transformers' Auto classes on import."""
 
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
@@ -11,6 +10,7 @@ from transformers import (
     BertTokenizer,
 )
 
+from spikenlp.models.checkpoint import register
 from spikenlp.models.spiking_bert.configuration_spiking_bert import SpikingBertConfig
 from spikenlp.models.spiking_bert.modeling_spiking_bert import (
     SpikingBertForMaskedLM,
@@ -21,13 +21,17 @@ from spikenlp.models.spiking_bert.modeling_spiking_bert import (
     SpikingBertPreTrainedModel,
 )
 
-AutoConfig.register("spiking_bert", SpikingBertConfig)
+register(
+    SpikingBertConfig,
+    {
+        AutoModel: SpikingBertModel,
+        AutoModelForMaskedLM: SpikingBertForMaskedLM,
+        AutoModelForSequenceClassification: SpikingBertForSequenceClassification,
+        AutoModelForTokenClassification: SpikingBertForTokenClassification,
+        AutoModelForQuestionAnswering: SpikingBertForQuestionAnswering,
+    },
+)
 AutoTokenizer.register(SpikingBertConfig, tokenizer_class=BertTokenizer)
-AutoModel.register(SpikingBertConfig, SpikingBertModel)
-AutoModelForMaskedLM.register(SpikingBertConfig, SpikingBertForMaskedLM)
-AutoModelForSequenceClassification.register(SpikingBertConfig, SpikingBertForSequenceClassification)
-AutoModelForTokenClassification.register(SpikingBertConfig, SpikingBertForTokenClassification)
-AutoModelForQuestionAnswering.register(SpikingBertConfig, SpikingBertForQuestionAnswering)
 
 __all__ = [
     "SpikingBertConfig",

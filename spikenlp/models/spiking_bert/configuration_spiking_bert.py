@@ -3,7 +3,8 @@
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+
+from spikenlp.models.checkpoint import SpikingConfig
 
 ARCHITECTURE_DEFAULTS: dict[str, dict[str, Any]] = {
     "default": {"num_timesteps": 4, "neuron": "rounding", "ternary": True, "gradient": "bptt"},
@@ -13,7 +14,7 @@ ARCHITECTURE_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 @strict
-class SpikingBertConfig(PreTrainedConfig):
+class SpikingBertConfig(SpikingConfig):
     """BERT's fields, and what makes it spike.
 
     Args:

@@ -41,6 +41,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from typing_extensions import Self
 
+from spikenlp.models.checkpoint import SpikingCheckpoint
 from spikenlp.models.initialization import init_neuron
 from spikenlp.models.over_time import NONLINEARITIES, OverTime
 from spikenlp.models.spiking_bert.configuration_spiking_bert import SpikingBertConfig
@@ -241,7 +242,7 @@ class SpikingBertOnlyMLMHead(nn.Module):
         self.predictions = SpikingBertLMPredictionHead(config)
 
 
-class SpikingBertPreTrainedModel(PreTrainedModel):
+class SpikingBertPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
     config: SpikingBertConfig
     base_model_prefix = "bert"
     supports_gradient_checkpointing = True

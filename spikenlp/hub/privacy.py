@@ -1,0 +1,152 @@
+"""What must not leave with a model: local paths, tokens, names of users and machines.
+
+`scrub` takes them out of what a run recorded about itself; `find_leaks` reads files that are about to
+leave and names what it still finds. Relative paths, Hub ids and URLs stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import re
+import socket
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import get_token
+
+SECRET, USER, HOST = "<secret>", "<user>", "<host>"
+TOKENS = re.compile(
+    r"\b(?:hf_|api_org_|ghp_|gho_|github_pat_|glpat-|sk-|xox[abp]-|AKIA)[A-Za-z0-9_-]{8,}"
+)
+CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/\s@]+@")
+POSIX_PATH = re.compile(
+    r"""(?<![^\s"'=:,(\[{|])(?:file://)?(?:~(?=/)|/[^\s"'<>|:;,()\[\]{}/]+)(?:/[^\s"'<>|:;,()\[\]{}/]*)*"""
+)
+WINDOWS_PATH = re.compile(r"""(?<!\w)[A-Za-z]:\\[^\s"'<>|;,]*""")
+SECRET_NAME = re.compile(r"(?:^|_)(?:token|password|passwd|secret|api_?key|credentials?)$", re.I)
+COMMON_NAMES = {"root", "user", "users", "ubuntu", "admin", "runner", "nobody", "localhost", "home"}
+"""Names that give nobody away."""
+SMALLEST_SECRET = 8
+TEXT_ENDINGS = {".json", ".yaml", ".yml", ".md", ".txt", ".py", ".jinja", ".svg", ""}
+
+
+def scrub(value: Any) -> Any:
+    """`value` (str, number, None, or dicts and lists of them) without anything private.
+
+    An absolute path keeps its last component; a string under a key such as `hub_token` or `password`
+    becomes "<secret>", and so does anything that looks like a token or equals a secret of the
+    environment; names of the user and of the machine become "<user>" and "<host>".
+
+    >>> scrub({"data_dir": "/home/ann/glue", "hub_token": "abc"})
+    {'data_dir': 'glue', 'hub_token': '<secret>'}
+    """
+    if isinstance(value, dict):
+        return {
+            scrub(k): SECRET if v and isinstance(v, str) and _is_secret_name(k) else scrub(v)
+            for k, v in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [scrub(v) for v in value]
+    if isinstance(value, Path):
+        return scrub(str(value))
+    if not isinstance(value, str):
+        return value
+    if os.path.isabs(value) or re.match(r"[A-Za-z]:\\", value):  # one path, spaces and all
+        value = _last(re.split(r"[/\\]", value))
+    return _scrub_text(value)
+
+
+def scrub_command(arguments: Sequence[str]) -> str:
+    """A command line without anything private: as `scrub`, argument by argument, so that a path with a
+    space in it is one, and without the value of an option such as --hub_token."""
+    shown, secret_follows = [], False
+    for argument in arguments:
+        option, separator, value = argument.partition("=")
+        secret = _is_secret_name(option.lstrip("-"))
+        if secret_follows:
+            shown.append(SECRET)
+        elif option.startswith("-") and separator:
+            shown.append(f"{option}={SECRET if secret else scrub(value)}")
+        else:
+            shown.append(scrub(argument))
+        secret_follows = secret and option.startswith("-") and not separator
+    return " ".join(shown)
+
+
+def find_leaks(folder: str | Path) -> list[str]:
+    """One line for each private thing in the files of `folder`: file and kind, never the thing itself.
+
+    All files are searched for tokens, text files for local paths too. A tokenizer's vocabulary is left
+    out: it is made of the training text.
+    """
+    found = []
+    secrets = [secret.encode() for secret in _secrets()]
+    for file in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+        name = file.relative_to(folder).as_posix()
+        content = file.read_bytes()
+        if any(secret in content for secret in secrets):
+            found.append(f"{name}: a secret of the environment")
+        if file.suffix not in TEXT_ENDINGS or file.name in ("tokenizer.json", "vocab.txt"):
+            continue
+        text = content.decode(errors="replace")
+        if TOKENS.search(text) or CREDENTIALS_IN_URL.search(text):
+            found.append(f"{name}: a token")
+        if any(place in text for place in _local_places()):
+            found.append(f"{name}: a path of this machine")
+    return found
+
+
+def _scrub_text(text: str) -> str:
+    for secret in _secrets():
+        text = text.replace(secret, SECRET)
+    text = CREDENTIALS_IN_URL.sub("", TOKENS.sub(SECRET, text))
+    for place in _local_places():  # paths with spaces in them
+        if place in text:
+            text = re.sub(re.escape(place) + r"(?=[/\\])", "~", text)
+            text = text.replace(place, Path(place).name)
+    text = POSIX_PATH.sub(lambda m: _last(m[0].split("/")), text)
+    text = WINDOWS_PATH.sub(lambda m: _last(m[0].split("\\")), text)
+    for names, replacement in ((_users(), USER), (_hosts(), HOST)):
+        for name in names:
+            text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", replacement, text)
+    return text
+
+
+def _last(parts: Iterable[str]) -> str:
+    return next((part for part in reversed(list(parts)) if part not in ("", "~", "file:")), "")
+
+
+def _is_secret_name(key: Any) -> bool:
+    return isinstance(key, str) and SECRET_NAME.search(key) is not None
+
+
+def _secrets() -> list[str]:
+    values = [v for k, v in os.environ.items() if _is_secret_name(k)]
+    values.append(get_token() or "")
+    return sorted({v for v in values if len(v) >= SMALLEST_SECRET}, key=len, reverse=True)
+
+
+def _local_places() -> list[str]:
+    """Folders of this user, longest first; "/" and the like are everybody's."""
+    places = {str(Path.home()), os.getcwd(), os.environ.get("HF_HOME", "")}
+    return sorted((p for p in places if p.count(os.sep) > 1), key=len, reverse=True)
+
+
+def _users() -> list[str]:
+    names = {os.environ.get(k, "") for k in ("USER", "LOGNAME", "USERNAME")} | {Path.home().name}
+    with contextlib.suppress(KeyError, OSError):  # a container without an entry for its user
+        names.add(getpass.getuser())
+    return _telling(names)
+
+
+def _hosts() -> list[str]:
+    return _telling({socket.gethostname(), socket.gethostname().split(".")[0]})
+
+
+def _telling(names: set[str]) -> list[str]:
+    """The longest first: a host's name begins that of the host in its domain."""
+    telling = {name for name in names if len(name) > 2 and name.lower() not in COMMON_NAMES}
+    return sorted(telling, key=len, reverse=True)

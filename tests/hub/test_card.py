@@ -1,0 +1,243 @@
+"""The model card: figures of the run and no others, in the Hub's forms, without anything private."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
+
+from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification, SpikingBertModel
+from spikenlp.analysis import describe_spikes
+from spikenlp.hub import eval_result_entries, eval_results, model_card, write_card
+from spikenlp.hub.results import GLUE_DEV_ROWS, by_step, hub_dataset, steps_table
+from tests.conftest import TINY_DENSE
+
+RESULTS = {
+    "task": "sst2",
+    "data": "GLUE's TSV files in glue",
+    "samples": {"train": 67349, "validation": 872},
+    "base_model": "someone/MiniLM-L6",
+    "seed": 7,
+    "run": {
+        "command": "glue_tmc.py --task_name sst2",
+        "commit": "abc123",
+        "versions": {"torch": "2.13.0"},
+        "hardware": {"processor": "2 x Processor", "accelerator": None},
+    },
+    "dense": {"accuracy": 0.9, "loss": 0.3},
+    "config": {"num_timesteps": 2, "neuron": "rounding", "ternary": True},
+    "before_training": {"accuracy": 0.5, "accuracy_t1": 0.4, "accuracy_t2": 0.5},
+    "training": {"steps": 800, "loss": 0.5, "temporal_loss": "tmc", "theta_weight": "auto"},
+    "spiking": {
+        "accuracy": 0.85,
+        "accuracy_t1": 0.8125,
+        "accuracy_t2": 0.8512,
+        "loss_t1": 0.5,
+        "loss_t2": 0.4,
+        "ece_t1": 0.031,
+        "ece_t2": 0.047,
+        "runtime": 1.0,
+    },
+    "energy_samples": 32,
+    "energy_microjoules": {"spiking, float32": [1.25, 2.5], "dense, float32": [4.0, 4.0]},
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return SpikingBertForSequenceClassification(SpikingBertConfig(**TINY_DENSE, num_timesteps=2))
+
+
+def changed(**fields):
+    return {k: v for k, v in {**copy.deepcopy(RESULTS), **fields}.items() if v is not None}
+
+
+def test_the_table_holds_each_step_and_what_it_is_compared_with():
+    rows = [
+        [c.strip() for c in line.split("|")[1:-1]] for line in steps_table(RESULTS).splitlines()
+    ]
+    assert rows == [
+        ["", "accuracy", "ece", "energy (µJ)"],
+        ["---", "---", "---", "---"],
+        ["step 1", "0.8125", "0.0310", "1.250"],
+        ["step 2", "0.8512", "0.0470", "2.500"],
+        ["before training", "0.5000", "", ""],
+        ["dense", "0.9000", "", "4.000"],
+    ]
+
+
+def test_the_card_survives_the_hubs_parser_and_holds_the_run(model):
+    card = ModelCard(str(model_card(model, RESULTS, name="ann/sst2-tiny")))
+    assert card.data.model_name == "sst2-tiny"
+    assert card.data.base_model == "someone/MiniLM-L6"
+    assert card.data.datasets == ["nyu-mll/glue"]
+    assert card.data.metrics == ["accuracy"]
+    assert card.data.pipeline_tag == "text-classification"
+    measured = {r.metric_name: r.metric_value for r in card.data.eval_results}
+    assert measured == {
+        "accuracy, step 1 of 2": 0.8125,
+        "accuracy, step 2 of 2": 0.8512,
+        "ece, step 1 of 2": 0.031,
+        "ece, step 2 of 2": 0.047,
+        "energy_microjoules, step 1 of 2": 1.25,
+        "energy_microjoules, step 2 of 2": 2.5,
+    }
+    for said in ("T = 2 time steps of rounding neurons", "**Seed**: 7", "theta_weight=auto"):
+        assert said in card.text
+    assert "yan2025tmc" in card.text
+    assert "wang2020minilm" in card.text
+
+
+def test_its_field_spikes_is_what_describe_spikes_sees(model):
+    drivers = describe_spikes(model)
+    card = model_card(model, name="x")
+    ternary = sum(d.driver == "ternary" for d in drivers)
+    assert card.data.spikes == {
+        "products": len(drivers),
+        "ternary": ternary,
+        "float": len(drivers) - ternary,
+        "alphabet": "{-1, 0, 1}",
+    }
+    assert all(d.name in card.text for d in drivers)
+    binary = SpikingBertModel(SpikingBertConfig(**TINY_DENSE, ternary=False))
+    assert model_card(binary, name="x").data.spikes["alphabet"] == "{0, 1}"
+    collapsed = SpikingBertModel(SpikingBertConfig(**TINY_DENSE, collapsed=True))
+    assert "spikes" not in model_card(collapsed, name="x").data
+    assert "collapsed twin" in model_card(collapsed, name="x").text
+
+
+def test_eval_results_are_read_back_by_the_hubs_parser(model, tmp_path):
+    write_card(tmp_path, model, RESULTS, name="x")
+    written = yaml.safe_load((tmp_path / ".eval_results" / "sst2.yaml").read_text())
+    entries = parse_eval_result_entries(written)
+    assert entries == eval_result_entries(RESULTS)
+    assert [(e.dataset_id, e.task_id, e.value) for e in entries] == [
+        ("nyu-mll/glue", "sst2", 0.8512),
+        ("nyu-mll/glue", "sst2", 0.8125),
+    ]
+    assert entries[0].notes.startswith("accuracy at time step 2 of 2")
+    assert "ECE 0.0470" in entries[0].notes
+    assert "2.500 uJ" in entries[0].notes
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, "nyu-mll/glue"),
+        ({"data": "someone/other"}, "someone/other"),
+        ({"samples": {"train": 100, "validation": 871}}, None),
+        ({"samples": None}, None),
+        ({"data": "DEMO: synthetic question pairs"}, None),
+    ],
+)
+def test_local_files_count_as_glue_only_if_they_have_its_rows(fields, expected, model, tmp_path):
+    results = changed(**fields)
+    assert hub_dataset(results) == expected
+    write_card(tmp_path, model, RESULTS, name="x")
+    write_card(tmp_path, model, results, name="x")
+    assert (tmp_path / ".eval_results" / "sst2.yaml").exists() == (expected is not None)
+
+
+def test_mnlis_two_splits_stay_apart():
+    spiking = {
+        f"{part}_{k}_t{t}": t / 10 + i
+        for i, part in enumerate(("matched", "mismatched"))
+        for k in ("accuracy", "ece")
+        for t in (1, 2)
+    }
+    rows = {f"validation_{p}": GLUE_DEV_ROWS[f"mnli_{p}"] for p in ("matched", "mismatched")}
+    results = changed(task="mnli", spiking=spiking, samples=rows)
+    assert {(r.dataset_split, r.metric_type) for r in eval_results(results)} == {
+        ("validation_matched", "accuracy"),
+        ("validation_matched", "ece"),
+        ("validation_matched", "energy_microjoules"),
+        ("validation_mismatched", "accuracy"),
+        ("validation_mismatched", "ece"),
+    }
+    assert [(e.task_id, e.value) for e in eval_result_entries(results)] == [
+        ("mnli_matched", 0.2),
+        ("mnli_matched", 0.1),
+        ("mnli_mismatched", 1.2),
+        ("mnli_mismatched", 1.1),
+    ]
+
+
+def test_nothing_is_invented(model):
+    bare = str(model_card(model, name="x"))
+    assert "No evaluation is recorded" in bare
+    assert "model-index" not in bare
+    assert "license:" not in bare
+    text = str(model_card(model, changed(energy_microjoules=None, dense=None), name="x"))
+    assert "µJ" not in text
+    assert "| dense" not in text
+
+
+def test_the_licence_is_ours_only_for_what_started_from_scratch(model):
+    def licence(results, **options):
+        return model_card(model, results, name="x", **options).data.license
+
+    scratch = {**changed(dense=None), "base_model": None}
+    assert licence(scratch) == "apache-2.0"
+    assert "trained from scratch" in str(model_card(model, scratch, name="x"))
+    assert licence(RESULTS) is None
+    assert licence(changed(base_model=None, dense=None)) is None  # unknown, which is not "none"
+    assert licence(RESULTS, licence="mit") == "mit"
+
+
+def test_results_of_another_model_are_refused(model):
+    other = changed(config={"num_timesteps": 4})
+    with pytest.raises(ValueError, match="num_timesteps=4, this one has 2"):
+        model_card(model, other, name="x")
+    with pytest.raises(ValueError, match=r"accuracy at steps \[1, 3\]"):
+        by_step({"accuracy_t1": 0.1, "accuracy_t3": 0.2})
+
+
+def test_what_a_run_knew_about_its_machine_is_not_in_the_card(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("USER", "annlee")
+    monkeypatch.setenv("HOME", "/home/annlee")
+    monkeypatch.setenv("MY_TOKEN", "0123456789abcdef")
+    run = {
+        "command": "glue_tmc.py --data_dir /home/annlee/glue --hub_token hf_abcdefghijklmnop",
+        "hardware": {"processor": "annlee's machine 0123456789abcdef"},
+    }
+    results = changed(run=run, data="files in /home/annlee/glue", base_model="/mnt/models/my bert")
+    write_card(tmp_path, model, results, name="x")
+    for file in tmp_path.rglob("*.*"):
+        for private in (b"annlee", b"/home", b"/mnt", b"hf_abc", b"0123456789abcdef"):
+            assert file.is_dir() or private not in file.read_bytes(), file
+    card = (tmp_path / "README.md").read_text()
+    assert "--data_dir glue --hub_token <secret>" in card
+    assert "base_model:" not in card  # a folder's name is not a Hub id
+    assert "**Base model**: my bert" in card
+
+
+def test_charts_are_drawn_where_matplotlib_is_installed(model, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    write_card(tmp_path / "with", model, RESULTS, name="x")
+    shown = [
+        line for line in (tmp_path / "with" / "README.md").read_text().splitlines() if "![" in line
+    ]
+    assert len(shown) == 3
+    for line in shown:
+        file = tmp_path / "with" / line.partition("](")[2].rstrip(")")
+        assert file.read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    write_card(tmp_path / "without", model, RESULTS, name="x")
+    assert "![" not in (tmp_path / "without" / "README.md").read_text()
+    assert not (tmp_path / "without" / "plots").exists()
+
+
+def test_what_the_recipes_recorded_before_can_be_shown(model):
+    """results.json of this repository, written before energy and samples were recorded."""
+    for file in sorted((Path(__file__).resolve().parents[2] / "results" / "glue").glob("*.json")):
+        results = json.loads(file.read_text())
+        table = steps_table(results)
+        assert f"{results['spiking']['accuracy_t4']:.4f}" in table
+        assert eval_result_entries(results) == []
+        assert eval_results(results)[0].dataset_type == results["task"]

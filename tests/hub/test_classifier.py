@@ -1,0 +1,132 @@
+"""The classifier that explains itself, and weights that come with the package."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import spikenlp
+from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification
+from spikenlp.analysis import SpikeMonitor, energy_report
+from spikenlp.data import wordpiece_tokenizer
+from spikenlp.hub import SpikingClassifier, classifier
+from spikenlp.hub.pack import LARGEST, pack
+from tests.conftest import TINY_DENSE
+from tests.hub.test_card import RESULTS
+
+TEXT = "a fine film"
+FROM_SCRATCH = {**{k: v for k, v in RESULTS.items() if k != "dense"}, "base_model": None}
+
+
+def make(folder, **fields):
+    tokenizer = wordpiece_tokenizer([TEXT, "a dull play"])
+    torch.manual_seed(0)
+    options = {"vocab_size": len(tokenizer), "num_timesteps": 2, "id2label": {0: "dull", 1: "fine"}}
+    options["label2id"] = {"dull": 0, "fine": 1}
+    config = SpikingBertConfig(**{**TINY_DENSE, **options, **fields})
+    model = SpikingBertForSequenceClassification(config).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "results.json").write_text(json.dumps(FROM_SCRATCH))
+    return model, tokenizer
+
+
+def test_an_answer_agrees_with_the_model_its_monitor_and_its_energy_report(tmp_path):
+    model, tokenizer = make(tmp_path)
+    answer = SpikingClassifier.from_pretrained(tmp_path)(TEXT)
+    batch = tokenizer(TEXT, return_tensors="pt")
+    with torch.no_grad(), SpikeMonitor(model) as monitor:
+        logits = model(**batch).timestep_logits[0]
+    for t in (1, 2):
+        expected = logits[:t].mean(0).softmax(-1).tolist()
+        assert answer.probabilities[t - 1] == pytest.approx(expected, abs=1e-5)
+    assert answer.label == model.config.id2label[int(logits.mean(0).argmax())]
+    assert answer.tokens == ["[CLS]", "a", "fine", "film", "[SEP]"]
+    assert answer.spikes.keys() == monitor.layers.keys()
+    for name, counts in monitor.layers.items():
+        by_step = torch.tensor(answer.spikes[name]).mean(1)
+        torch.testing.assert_close(by_step, counts.rate_by_step.float())
+    total = sum(int((c.positive + c.negative).sum()) for c in monitor.layers.values())
+    assert answer.spike_count == total
+    report = energy_report(model, batch)
+    assert answer.energy_microjoules[-1] == pytest.approx(report.energies["spiking, float32"] / 1e6)
+    assert answer.dense_microjoules == pytest.approx(report.energies["dense, float32"] / 1e6)
+    assert answer.energy_microjoules[0] < answer.energy_microjoules[1]
+    assert str(answer).count("\n") == 3
+    assert f"{total:,} spikes" in str(answer)
+
+
+def test_bad_input_is_named(tmp_path):
+    make(tmp_path)
+    classify = SpikingClassifier.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="text must not be empty, got '  '"):
+        classify("  ")
+    make(tmp_path, collapsed=True)
+    with pytest.raises(ValueError, match="collapsed=True"):
+        SpikingClassifier.from_pretrained(tmp_path)
+
+
+def test_a_long_text_is_cut_to_what_the_model_reads(tmp_path):
+    make(tmp_path)
+    answer = SpikingClassifier.from_pretrained(tmp_path)(TEXT * 100)
+    assert len(answer.tokens) == TINY_DENSE["max_position_embeddings"]
+
+
+def test_packed_weights_classify_and_say_that_they_were_rounded(tmp_path, monkeypatch):
+    model, _ = make(tmp_path / "tiny")
+    folder = pack(tmp_path / "tiny", tmp_path / "weights")
+    stored = load_file(folder / "model.safetensors")
+    assert {v.dtype for v in stored.values()} == {torch.float16}
+    for name, value in model.state_dict().items():
+        assert torch.equal(stored[name], value.half()), name
+    assert "rounded to float16 after this evaluation" in (folder / "README.md").read_text()
+    monkeypatch.setattr(classifier, "WEIGHTS", tmp_path / "weights")
+    classify = spikenlp.pretrained("tiny")
+    assert {p.dtype for p in classify.model.parameters()} == {torch.float32}
+    assert classify(TEXT).label in ("dull", "fine")
+    with pytest.raises(ValueError, match=r"no weights named 'huge'.*there are: tiny"):
+        spikenlp.pretrained("huge")
+
+
+def test_what_is_too_large_or_has_no_record_is_not_packed(tmp_path):
+    make(tmp_path / "large", vocab_size=150_000)
+    with pytest.raises(ValueError, match=r"9\.\d MB in float16, more than 8"):
+        pack(tmp_path / "large", tmp_path / "weights")
+    make(tmp_path / "bare")
+    (tmp_path / "bare" / "results.json").unlink()
+    with pytest.raises(ValueError, match=r"no results\.json"):
+        pack(tmp_path / "bare", tmp_path / "weights")
+
+
+def packaged():
+    return sorted(p.parent.name for p in classifier.WEIGHTS.glob("*/config.json"))
+
+
+@pytest.mark.skipif(not packaged(), reason="no weights come with the package yet")
+@pytest.mark.parametrize("name", packaged())
+def test_the_weights_that_come_with_the_package_are_small_complete_and_intact(name):
+    folder = classifier.WEIGHTS / name
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= LARGEST
+    check = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
+    subprocess.run(check, cwd=folder, check=True)
+    answer = spikenlp.pretrained(name)("A fine film.")
+    assert answer.label in answer.labels
+    assert answer.spike_count > 0
+
+
+def test_they_are_package_data():
+    if sys.version_info < (3, 11):
+        pytest.skip("tomllib came with Python 3.11")
+    import tomllib
+
+    root = Path(__file__).resolve().parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["spikenlp"]
+    packed = {p for pattern in patterns for p in (root / "spikenlp").glob(pattern)}
+    assert root / "spikenlp" / "hub" / "model_card.md" in packed
+    for name in packaged():
+        assert classifier.WEIGHTS / name / "model.safetensors" in packed

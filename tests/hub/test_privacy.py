@@ -1,0 +1,85 @@
+"""What is private is taken out, and found if it is still there; what is public stays."""
+
+import json
+
+import pytest
+
+from spikenlp.hub.privacy import find_leaks, scrub, scrub_command
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("train.py --data_dir /home/ann/glue --out=/scratch/a/b", "train.py --data_dir glue --out=b"),
+        ("/mnt/my disk/runs/checkpoint-3", "checkpoint-3"),
+        ("['/home/ann/x', '/b/c']", "['x', 'c']"),
+        ("~/secret/place", "place"),
+        ("C:\\Users\\ann\\glue", "glue"),
+        ("C:\\My Documents\\glue", "glue"),
+        ("file:///home/ann/x", "x"),
+        ("https://ann:pass@example.org/x", "https://example.org/x"),
+        ("--token hf_abcdefghijklmnop --lr 1", "--token <secret> --lr 1"),
+        ({"hub_token": "anything", "wandb_api_key": "k"}, {"hub_token": "<secret>", "wandb_api_key": "<secret>"}),
+        ({"list": [{"path": "/a/b"}, ("/c/d", 3)]}, {"list": [{"path": "b"}, ["d", 3]]}),
+    ],
+)  # fmt: skip
+def test_private_things_go(given, expected):
+    assert scrub(given) == expected
+
+
+@pytest.mark.parametrize(
+    "public",
+    [
+        "78.8 / 90.9 / 93.7 and 4/8",
+        "nyu-mll/glue",
+        "https://huggingface.co/nyu-mll/glue",
+        "path/to/bert, ../x/y and ./z",
+        "grad_norm/bert.encoder.layer.0",
+        "w/o dropout",
+        {"hub_token": None, "num_input_tokens_seen": 5, "pad_token_id": 0, "max_steps": 3},
+    ],
+)
+def test_public_things_stay(public):
+    assert scrub(public) == public
+
+
+def test_a_command_loses_the_values_of_secret_options_and_paths_with_spaces():
+    command = ["run.py", "--hub_token", "plain", "--password=x y", "--out", "/home/ann/my runs/a"]
+    command += ["--data=/mnt/big disk/glue", "--push_to_hub", "--lr", "1e-4", "nyu-mll/glue"]
+    assert scrub_command(command) == (
+        "run.py --hub_token <secret> --password=<secret> --out a --data=glue --push_to_hub --lr 1e-4 "
+        "nyu-mll/glue"
+    )
+
+
+def test_names_of_the_user_the_machine_and_secrets_of_the_environment_go(monkeypatch):
+    monkeypatch.setenv("USER", "annlee")
+    monkeypatch.setenv("HOME", "/home/annlee")
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    monkeypatch.setattr("socket.gethostname", lambda: "node17.lab")
+    found = scrub("annlee on node17.lab with 0123456789abcdef; annleeson stays")
+    assert found == "<user> on <host> with <secret>; annleeson stays"
+
+
+def test_a_home_with_a_space_in_its_name_leaves_nothing(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/Ann Lee")
+    assert scrub("run.py --out '/home/Ann Lee/runs/x' --n 1") == "run.py --out 'x' --n 1"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("config.json", '{"x": "hf_abcdefghijklmnop"}', "a token"),
+        ("README.md", "see /home/annlee/thing", "a path of this machine"),
+        ("sub/notes.yaml", "https://a:b@example.org", "a token"),
+        ("model.safetensors", "...0123456789abcdef...", "a secret of the environment"),
+    ],
+)
+def test_a_leak_is_named_by_file_and_kind_but_not_shown(name, content, kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/annlee")
+    monkeypatch.setenv("SOME_TOKEN", "0123456789abcdef")
+    (tmp_path / "fine.json").write_text(json.dumps({"data": "nyu-mll/glue"}))
+    assert find_leaks(tmp_path) == []
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content)
+    assert find_leaks(tmp_path) == [f"{name}: {kind}"]
