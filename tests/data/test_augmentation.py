@@ -50,6 +50,10 @@ def test_operations_have_their_usual_meaning():
     moved = np.asarray(apply_op(grey, "translate_x", 1))
     assert (moved == 128).all(0).sum() == 150
     assert set(np.asarray(apply_op(picture(), "auto_contrast", 0)).flatten()) >= {0, 255}
+    line = np.zeros((33, 33), np.uint8)
+    line[:, 16] = 255
+    sheared = np.asarray(apply_op(Image.fromarray(line), "shear_x", 1))
+    assert [int(sheared[row].argmax()) for row in (6, 16, 26)] == [19, 16, 13], "about the middle"
     with pytest.raises(ValueError, match="unknown operation 'blur'"):
         apply_op(grey, "blur", 1)
 

@@ -33,10 +33,10 @@ def number(value):
     return b"J" + struct.pack("<i", value)
 
 
-def array(rows):
+def array(rows, code=b"u1"):
     """A uint8 array as Python 2's numpy pickled it in CIFAR's archives."""
     shape = number(len(rows)) + number(rows.shape[1]) + b"\x86"
-    dtype = b"cnumpy\ndtype\n" + text(b"u1") + number(0) + number(1) + b"\x87R"
+    dtype = b"cnumpy\ndtype\n" + text(code) + number(0) + number(1) + b"\x87R"
     dtype += b"(" + number(3) + text(b"|") + b"NNN" + number(-1) + number(-1) + number(0) + b"tb"
     empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n" + number(0) + b"\x85"
     empty += text(b"b") + b"\x87R"
@@ -141,6 +141,7 @@ def test_a_pickle_that_names_a_function_is_refused_and_runs_nothing(thing, proto
         cifar_pickle(labels=[1], data=pixels(1, 0))[:-30],
         b"",
         pickle.dumps(np.ones(3)),
+        b"\x80\x02" + array(pixels(1, 0), code=b"i1") + b".",
         pickle.dumps(np.array(["a"], dtype=object), 2),
         b"\x80\x02cbuiltins\neval\n.",
         b"\x80\x02cnumpy\nload\n.",
