@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._dynamo
 import torch._inductor.config
 
 MIN_COMPILED_NUMEL = 1 << 18
@@ -47,6 +48,7 @@ def run_compiled(
     steps = static.get("steps", first.shape[0]) if "running" in static else 1
     if (
         torch.compiler.is_compiling()
+        or torch._dynamo.config.disable  # TORCH_COMPILE_DISABLE=1
         or first.numel() < MIN_COMPILED_NUMEL
         or steps > MAX_COMPILED_STEPS
         or not _compiler_works

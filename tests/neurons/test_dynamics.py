@@ -799,6 +799,19 @@ def test_eager_and_compiled_agree(make, dtype):
     assert 1 <= graphs <= 3, "one graph forward, one backward, whatever the batch size"
 
 
+def test_compilation_can_be_switched_off(monkeypatch):
+    # What TORCH_COMPILE_DISABLE=1 sets when torch is imported.
+    monkeypatch.setattr(torch._dynamo.config, "disable", True)
+    x = torch.randn(2, 1 << 17)
+    expected, membrane = [], torch.zeros(1 << 17)
+    for current in x:
+        membrane = membrane + current
+        spikes = (membrane >= 1).float()
+        membrane = membrane - spikes
+        expected.append(spikes)
+    assert torch.equal(IF()(x), torch.stack(expected))
+
+
 @pytest.mark.slow
 def test_views_gradients_and_widths_cause_no_recompilation():
     torch.compiler.reset()
