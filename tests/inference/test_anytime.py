@@ -1,6 +1,6 @@
 """Step by step, and early exit: the numbers of one long run, for whoever is still in the batch."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -64,6 +64,13 @@ def test_a_run_goes_on_where_it_stopped(fields, batches):
         *_, last = model.anytime(state=half.state, num_timesteps=STEPS // 2)
         assert last.step == STEPS
         assert torch.equal(last.state.timestep_logits, expected)
+
+
+def test_the_embedding_is_a_current_that_does_not_change(batches):
+    *_, last = make().anytime(batches[0])
+    constant = [name for name, neuron in last.state.neurons.items() if neuron.constant]
+    assert constant == ["bert.encoder.layer.0.attention.self.neuron"]
+    assert last.state.neurons[constant[0]].received is None
 
 
 def test_without_a_mask_and_with_embeddings(batches):
@@ -213,27 +220,19 @@ def test_temperature_scales_the_logits_of_its_step(batches):
     assert (hot.steps == STEPS).all()
 
 
-def test_two_threads_do_not_meet(batches):
+def test_threads_do_not_meet(batches):
     model = make()
     expected = [unrolled(model, batch) for batch in batches]
-    wrong = []
 
     def work(batch, logits):
         for _ in range(10):
             *_, last = model.anytime(batch, energy=False)
-            if not torch.equal(last.state.timestep_logits, logits):
-                wrong.append(1)
-            if not torch.equal(unrolled(model, batch), logits):
-                wrong.append(2)
+            assert torch.equal(last.state.timestep_logits, logits)
+            assert torch.equal(unrolled(model, batch), logits)
 
-    threads = [
-        threading.Thread(target=work, args=pair) for pair in zip(batches, expected, strict=True)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(work, *pair) for pair in zip(batches, expected, strict=True)]:
+            done.result()
 
 
 # --- what is refused -----------------------------------------------------------------------------
