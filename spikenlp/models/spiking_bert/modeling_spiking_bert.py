@@ -196,7 +196,7 @@ class SpikingBertEncoder(nn.Module):
         )
 
     def forward(self, stream: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Tensor:
-        self.initial(stream[0])
+        stream = self.initial(stream[0])[None]
         for layer in self.layer:
             stream, _ = layer(stream, attention_mask, **kwargs)
         return stream
