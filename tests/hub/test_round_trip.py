@@ -178,7 +178,7 @@ def test_an_upload_that_broke_off_is_completed_by_the_next_push(scratch):
 
 @pytest.mark.slow
 def test_a_recipe_pushes_its_model_its_card_and_its_record(scratch):
-    out = scratch / "private place"
+    out = scratch / "private place" / "demo"
     options = ["--output_dir", out, "--push_to_hub", "--hub_model_id", "ann/demo"]
     options += ["--hub_token", TOKEN, "--max_steps", "2", "--max_train_samples", "64"]
     options += ["--max_eval_samples", "8", "--disable_tqdm", "True", "--use_cpu", "True"]
