@@ -169,7 +169,8 @@ class Pipeline:
         return self.train("general", self.features_only(folder, steps, rate), teacher, text)
 
     def run_internal(self, folder: Path) -> dict[str, Any]:
-        text = self.inputs.train.remove_columns("labels")
+        labels = {"label", "labels"} & set(self.inputs.train.column_names)
+        text = self.inputs.train.remove_columns(sorted(labels))
         steps, rate = self.options.internal_steps, self.options.internal_learning_rate
         return self.train("internal", self.features_only(folder, steps, rate), data=text)
 

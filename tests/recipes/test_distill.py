@@ -151,7 +151,9 @@ def test_a_sweep_tables_accuracy_and_energy(options, done, tmp_path, monkeypatch
     arguments = [a for a in options[0] if a not in ("--spike_weight", "0.1", "--num_timesteps")]
     sweep = ["--timesteps", "2", "--spike_targets", "none", "0.1", "--spike_weight", "5"]
     arguments.remove("2")
-    monkeypatch.setattr(sys, "argv", ["", *arguments, *sweep, "--output_dir", str(out)])
+    monkeypatch.setattr(
+        sys, "argv", ["sweep_energy.py", *arguments, *sweep, "--output_dir", str(out)]
+    )
     sweep_energy.main()
     free, penalised = json.loads((out / "sweep.json").read_text())["rows"]
     assert (free["spike_target"], penalised["spike_target"]) == (None, 0.1)
