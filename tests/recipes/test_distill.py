@@ -150,6 +150,7 @@ def test_a_sweep_tables_accuracy_and_energy(options, done, tmp_path, monkeypatch
     out = prepared(done, tmp_path / "sweep", "teacher")
     arguments = [a for a in options[0] if a not in ("--spike_weight", "0.1", "--num_timesteps")]
     sweep = ["--timesteps", "2", "--spike_targets", "none", "0.1", "--spike_weight", "5"]
+    sweep += ["--collapsed_neuron_learning_rate", "0.05", "--neuron_learning_rate", "0.05"]
     arguments.remove("2")
     monkeypatch.setattr(
         sys, "argv", ["sweep_energy.py", *arguments, *sweep, "--output_dir", str(out)]
