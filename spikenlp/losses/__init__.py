@@ -1,5 +1,12 @@
 """Losses for spiking networks; each takes outputs of any network, ours or not."""
 
+from spikenlp.losses.distillation import (
+    attention_score_loss,
+    hidden_state_loss,
+    layer_map,
+    soft_cross_entropy,
+)
+from spikenlp.losses.spikes import count_spikes, spikes_per_neuron
 from spikenlp.losses.temporal import (
     TEMPORAL_LOSSES,
     few_class_weight,
@@ -14,10 +21,16 @@ from spikenlp.losses.temporal import (
 
 __all__ = [
     "TEMPORAL_LOSSES",
+    "attention_score_loss",
+    "count_spikes",
     "few_class_weight",
     "get_temporal_loss",
     "gradient_scaling_factor",
+    "hidden_state_loss",
+    "layer_map",
     "sdt_loss",
+    "soft_cross_entropy",
+    "spikes_per_neuron",
     "tet_loss",
     "tmc_loss",
     "trt_loss",
