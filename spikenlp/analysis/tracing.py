@@ -22,6 +22,7 @@ from spikenlp.models.over_time import increments
 from spikenlp.neurons import NeuronState, RoundingIF
 from spikenlp.neurons.dynamics import SMALLEST_SCALE, sent_amplitude
 from spikenlp.neurons.modules import SpikingNeuron
+from spikenlp.neurons.streaming import carrier_of
 
 TOLERANCE = 0.1
 """Distance from a whole number, in amplitudes, up to which a value is a spike: rounding of running
@@ -82,7 +83,8 @@ def watch_neurons(model: nn.Module, observe: Callable[[Sent], None], *, real: Te
 
     def hook(name):
         def sent(neuron, args, kwargs, output):
-            running, before = kwargs.get("running", False), kwargs.get("state")
+            running, carrier = kwargs.get("running", False), carrier_of(neuron)
+            before = None if carrier is None else carrier.before[neuron]
             real = mask[0]
             fits = real is not None and output.dim() == 4 and output.shape[1:3] == real.shape
             levels = _levels(neuron, output, running, before)
