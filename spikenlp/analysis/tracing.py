@@ -28,6 +28,7 @@ from spikenlp.models.over_time import increments
 from spikenlp.neurons import NeuronState, RoundingIF
 from spikenlp.neurons.dynamics import SMALLEST_SCALE, sent_amplitude
 from spikenlp.neurons.modules import SpikingNeuron
+from spikenlp.neurons.streaming import carrier_of
 
 TOLERANCE = 0.1
 """Distance from a whole number, in amplitudes, up to which a value is a spike: rounding of running
@@ -125,7 +126,9 @@ def watch_neurons(model: nn.Module, observe: Callable[[Sent], None], *, real: Te
 
     def hook(name):
         def sent(neuron, args, kwargs, output):
-            report(name, neuron, output, kwargs.get("running", False), before=kwargs.get("state"))
+            carrier = carrier_of(neuron)
+            before = None if carrier is None else carrier.before[neuron]
+            report(name, neuron, output, kwargs.get("running", False), before=before)
 
         return sent
 

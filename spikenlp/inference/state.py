@@ -8,17 +8,17 @@ old one as it was: two runs may go on from the same state.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikenlp.models.over_time import NONLINEARITIES, next_increment
 from spikenlp.neurons import NeuronState, SpikingNeuron
+from spikenlp.neurons.streaming import Carrier
 
 if TYPE_CHECKING:
     from spikenlp.models.spiking_bert import SpikingBertForSequenceClassification
@@ -92,7 +92,8 @@ def start(
         model: in eval mode.
         inputs: what `model(**inputs)` takes; labels are not read.
         count_energy: count operations in every step, by the conventions of
-            `spikenlp.analysis.energy`. It takes time.
+            `spikenlp.analysis.energy`. It takes time, and while a step runs the model belongs to this
+            thread alone.
 
     Raises:
         ValueError: a model in training mode, a collapsed one, or no inputs.
@@ -137,11 +138,13 @@ def advance(model: SpikingBertForSequenceClassification, state: AnytimeState) ->
     """
     modules = {k: m for k, m in model.named_modules() if isinstance(m, SpikingNeuron)}
     _check(model, set(modules), state)
-    neurons: dict[str, NeuronState] = {}
+    before: dict[nn.Module, NeuronState] = {
+        module: state.neurons.get(name, NeuronState()) for name, module in modules.items()
+    }
     with ExitStack() as stack:
         if state.energy is not None:
             seen = stack.enter_context(_record(model, state.real))
-        stack.enter_context(_carried(modules, state, neurons))
+        carrier = stack.enter_context(Carrier(before, constant=state.embedding))
         stream = model.bert.encoder(state.embedding[None], state.mask)
         pooled = model.bert.pooler(stream)[0]
         current, pooled_sum = pooled, None
@@ -153,47 +156,9 @@ def advance(model: SpikingBertForSequenceClassification, state: AnytimeState) ->
         step=state.step + 1,
         timestep_logits=torch.cat([state.timestep_logits.to(logits.dtype), logits], 1),
         energy=None if state.energy is None else state.energy + _energy(seen),
-        neurons=neurons,
+        neurons={k: carrier.after[module] for k, module in modules.items()},
         pooled=pooled_sum,
     )
-
-
-@contextmanager
-def _carried(
-    modules: Mapping[str, SpikingNeuron], state: AnytimeState, after: dict[str, NeuronState]
-) -> Iterator[None]:
-    """Inside it each neuron runs one step from its state in `state`, and leaves the next in `after`.
-
-    Only in this thread: another one may use the model meanwhile.
-    """
-    thread = threading.get_ident()
-
-    def hooks(name: str):
-        def before(neuron, args, kwargs):
-            if threading.get_ident() != thread:
-                return None
-            constant = args[0].data_ptr() == state.embedding.data_ptr()
-            known = state.neurons.get(name, NeuronState(constant=constant))
-            return args, {"running": kwargs.get("running", False), "state": known}
-
-        def behind(neuron, args, kwargs, output):
-            if threading.get_ident() != thread:
-                return None
-            sent, after[name] = output
-            return sent
-
-        return before, behind
-
-    with ExitStack() as stack:
-        for name, module in modules.items():
-            before, behind = hooks(name)
-            for handle in (
-                module.register_forward_pre_hook(before, with_kwargs=True),
-                # First of all: whoever watches this neuron sees what it sent.
-                module.register_forward_hook(behind, with_kwargs=True, prepend=True),
-            ):
-                stack.callback(handle.remove)
-        yield
 
 
 def _check(

@@ -29,7 +29,13 @@ from spikenlp.neurons.dynamics import (
     spikes_of_state,
 )
 from spikenlp.neurons.linear import remember
-from spikenlp.neurons.streaming import NeuronState, round_once, spike_once, stream
+from spikenlp.neurons.streaming import (
+    NeuronState,
+    carrier_of,
+    round_once,
+    spike_once,
+    stream,
+)
 from spikenlp.neurons.surrogate import SURROGATES
 
 
@@ -243,10 +249,9 @@ class IF(SpikingNeuron):
         *,
         num_timesteps: int | None = None,
         running: bool = False,
-        state: NeuronState | None = None,
-    ) -> Tensor | tuple[Tensor, NeuronState]:
-        if state is not None:
-            return self.advance(x, state, running=running)
+    ) -> Tensor:
+        if (carrier := carrier_of(self)) is not None:
+            return carrier.advance(self, x, running)
         steps = self._steps(x, num_timesteps)
         amplitude = self._broadcast(self.amplitude, x[0])
         sent, kept = spike(
@@ -390,11 +395,10 @@ class RoundingIF(SpikingNeuron):
         num_timesteps: int | None = None,
         running: bool = False,
         collapsed: bool = False,
-        state: NeuronState | None = None,
-    ) -> Tensor | tuple[Tensor, NeuronState]:
+    ) -> Tensor:
         """`collapsed`: what `num_timesteps` steps of `x` [1, ...] send on average, [1, ...]."""
-        if state is not None:
-            return self.advance(x, state, running=running)
+        if (carrier := carrier_of(self)) is not None:
+            return carrier.advance(self, x, running)
         steps = self._steps(x, num_timesteps)
         if collapsed:
             return self.collapsed(x, steps)

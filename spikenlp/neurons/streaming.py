@@ -11,11 +11,12 @@ what one call with T steps gives, bit for bit. There is no gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikenlp.neurons.compilation import MIN_COMPILED_NUMEL, run_compiled
 from spikenlp.neurons.dynamics import (
@@ -47,6 +48,44 @@ class NeuronState(NamedTuple):
         """The state of `rows` (indices on dimension 0 of its tensors)."""
         kept = (x if x is None else x.index_select(0, rows) for x in self[2:])
         return NeuronState(self.step, self.constant, *kept)
+
+
+class Carrier:
+    """The neurons of a model in one time step: each goes on from its state in `before` and leaves the
+    next in `after`. An input that lies where `constant` lies does not change over time.
+
+    Inside `with carrier:` a neuron's `forward` is that one step, in this thread and task alone.
+    """
+
+    def __init__(self, before: Mapping[nn.Module, NeuronState], constant: Tensor):
+        self.before = before
+        self.after: dict[nn.Module, NeuronState] = {}
+        self._constant = constant.data_ptr()
+
+    def advance(self, neuron: Any, x: Tensor, running: bool) -> Tensor:
+        state = self.before[neuron]
+        if state.step == 0:
+            state = NeuronState(constant=x.data_ptr() == self._constant)
+        sent, self.after[neuron] = neuron.advance(x, state, running=running)
+        return sent
+
+    def __enter__(self) -> Carrier:
+        self._token = _CARRIER.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _CARRIER.reset(self._token)
+
+
+_CARRIER: ContextVar[Carrier | None] = ContextVar("carrier", default=None)
+
+
+def carrier_of(neuron: nn.Module) -> Carrier | None:
+    """What carries the state of `neuron` just now, if anything does."""
+    if torch.compiler.is_compiling():
+        return None
+    carrier = _CARRIER.get()
+    return carrier if carrier is not None and neuron in carrier.before else None
 
 
 def stream(
