@@ -153,7 +153,7 @@ def main() -> None:
             out = args.output_dir / loss / f"seed{seed}"
             runs[loss].append(run_one([*options, *LOSSES[loss]], out, seed))
     table = compare(runs)
-    record = {"run": run_record(), "seeds": args.seeds, "options": options, "losses": table}
+    record = {"run": run_record(), "seeds": args.seeds, "losses": table}
     (args.output_dir / "comparison.json").write_text(json.dumps(record, indent=1) + "\n")
     (args.output_dir / "comparison.md").write_text(markdown(table) + "\n")
     for name in ("accuracy", "ece"):

@@ -130,7 +130,6 @@ def main() -> None:
     record = {
         "run": run_record(),
         "seeds": args.seeds,
-        "options": options,
         "losses": table,
         **dense,
     }

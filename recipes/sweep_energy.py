@@ -102,7 +102,7 @@ def main() -> None:
         for steps in args.timesteps
         for spikes in args.spike_targets
     ]
-    record = {"run": run_record(), "options": options, "dense": dense, "rows": rows}
+    record = {"run": run_record(), "dense": dense, "rows": rows}
     (root / "sweep.json").write_text(json.dumps(record, indent=1) + "\n")
     (root / "sweep.md").write_text(markdown(rows, dense))
     draw(rows, dense, root)
