@@ -52,7 +52,9 @@ def plot_metric_by_step(values: Mapping[str, Sequence[float]], ylabel: str) -> F
     axes.set(xlabel="time steps", ylabel=ylabel)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    if len(values) > 1:
+    if len(values) > len(COLOURS):  # beside the lines, where they would hide some
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    elif len(values) > 1:
         axes.legend(frameon=False)
     return figure
 
