@@ -22,7 +22,7 @@ def run_record() -> dict[str, Any]:
     """
     return {
         "command": scrub_command([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": _commit(),
+        "commit": COMMIT,
         "versions": {
             "python": platform.python_version(),
             **{
@@ -49,6 +49,10 @@ def _commit() -> str | None:
     if commit.returncode:
         return None
     return commit.stdout.strip() + (" (modified)" if status.stdout.strip() else "")
+
+
+COMMIT = _commit()
+"""Of the code that this process loaded: asked when it is imported, since a checkout may move on."""
 
 
 def _version(name: str) -> str:

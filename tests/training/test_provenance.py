@@ -1,0 +1,36 @@
+"""A record names the code that ran, not what the checkout holds when the run ends."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SCRIPT = """
+import subprocess, sys
+from spikenlp.training.provenance import run_record
+git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "later"], check=True)
+print(run_record()["commit"])
+"""
+
+
+@pytest.mark.slow
+def test_the_commit_is_that_of_the_start(tmp_path):
+    shutil.copytree(ROOT / "spikenlp", tmp_path / "spikenlp")
+
+    def git(*arguments):
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    git("init", "-q")
+    (tmp_path / ".gitignore").write_text("__pycache__\n")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    first = git("rev-parse", "HEAD").stdout.strip()
+    command = [sys.executable, "-c", SCRIPT]
+    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert printed.stdout.strip() == first
