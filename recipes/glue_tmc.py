@@ -355,14 +355,19 @@ def spikes_and_energy(model: PreTrainedModel, inputs: Inputs, size: int) -> dict
     with SpikeMonitor(model) as monitor, torch.no_grad():
         for batch in batches:
             model(**batch)
-    energy = energy_report(model, batches[0])
+    samples = sum(len(batch["input_ids"]) for batch in batches)
+    energies: dict[str, float] = {}
+    for batch in batches:
+        share = len(batch["input_ids"]) / samples
+        for name, picojoules in energy_report(model, batch).energies.items():
+            energies[name] = energies.get(name, 0.0) + share * picojoules
     layers = monitor.layers.values()
     neurons = sum(counts.positive.shape[1] for counts in layers)
     spikes = sum(counts.spikes_per_neuron * counts.positive.shape[1] for counts in layers)
     return {
         "firing_rate": statistics.mean(counts.rate for counts in layers),
         "spikes_per_neuron": spikes / neurons,
-        **{f"microjoules, {name}": joules / 1e6 for name, joules in energy.energies.items()},
+        **{f"microjoules, {name}": spent / 1e6 for name, spent in energies.items()},
     }
 
 
