@@ -86,7 +86,7 @@ def run_one(options: list[str], out: Path, seed: int) -> dict[str, Any]:
 def measures(found: dict[str, Any]) -> dict[str, float]:
     """What is compared, of one run."""
     metrics = found["spiking"]
-    names = ("accuracy", "f1", "matthews_correlation", "ece", "ada_ece")
+    names = ("accuracy", "f1", "matthews_correlation", "ece", "ada_ece", "nll")
     by_step = {k: v for k, v in metrics.items() if k.rpartition("_t")[0] in names}
     others = {
         k: found[k] for k in ("firing_rate", "similarity", "energy_microjoules", "loss_oscillation")
@@ -153,7 +153,8 @@ def main() -> None:
             out = args.output_dir / loss / f"seed{seed}"
             runs[loss].append(run_one([*options, *LOSSES[loss]], out, seed))
     table = compare(runs)
-    record = {"run": run_record(), "seeds": args.seeds, "losses": table}
+    commits = sorted({found["run"]["commit"] or "" for seeds in runs.values() for found in seeds})
+    record = {"run": run_record(), "trained_at": commits, "seeds": args.seeds, "losses": table}
     (args.output_dir / "comparison.json").write_text(json.dumps(record, indent=1) + "\n")
     (args.output_dir / "comparison.md").write_text(markdown(table) + "\n")
     for name in ("accuracy", "ece"):

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import (
     BaseModelOutputWithPoolingAndNoAttention,
@@ -31,12 +31,13 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple
 from typing_extensions import Self
 
+from spikenlp.models.checkpoint import SpikingCheckpoint, SpikingConfig
 from spikenlp.models.initialization import init_neuron
 from spikenlp.neurons import IF, LIF, RoundingIF, SpikingNeuron
 
 
 @strict
-class SpikingVisionConfig(PreTrainedConfig):
+class SpikingVisionConfig(SpikingConfig):
     """Fields of every spiking image classifier.
 
     Args:
@@ -242,7 +243,7 @@ class SpikingConv(ConvNorm):
 # --- models --------------------------------------------------------------------------------------
 
 
-class SpikingVisionPreTrainedModel(PreTrainedModel):
+class SpikingVisionPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
     config: SpikingVisionConfig
     main_input_name = "pixel_values"
     input_modalities = ("image",)

@@ -62,8 +62,9 @@ class DistillationArguments(SpikingTrainingArguments):
     teacher_cache_gb: float = field(
         default=2.0,
         metadata={
-            "help": "The teacher is asked once for each row, before training, where its answers take "
-            "no more than this (GB of host memory); else at every step. 0: always at every step."
+            "help": "The teacher is asked once for each row, before training, where rows come again and "
+            "its answers take no more than this (GB of host memory); else at every step. 0: always "
+            "at every step."
         },
     )
     teacher_layers: list[int] | None = field(
@@ -161,6 +162,9 @@ class DistillationTrainer(SpikingTrainer):
         if not isinstance(data, Dataset) or not columns <= set(data.column_names):
             return False
         if args.attention_weight:  # grow with the square of the length
+            return False
+        rows_of_a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if 0 < args.max_steps * rows_of_a_step <= len(data):  # no row comes twice
             return False
         states = config.num_hidden_layers + 1 if args.hidden_weight else 0
         needed = bytes_needed(data, states, config.hidden_size, config.num_labels)

@@ -1,10 +1,15 @@
 """What a checkpoint carries beside its weights: format version, auto_map, and that it is spiking."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import (
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
 )
@@ -13,6 +18,8 @@ import spikenlp
 from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification, SpikingBertModel
 from spikenlp.models import checkpoint
 from tests.conftest import TINY_DENSE
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -143,3 +150,44 @@ def test_loading_by_trust_does_not_make_us_copy_our_sources(model, tmp_path):
     model.save_pretrained(tmp_path)
     written = {p.name for p in tmp_path.glob("*.py")}
     assert written == {f"{checkpoint.REMOTE_MODULE}.py"}
+
+
+@pytest.mark.parametrize(
+    "model_class",
+    [
+        spikenlp.SpikingVGGForImageClassification,
+        spikenlp.SpikingResNetForImageClassification,
+        spikenlp.QKFormerForImageClassification,
+    ],
+)
+def test_image_classifiers_carry_the_same(model_class, tmp_path):
+    config = model_class.config_class()
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["spikenlp_format"] == checkpoint.FORMAT
+    named = saved["auto_map"]["AutoModelForImageClassification"]
+    assert named == f"{checkpoint.REMOTE_MODULE}.{model_class.__name__}"
+    assert model_class.__name__ in (tmp_path / f"{checkpoint.REMOTE_MODULE}.py").read_text()
+    edit(tmp_path, spikenlp_format=checkpoint.FORMAT + 1)
+    with pytest.raises(ValueError, match="pip install --upgrade"):
+        AutoModelForImageClassification.from_pretrained(tmp_path)
+
+
+TRUSTING = """
+import sys
+from transformers import AutoModelForImageClassification
+assert "spikenlp" not in sys.modules
+model = AutoModelForImageClassification.from_pretrained(sys.argv[1], trust_remote_code=True)
+print(type(model).__name__)
+"""
+
+
+@pytest.mark.slow
+def test_an_image_classifier_loads_where_nobody_imported_spikenlp(tmp_path):
+    config = spikenlp.SpikingVGGConfig(hidden_sizes=[4, 4], depths=[1, 1], image_size=8)
+    spikenlp.SpikingVGGForImageClassification(config).save_pretrained(tmp_path)
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", TRUSTING, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split()[-1] == "SpikingVGGForImageClassification"

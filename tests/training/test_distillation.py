@@ -106,6 +106,15 @@ def test_a_teacher_that_is_asked_once_teaches_the_same(dense, batches, tmp_path,
         torch.testing.assert_close(finals[1][name], value, rtol=1e-3, atol=1e-4)
 
 
+def test_a_teacher_is_not_asked_beforehand_about_rows_that_come_once(dense, batches, tmp_path):
+    asked = []
+    for steps in (4, 5):  # of 8 of the 32 rows
+        teacher = make_teacher()
+        teacher.register_forward_hook(lambda *_, s=steps: asked.append(s))
+        make_trainer(tmp_path, make_student(dense, batches), teacher, max_steps=steps).train()
+    assert (asked.count(4), asked.count(5)) == (4, 1)
+
+
 def test_training_brings_the_student_nearer_to_its_teacher(dense, batches, tmp_path):
     teacher = make_teacher()
     model = make_student(dense, batches)

@@ -1,7 +1,8 @@
 """QKFormer, registered with transformers' Auto classes on import."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+from transformers import AutoModel, AutoModelForImageClassification
 
+from spikenlp.models.checkpoint import register
 from spikenlp.models.qkformer.configuration_qkformer import QKFormerConfig
 from spikenlp.models.qkformer.modeling_qkformer import (
     QKFormerForImageClassification,
@@ -9,9 +10,10 @@ from spikenlp.models.qkformer.modeling_qkformer import (
     QKFormerPreTrainedModel,
 )
 
-AutoConfig.register("qkformer", QKFormerConfig)
-AutoModel.register(QKFormerConfig, QKFormerModel)
-AutoModelForImageClassification.register(QKFormerConfig, QKFormerForImageClassification)
+register(
+    QKFormerConfig,
+    {AutoModel: QKFormerModel, AutoModelForImageClassification: QKFormerForImageClassification},
+)
 
 __all__ = [
     "QKFormerConfig",

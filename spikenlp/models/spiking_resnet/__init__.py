@@ -1,7 +1,8 @@
 """Spiking ResNet, registered with transformers' Auto classes on import."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+from transformers import AutoModel, AutoModelForImageClassification
 
+from spikenlp.models.checkpoint import register
 from spikenlp.models.spiking_resnet.configuration_spiking_resnet import SpikingResNetConfig
 from spikenlp.models.spiking_resnet.modeling_spiking_resnet import (
     SpikingResNetForImageClassification,
@@ -9,9 +10,13 @@ from spikenlp.models.spiking_resnet.modeling_spiking_resnet import (
     SpikingResNetPreTrainedModel,
 )
 
-AutoConfig.register("spiking_resnet", SpikingResNetConfig)
-AutoModel.register(SpikingResNetConfig, SpikingResNetModel)
-AutoModelForImageClassification.register(SpikingResNetConfig, SpikingResNetForImageClassification)
+register(
+    SpikingResNetConfig,
+    {
+        AutoModel: SpikingResNetModel,
+        AutoModelForImageClassification: SpikingResNetForImageClassification,
+    },
+)
 
 __all__ = [
     "SpikingResNetConfig",

@@ -1,7 +1,8 @@
 """Spiking VGG, registered with transformers' Auto classes on import."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+from transformers import AutoModel, AutoModelForImageClassification
 
+from spikenlp.models.checkpoint import register
 from spikenlp.models.spiking_vgg.configuration_spiking_vgg import SpikingVGGConfig
 from spikenlp.models.spiking_vgg.modeling_spiking_vgg import (
     SpikingVGGForImageClassification,
@@ -9,9 +10,10 @@ from spikenlp.models.spiking_vgg.modeling_spiking_vgg import (
     SpikingVGGPreTrainedModel,
 )
 
-AutoConfig.register("spiking_vgg", SpikingVGGConfig)
-AutoModel.register(SpikingVGGConfig, SpikingVGGModel)
-AutoModelForImageClassification.register(SpikingVGGConfig, SpikingVGGForImageClassification)
+register(
+    SpikingVGGConfig,
+    {AutoModel: SpikingVGGModel, AutoModelForImageClassification: SpikingVGGForImageClassification},
+)
 
 __all__ = [
     "SpikingVGGConfig",
