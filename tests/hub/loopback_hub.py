@@ -112,6 +112,7 @@ class Handler(BaseHTTPRequestHandler):
         given = self.headers.get("Authorization")
         if given == f"Bearer {self.hub.token}" or (given is None and not write):
             return True
+        self.body()  # what is left unread would be taken for the connection's next request
         message = "Invalid credentials in Authorization header" if given else "Unauthorized"
         self.answer(401, {"error": message}, X_Error_Message=message)
         return False
@@ -123,7 +124,6 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "PUT":
             return self.put_object(path.rpartition("/")[2])
         if not self.may(write=self.command == "POST" and path != "/api/validate-yaml"):
-            self.close_connection = True
             return None
         for pattern, action in ROUTES:
             if match := re.fullmatch(pattern, f"{self.command} {path}"):
