@@ -36,6 +36,7 @@ from torch.utils.data import Dataset
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
+    BaseImageProcessor,
     EvalPrediction,
     PreTrainedModel,
     Trainer,
@@ -159,7 +160,8 @@ class ImageArguments(SplitArguments):
 
 @dataclass
 class VisionData:
-    """Data sets of {"pixel_values", "labels"}; `calibration`: training samples as they are."""
+    """Data sets of {"pixel_values", "labels"}; `calibration`: training samples as they are; `processor`:
+    what transformers' pipelines bring an image to the model's input with."""
 
     source: str
     train: Dataset
@@ -168,6 +170,7 @@ class VisionData:
     test: Dataset
     labels: list[str]
     config_fields: dict[str, Any]
+    processor: BaseImageProcessor | None = None
 
     def label_fields(self) -> dict[str, Any]:
         return {
@@ -225,6 +228,7 @@ def load_image_data(model_args: VisionModelArguments, data_args: ImageArguments)
         test=ImageDataset(test, plain),
         labels=names,
         config_fields={"num_channels": len(mean), "image_size": size},
+        processor=plain.image_processor(),
     )
 
 
@@ -316,6 +320,7 @@ def trainer_of(
         train_dataset=data.train,
         eval_dataset=data.validation,
         data_collator=default_data_collator,
+        processing_class=data.processor,
         compute_metrics=accuracy,
     )
 

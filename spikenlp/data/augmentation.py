@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.image_processing_utils import BaseImageProcessor
 
 try:
     from PIL import Image, ImageEnhance, ImageOps
@@ -218,6 +219,26 @@ class ImageTransform:
             pixels = cutout(pixels, self.cutout_size)
         return random_erasing(pixels, self.erasing) if self.erasing else pixels
 
+    def image_processor(self) -> BaseImageProcessor | None:
+        """The same without augmentation as transformers' pipelines know it; None for grey images, which
+        they turn into colour."""
+        if len(self.mean) == 1:
+            return None
+        from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+
+        square = {"height": self.size, "width": self.size}
+        crop = self.crop == "resized"
+        return BitImageProcessorPil(
+            size={"shortest_edge": self._shorter_side()} if crop else square,
+            crop_size=square,
+            do_center_crop=crop,
+            image_mean=list(self.mean),
+            image_std=list(self.std),
+        )
+
+    def _shorter_side(self) -> int:
+        return round(self.size / 0.875)
+
     def _normalise(self, image: Image.Image) -> Tensor:
         array = np.asarray(image, np.float32).reshape(self.size, self.size, -1) / 255
         array = (array - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
@@ -229,8 +250,8 @@ class ImageTransform:
             return image
         if self.crop == "pad":
             return image.resize((self.size, self.size))
-        scale = self.size / 0.875 / min(width, height)
-        width, height = (max(round(scale * side), self.size) for side in (width, height))
+        shorter = self._shorter_side()
+        width, height = (shorter * side // min(width, height) for side in (width, height))
         left, top = (width - self.size) // 2, (height - self.size) // 2
         return image.resize((width, height)).crop((left, top, left + self.size, top + self.size))
 

@@ -182,6 +182,19 @@ def test_options_out_of_range_are_refused(options, message):
         )
 
 
+@pytest.mark.parametrize(
+    ("crop", "size"),
+    [("pad", (28, 28)), ("pad", (50, 41)), ("resized", (50, 41)), ("resized", (37, 90))],
+)
+def test_pipelines_bring_an_image_to_the_same_input(crop, size):
+    image = picture(size=size)
+    transform = ImageTransform(28, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), train=False, crop=crop)
+    processor = transform.image_processor()
+    found = processor(image, return_tensors="pt")["pixel_values"][0]
+    assert torch.allclose(found, transform(image), atol=1e-5)
+    assert ImageTransform(28, (0.5,), (0.5,), train=False).image_processor() is None
+
+
 def test_mixup_mixes_images_and_labels_by_one_share():
     torch.manual_seed(0)
     images = torch.eye(4)[:, :, None]  # image i is the i-th unit vector

@@ -230,6 +230,8 @@ def test_dense_first_then_rounding_neurons_and_the_same_command_again(tmp_path):
     assert (out / "dense" / "model.safetensors").is_file()
     model = transformers.AutoModelForImageClassification.from_pretrained(out)
     assert model.config.id2label == {0: "dark", 1: "bright"}
+    classify = transformers.pipeline("image-classification", model=str(out))
+    assert {found["label"] for found in classify(PILImage.new("RGB", (9, 7)))} == {"dark", "bright"}
     assert yaml.safe_load((out / "arguments.yaml").read_text())["temporal_loss"] == "tmc"
     assert str(tmp_path) not in json.dumps(results)
     printed = run("image_tmc.py", *options)
