@@ -32,6 +32,8 @@ from spikenlp.training.trainer import SpikingTrainer, check_tokenizer_fits
 
 PROJECTIONS = "hidden_projections"
 """Attribute of the student that holds the learned projections while it is trained."""
+STAGES = (4, 2, 1)
+"""Times num_timesteps, in collapsed training with levels that go down by stages."""
 
 
 @dataclass
@@ -74,11 +76,13 @@ class DistillationArguments(SpikingTrainingArguments):
             "student's. Default: evenly spaced."
         },
     )
-    collapsed_timesteps: Literal["fixed", "random"] = field(
+    collapsed_timesteps: Literal["fixed", "random", "staged"] = field(
         default="fixed",
         metadata={
-            "help": "Collapsed training at num_timesteps (fixed), or at a T drawn anew for each batch, "
-            "from 1 to num_timesteps, so that early steps are served as well (random)."
+            "help": "Collapsed training at num_timesteps (fixed); at a T drawn anew for each batch, from "
+            "1 to num_timesteps, so that early steps are served as well (random); or with 4, then 2, "
+            "then 1 times num_timesteps, a third of the steps each, so that levels go down by stages "
+            "(staged)."
         },
     )
 
@@ -91,9 +95,10 @@ class DistillationArguments(SpikingTrainingArguments):
         for name in ("hidden_weight", "attention_weight", "teacher_cache_gb"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        if self.collapsed_timesteps not in ("fixed", "random"):
+        if self.collapsed_timesteps not in ("fixed", "random", "staged"):
             raise ValueError(
-                f"collapsed_timesteps must be 'fixed' or 'random', got {self.collapsed_timesteps!r}"
+                "collapsed_timesteps must be 'fixed', 'random' or 'staged', got "
+                f"{self.collapsed_timesteps!r}"
             )
 
 
@@ -185,12 +190,12 @@ class DistillationTrainer(SpikingTrainer):
         args = self.args
         rows = inputs.pop(ROW, None)
         config = self.accelerator.unwrap_model(model).config
-        random = args.collapsed and args.collapsed_timesteps == "random"
-        drawn = self._random_timesteps(config) if random else nullcontext()
+        varied = args.collapsed and args.collapsed_timesteps != "fixed"
+        timesteps = self._varied_timesteps(config) if varied else nullcontext()
         wanted: dict[str, Any] = {"output_hidden_states": args.hidden_weight > 0}
         if args.attention_weight:
             wanted["output_attention_scores"] = True
-        with drawn:
+        with timesteps:
             outputs = model(**inputs, **wanted)
         labels, mask = inputs.get("labels"), inputs.get("attention_mask")
         if self._cache is None or rows is None:
@@ -247,13 +252,14 @@ class DistillationTrainer(SpikingTrainer):
         return {**outputs, "attention_scores": scores}
 
     @contextmanager
-    def _random_timesteps(self, config: Any) -> Iterator[None]:
-        """T of this step, drawn from the seed and the number of the step: the same after a resume."""
-        generator = torch.Generator().manual_seed(
-            self.args.seed * 1_000_003 + self.state.global_step
-        )
-        saved = config.num_timesteps
-        config.num_timesteps = int(torch.randint(1, saved + 1, (), generator=generator))
+    def _varied_timesteps(self, config: Any) -> Iterator[None]:
+        """T of this step, from the number of the step (and the seed): the same after a resume."""
+        saved, step = config.num_timesteps, self.state.global_step
+        if self.args.collapsed_timesteps == "random":
+            generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + step)
+            config.num_timesteps = int(torch.randint(1, saved + 1, (), generator=generator))
+        else:
+            config.num_timesteps = STAGES[len(STAGES) * step // self.state.max_steps] * saved
         try:
             yield
         finally:

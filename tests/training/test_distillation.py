@@ -167,6 +167,17 @@ def test_t_is_drawn_anew_for_each_batch_between_1_and_num_timesteps(dense, batch
     assert model.config.num_timesteps == 3
 
 
+def test_levels_go_down_by_stages_to_those_of_num_timesteps(dense, batches, tmp_path):
+    model = make_student(dense, batches)
+    options = {"collapsed": True, "collapsed_timesteps": "staged", "max_steps": 6}
+    trainer = make_trainer(tmp_path, model, make_teacher(), **options)
+    levels = []
+    model.register_forward_pre_hook(lambda module, args: levels.append(module.config.num_timesteps))
+    trainer.train()
+    assert levels == [12, 12, 6, 6, 3, 3]
+    assert model.config.num_timesteps == 3
+
+
 def test_a_teacher_of_another_width_teaches_through_projections(dense, batches, tmp_path):
     teacher = make_teacher(hidden_size=48, num_hidden_layers=4)
     model = make_student(dense, batches)
