@@ -19,21 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from glue_tmc import (
-    LOOKED_INTO,
-    evaluation_batches,
-    load_inputs,
-    load_task_data,
-    parse_arguments,
-    run,
-    spikes_and_energy,
-)
+from common import parse_arguments
+from glue_tmc import ARGUMENTS, LOOKED_INTO, run
 from qqp_tmc import load_pairs
 from scipy.stats import ttest_rel
+from task_data import evaluation_batches, load_inputs, load_task_data
 
 from spikenlp import SpikingBertForSequenceClassification
 from spikenlp.analysis.plots import plot_metric_by_step
 from spikenlp.analysis.temporal import loss_oscillation, mean_off_diagonal, temporal_similarity
+from spikenlp.hub.results import MEASURED
 from spikenlp.training.provenance import run_record
 
 LOSSES = {
@@ -60,7 +55,7 @@ def run_one(options: list[str], out: Path, seed: int) -> dict[str, Any]:
     argv = [*options, "--seed", str(seed), "--output_dir", str(out)]
     demo = "--task_name" not in options
     defaults = {"task_name": "qqp"} if demo else {}
-    arguments = parse_arguments(argv, **defaults)
+    arguments = parse_arguments(argv, ARGUMENTS, **defaults)
     load_data = load_pairs if demo else load_task_data
     results = run(*arguments, load_data=load_data)
     model_args, data_args, training_args = arguments
@@ -68,15 +63,12 @@ def run_one(options: list[str], out: Path, seed: int) -> dict[str, Any]:
     inputs = load_inputs(model_args, data_args, *load_data(data_args))
     model = SpikingBertForSequenceClassification.from_pretrained(out).eval()
     size = training_args.per_device_eval_batch_size
-    spent = spikes_and_energy(model, inputs, size)
     similarity = temporal_similarity(model, evaluation_batches(inputs, LOOKED_INTO, size)[0])
     log = json.loads((out / "trainer_state.json").read_text())["log_history"]
     losses = [entry["loss"] for entry in log if "loss" in entry]
     found = {
         **results,
-        "firing_rate": spent["firing_rate"],
         "similarity": statistics.mean(mean_off_diagonal(m) for m in similarity.values()),
-        "energy_microjoules": spent["microjoules, spiking, float32"],
         "loss_oscillation": loss_oscillation(losses, WINDOW) if len(losses) >= WINDOW else None,
     }
     done.write_text(json.dumps(found, indent=1) + "\n")
@@ -88,9 +80,8 @@ def measures(found: dict[str, Any]) -> dict[str, float]:
     metrics = found["spiking"]
     names = ("accuracy", "f1", "matthews_correlation", "ece", "ada_ece", "nll")
     by_step = {k: v for k, v in metrics.items() if k.rpartition("_t")[0] in names}
-    others = {
-        k: found[k] for k in ("firing_rate", "similarity", "energy_microjoules", "loss_oscillation")
-    }
+    others = {k: found[k] for k in ("firing_rate", "similarity", "loss_oscillation")}
+    others["energy_microjoules"] = found["energy_microjoules"][MEASURED][-1]
     seconds = {"seconds_per_step": found["training"]["seconds"] / found["training"]["steps"]}
     return {k: v for k, v in {**by_step, **others, **seconds}.items() if v is not None}
 

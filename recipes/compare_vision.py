@@ -26,13 +26,13 @@ from typing import Any
 import dvs_tmc
 import image_tmc
 import transformers
+from common import parse_arguments
 from compare_losses import LOSSES, WINDOW, compare, markdown
-from glue_tmc import parse_arguments
 from torch.utils.data import Subset
 from transformers import default_data_collator
 
 from spikenlp import SpikingTrainingArguments
-from spikenlp.analysis import SpikeMonitor, energy_report
+from spikenlp.analysis import SpikeMonitor, energy_report, microjoules
 from spikenlp.analysis.plots import plot_metric_by_step
 from spikenlp.analysis.temporal import loss_oscillation
 from spikenlp.training.provenance import run_record
@@ -78,7 +78,7 @@ def look_into(out: Path, data: image_tmc.VisionData) -> dict[str, Any]:
     losses = [entry["loss"] for entry in log if "loss" in entry]
     return {
         "firing_rate": statistics.mean(counts.rate for counts in monitor.layers.values()),
-        "energy_microjoules": energy_report(model, batch).energies["spiking, float32"] / 1e6,
+        "energy_microjoules": microjoules([energy_report(model, batch)]),
         "similarity": None,
         "loss_oscillation": loss_oscillation(losses, WINDOW) if len(losses) >= WINDOW else None,
     }

@@ -31,22 +31,13 @@ from typing import Any
 
 import datasets
 import transformers
+from common import base_model, last_checkpoint, parse_arguments
 from corpus import CorpusArguments
-from glue_tmc import (
-    DataArguments,
-    Inputs,
-    StudentArguments,
-    calibration_batches,
-    dense_trainer,
-    evaluate,
-    fine_tune_dense,
-    last_checkpoint,
-    load_inputs,
-    load_task_data,
-    parse_arguments,
-    spikes_and_energy,
-)
+from glue_tmc import dense_trainer, evaluate, fine_tune_dense, spending
+from student import StudentArguments
+from task_data import DataArguments, Inputs, calibration_batches, load_inputs, load_task_data
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoTokenizer,
     BertForSequenceClassification,
@@ -56,6 +47,7 @@ from transformers import (
 
 from spikenlp import SpikingBertForSequenceClassification, SpikingTrainer
 from spikenlp.data import pack
+from spikenlp.hub.training import CONFIG_FIELDS
 from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 from spikenlp.training.distillation import DistillationArguments, DistillationTrainer
 from spikenlp.training.provenance import run_record
@@ -127,10 +119,25 @@ class Pipeline:
                 found[phase] = json.loads(record.read_text())
             elif phase in self.options.phases and not (phase == "teacher" and self.options.teacher):
                 found[phase] = getattr(self, f"run_{phase}")(self.root / phase)
-                found[phase]["run"] = run_record()
+                found[phase] |= self.facts(phase) | {"run": run_record()}
                 if self.args.process_index == 0:
                     record.write_text(json.dumps(found[phase], indent=1) + "\n")
         return found
+
+    def facts(self, phase: str) -> dict[str, Any]:
+        """Of the model that a phase left: what its card says beside the figures."""
+        known = {
+            **self.inputs.facts(),
+            "base_model": base_model(self.options.model_name_or_path),
+            "seed": self.args.seed,
+        }
+        if phase != "teacher":
+            config = AutoConfig.from_pretrained(self.root / phase)
+            known["config"] = {name: getattr(config, name) for name in CONFIG_FIELDS}
+            record = self.teacher_path / "results.json"
+            if record.exists() and "dense" in (teacher := json.loads(record.read_text())):
+                known["dense"] = teacher["dense"]
+        return known
 
     def run_teacher(self, folder: Path) -> dict[str, Any]:
         options = self.options
@@ -258,8 +265,7 @@ class Pipeline:
             with collapsed(model.config):
                 twin = dense_trainer(model, self.inputs, args)
                 found["collapsed"] = evaluate(twin, self.inputs, "eval")
-        found["spending"] = spikes_and_energy(model, self.inputs, args.per_device_eval_batch_size)
-        return found
+        return {**found, **spending(model, self.inputs, args.per_device_eval_batch_size)}
 
     def check_tokenizer(self, path: str | Path) -> None:
         if Path(path) == self.teacher_path and not (self.teacher_path / "config.json").exists():
@@ -303,8 +309,8 @@ def summary(results: dict[str, Any]) -> str:
                     by_step = " / ".join(f"{100 * v:.1f}" for v in steps)
                     label = f"{phase}: {name}"
                     lines.append(f"{label:22} {key:21} {100 * metrics[key]:5.1f}  {by_step}")
-        if "spending" in found:
-            spikes = found["spending"]["spikes_per_neuron"]
+        if "spikes_per_neuron" in found:
+            spikes = found["spikes_per_neuron"]
             lines.append(f"{phase + ': spikes':22} {spikes:.2f} per neuron and inference")
     return "\n".join(lines)
 
@@ -330,9 +336,7 @@ def distill(argv: list[str]) -> dict[str, Any]:
         )
     corpus = corpus_args.load_corpus()[0] if "general" in options.phases else None
     phases = Pipeline(options, data_args, args, inputs, corpus).run()
-    config = {**options.spiking_fields(), "hidden_act": options.hidden_act}
-    record = {"task": inputs.task.name, "data": inputs.source, "seed": args.seed, "config": config}
-    record |= phases
+    record = {"task": inputs.task.name, "data": inputs.source, "seed": args.seed, **phases}
     if args.process_index == 0:
         (Path(args.output_dir) / "results.json").write_text(json.dumps(record, indent=1) + "\n")
         print(summary(phases), flush=True)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 import transformers
-from glue_tmc import parse_arguments
+from common import parse_arguments
 from image_tmc import (
     SUBSET_SEED,
     VISION_DEFAULTS,

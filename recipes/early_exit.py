@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from glue_tmc import DataArguments, ModelArguments, load_inputs, load_task_data
 from qqp_tmc import load_pairs
+from student import StudentArguments
+from task_data import DataArguments, load_inputs, load_task_data
 from transformers import AutoModelForSequenceClassification
 
 from spikenlp.analysis import energy_report
@@ -48,7 +49,7 @@ THRESHOLDS = [0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0]
 def labelled_batches(checkpoint: Path, data_args: DataArguments, size: int) -> list[dict[str, Any]]:
     """The task's first dev split, sorted by length, as the checkpoint's tokenizer reads it."""
     load_data = load_task_data if data_args.data_dir or data_args.dataset else load_pairs
-    model_args = ModelArguments(model_name_or_path=str(checkpoint))
+    model_args = StudentArguments(model_name_or_path=str(checkpoint))
     inputs = load_inputs(model_args, data_args, *load_data(data_args))
     if inputs.task.labels is None:
         raise ValueError(f"{inputs.task.name} is a regression, which has no confidence to stop at")

@@ -31,7 +31,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import transformers
-from glue_tmc import last_checkpoint, parse_arguments, save_records, summary
+from common import last_checkpoint, parse_arguments, save_records, summary
 from torch.utils.data import Dataset
 from transformers import (
     AutoConfig,

@@ -27,16 +27,9 @@ from typing import Any
 import datasets
 import torch
 import transformers
+from common import parse_arguments, save_records, temporal_loss_of, train
 from corpus import CorpusArguments
-from glue_tmc import (
-    CALIBRATION_BATCH,
-    FROM_SCRATCH,
-    StudentArguments,
-    parse_arguments,
-    save_records,
-    temporal_loss_of,
-    train,
-)
+from student import CALIBRATION_BATCH, FROM_SCRATCH, StudentArguments
 from transformers import (
     AutoConfig,
     BertForMaskedLM,

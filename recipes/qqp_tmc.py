@@ -15,7 +15,9 @@ from pathlib import Path
 
 import datasets
 import transformers
-from glue_tmc import DataArguments, load_task_data, parse_arguments, run
+from common import parse_arguments
+from glue_tmc import ARGUMENTS, run
+from task_data import DataArguments, load_task_data
 
 from spikenlp.data import demo_question_pairs, get_task
 
@@ -35,7 +37,7 @@ def main() -> None:
     transformers.utils.logging.set_verbosity_warning()
     argv = sys.argv[1:] or [str(Path(__file__).parent / "configs" / "demo.yaml")]
     model_args, data_args, training_args = parse_arguments(
-        argv, task_name="qqp", output_dir="outputs/qqp"
+        argv, ARGUMENTS, task_name="qqp", output_dir="outputs/qqp"
     )
     if get_task(data_args.task_name).name != "qqp":
         raise ValueError(f"this recipe is for qqp: run glue_tmc.py for {data_args.task_name}")

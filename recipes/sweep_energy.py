@@ -49,7 +49,11 @@ def run_one(
     last = found.get("unrolled") or found["collapsed"]
     metrics = {k: v for k, v in last["spiking"].items() if k in MAIN_METRICS}
     twin = {f"quantised_{k}": last["collapsed"][k] for k in metrics}
-    return {"num_timesteps": steps, "spike_target": spikes, **metrics, **twin, **last["spending"]}
+    spent = {
+        "spikes_per_neuron": last["spikes_per_neuron"],
+        **{f"microjoules, {k}": v[-1] for k, v in last["energy_microjoules"].items()},
+    }
+    return {"num_timesteps": steps, "spike_target": spikes, **metrics, **twin, **spent}
 
 
 def markdown(rows: list[dict[str, Any]], dense: dict[str, float]) -> str:

@@ -15,8 +15,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
+from common import parse_arguments
 from corpus import CorpusArguments
-from glue_tmc import parse_arguments
 
 from spikenlp.data import sentencepiece_tokenizer, wordpiece_tokenizer
 

@@ -23,7 +23,7 @@ def made_up(accuracy, ece):
         "training": {"seconds": 20.0, "steps": 40},
         "firing_rate": 0.3,
         "similarity": 0.5,
-        "energy_microjoules": 2.0,
+        "energy_microjoules": {"spiking, float32": [1.0, 2.0]},
         "loss_oscillation": None,
     }
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
 
 from spikenlp.data import demo_question_pairs, wordpiece_tokenizer
+from spikenlp.hub.release import release
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "recipes"))
@@ -91,13 +92,23 @@ def test_the_whole_way_says_what_it_loads_and_finds(done):
     results = json.loads((out / "results.json").read_text())
     for phase in ("converted", "collapsed", "unrolled"):
         assert {"accuracy_t1", "accuracy_t2", "ece_t2"} <= results[phase]["spiking"].keys()
-        assert 0 < results[phase]["spending"]["spikes_per_neuron"] <= 2
+        assert 0 < results[phase]["spikes_per_neuron"] <= 2
         assert "accuracy" in results[phase]["collapsed"]
     assert results["unrolled"]["training"]["steps"] == 4
     assert results["collapsed"]["training"]["steps"] == 8
     assert str(out.parent) not in json.dumps(results)
     model = AutoModelForSequenceClassification.from_pretrained(out / "unrolled")
     assert model.config.id2label[1] == "duplicate"
+
+
+@pytest.mark.slow
+def test_what_a_phase_leaves_is_ready_for_a_release_with_its_figures(done, tmp_path):
+    folder = release(done[0] / "unrolled", tmp_path, licence="apache-2.0")
+    card = (folder / "README.md").read_text()
+    found = json.loads((done[0] / "unrolled" / "results.json").read_text())
+    assert found["task"] == "qqp"
+    for line in ("| step 2 | ", "| dense | ", "energy (µJ)", "Task**: qqp"):
+        assert line in card
 
 
 @pytest.mark.slow

@@ -25,8 +25,8 @@ from tests.recipes.test_recipes import ROOT, succeed
 sys.path.insert(0, str(ROOT / "recipes"))
 
 from corpus import CorpusArguments
-from glue_tmc import StudentArguments
 from mlm import MaskedLMModelArguments, TextArguments, build_model, load_blocks, parse_overrides
+from student import StudentArguments
 
 WORDS = (
     "profit shares company bank oil grain ship trade rate dollar report year quarter loss".split()

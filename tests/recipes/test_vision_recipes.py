@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "recipes"))
 import compare_vision  # noqa: E402
 import dvs_tmc  # noqa: E402
 import image_tmc  # noqa: E402
-from glue_tmc import parse_arguments  # noqa: E402
+from common import parse_arguments  # noqa: E402
 
 from tests.data.events.test_recordings import gesture_archive  # noqa: E402
 

@@ -1,0 +1,101 @@
+"""What the recipes share: options, checkpoints to go on from, the records of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import HfArgumentParser
+from transformers.trainer_utils import get_last_checkpoint
+
+from spikenlp import SpikingTrainer, SpikingTrainingArguments
+
+NOT_SUMMARISED = ("loss", "runtime", "ada_ece", "nll", "brier")
+
+
+def parse_arguments(argv: list[str], kinds: tuple[type, ...], **defaults: Any) -> Any:
+    """Command line, or a YAML file followed by options that override it."""
+    parser = HfArgumentParser(kinds)
+    usual = {
+        "save_total_limit": 2,
+        "train_sampling_strategy": "group_by_length",
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+        "logging_steps": 50,
+        "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 64,
+        "warmup_steps": 20,
+    }
+    known = {action.dest for action in parser._actions}
+    parser.set_defaults(**{**{k: v for k, v in usual.items() if k in known}, **defaults})
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        options = yaml.safe_load(Path(argv[0]).read_text())
+        if not isinstance(options, dict) or (unknown := sorted(set(options) - known)):
+            raise ValueError(f"{argv[0]} must map option names to values; unknown: {unknown}")
+        parser.set_defaults(**options)
+        argv = argv[1:]
+    return parser.parse_args_into_dataclasses(argv)
+
+
+def last_checkpoint(folder: str | Path) -> str | None:
+    return get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
+
+
+def temporal_loss_of(args: SpikingTrainingArguments) -> str:
+    return "none (collapsed)" if args.collapsed else args.temporal_loss
+
+
+def train(trainer: SpikingTrainer, args: SpikingTrainingArguments) -> dict[str, Any]:
+    """Trains on from the last checkpoint, if there is one, and saves; what results.json says of it."""
+    resume = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
+    if resume and trainer.is_world_process_zero():
+        print(f"resuming from {resume}", flush=True)
+    trained = trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    trainer.save_state()
+    return {
+        "steps": trainer.state.global_step,
+        "seconds": trained.metrics["train_runtime"],
+        "loss": trained.metrics["train_loss"],
+        "temporal_loss": temporal_loss_of(args),
+        **({} if args.collapsed else args.temporal_loss_options()),
+    }
+
+
+def base_model(path: str | None) -> str | None:
+    """Hub id, or the name of a local folder: the rest of its path is nobody's business."""
+    return Path(path).name if path is not None and Path(path).exists() else path
+
+
+def save_records(output_dir: Path, results: dict[str, Any], *arguments: Any) -> None:
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    used = {k: v for part in arguments for k, v in part_to_dict(part).items()}
+    (output_dir / "arguments.yaml").write_text(yaml.safe_dump(used))
+
+
+def part_to_dict(part: Any) -> dict[str, Any]:
+    if isinstance(part, SpikingTrainingArguments):
+        return json.loads(part.to_json_string())
+    return dataclasses.asdict(part)
+
+
+def summary(results: dict[str, Any]) -> str:
+    """A table: one row a model, its metrics at the last step and the first of them step by step."""
+    lines = []
+    for name in ("dense", "before_training", "spiking"):
+        metrics = results.get(name)
+        if metrics is None:
+            continue
+        final = {k: v for k, v in metrics.items() if not ("_t" in k or k.endswith(NOT_SUMMARISED))}
+        shown = "  ".join(f"{k} {100 * v:.1f}" for k, v in final.items() if isinstance(v, float))
+        lines.append(f"{name.replace('_', ' '):16} {shown}")
+        for key in final:
+            steps = [v for k, v in metrics.items() if k.startswith(f"{key}_t")]
+            if steps:
+                by_step = " ".join(f"{100 * v:.1f}" for v in steps)
+                lines.append(f"{'':16} {key} at step 1..{len(steps)}: {by_step}")
+    return "\n".join(lines)

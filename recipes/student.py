@@ -1,0 +1,79 @@
+"""What the spiking language model of a recipe is, and what it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from spikenlp.data import wordpiece_tokenizer
+
+CALIBRATION_BATCH = 32
+FROM_SCRATCH = {
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 512,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.1,
+}
+
+
+@dataclass
+class StudentArguments:
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dense BERT or spiking checkpoint to start from: a path or a Hub id. Without it "
+            "a small model starts from scratch, with a vocabulary of the training text."
+        },
+    )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Tokenizer, as a path or a Hub id (default: that of the start): of a model from "
+            "scratch, see train_tokenizer.py."
+        },
+    )
+    architecture: Literal["default", "spikingbert"] | None = field(
+        default=None,
+        metadata={
+            "help": "What spikes (default: default); spikingbert: SpikingBERT's 2024 design."
+        },
+    )
+    gradient: Literal["bptt", "implicit"] | None = field(
+        default=None,
+        metadata={"help": "Through the time steps, or (spikingbert, its default) implicit."},
+    )
+    num_timesteps: int | None = field(
+        default=None,
+        metadata={"help": "T (default: 4, spikingbert 100, or that of the spiking checkpoint)."},
+    )
+    nonlinearity: Literal["running", "step"] | None = field(
+        default=None, metadata={"help": "How float functions act over time (default: running)."}
+    )
+    neuron: Literal["rounding", "if", "lif", "plif"] | None = field(
+        default=None, metadata={"help": "Neuron (default: rounding)."}
+    )
+    ternary: bool | None = field(
+        default=None, metadata={"help": "Spikes {-1, 0, 1} (default), or with False {0, 1}."}
+    )
+    hidden_dropout_prob: float = field(
+        default=0.0, metadata={"help": "Dropout of the spiking model."}
+    )
+    calibration_batches: int = field(
+        default=4,
+        metadata={"help": f"Batches of {CALIBRATION_BATCH} that amplitudes are calibrated on."},
+    )
+
+    def spiking_fields(self) -> dict[str, Any]:
+        names = ("architecture", "gradient", "num_timesteps", "nonlinearity", "neuron", "ternary")
+        chosen = {k: getattr(self, k) for k in names if getattr(self, k) is not None}
+        return {**chosen, "hidden_dropout_prob": self.hidden_dropout_prob}
+
+    def load_tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+        """The one that is named, else that of the start, else a new one with the words of `texts`."""
+        path = self.tokenizer_name or self.model_name_or_path
+        return wordpiece_tokenizer(texts) if path is None else AutoTokenizer.from_pretrained(path)

