@@ -8,6 +8,7 @@ from spikenlp.models.qkformer import (
     QKFormerForImageClassification,
     QKFormerModel,
 )
+from spikenlp.models.quantization import Int8Config
 from spikenlp.models.spiking_bert import (
     SpikingBertConfig,
     SpikingBertForMaskedLM,
@@ -30,6 +31,7 @@ from spikenlp.models.spiking_vgg import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Int8Config",
     "QKFormerConfig",
     "QKFormerForImageClassification",
     "QKFormerModel",

@@ -2,7 +2,8 @@
 
     python -m spikenlp.hub.pack outputs/sst2-small --license mit
 
-What is stored is what a release holds (`spikenlp.hub.release`), with weights in 16 bits.
+What is stored is what a release holds (`spikenlp.hub.release`), with weights in int8
+(`spikenlp.models.quantization`).
 """
 
 from __future__ import annotations
@@ -13,45 +14,46 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from spikenlp.hub.classifier import WEIGHTS
 from spikenlp.hub.release import load, release
+from spikenlp.models.quantization import Int8Config
 
 LARGEST = 8_000_000
 """Bytes of a checkpoint that comes with the package."""
 
 
 def pack(checkpoint: str | Path, out: str | Path = WEIGHTS, licence: str | None = None) -> Path:
-    """The checkpoint as a folder of at most 8 MB in `out`, weights in float16; returns it.
+    """The checkpoint as a folder of at most 8 MB in `out`, weights in int8; returns it.
 
-    The card says that the weights were rounded after the evaluation that it reports.
+    The card says that the weights were rounded after the evaluation that it reports, unless the
+    checkpoint is in int8 already.
 
     Raises:
-        ValueError: larger than that, weights beyond float16's range, or what `release` refuses.
+        ValueError: larger than that, or what `release` refuses.
         FileExistsError: the folder exists.
     """
     checkpoint = Path(checkpoint)
     record = checkpoint / "results.json"
-    model = load(checkpoint)
-    largest = max(float(p.detach().abs().max()) for p in model.parameters())
-    if largest > torch.finfo(torch.float16).max:
-        raise ValueError(f"{checkpoint} has weights up to {largest:g}, beyond float16")
+    given = AutoConfig.from_pretrained(checkpoint).to_dict().get("quantization_config")
+    model = load(checkpoint, quantization_config=None if given else Int8Config())
     with tempfile.TemporaryDirectory() as scratch:
         rounded = Path(scratch) / checkpoint.resolve().name
-        model.half().save_pretrained(rounded)
+        model.save_pretrained(rounded)
         AutoTokenizer.from_pretrained(checkpoint).save_pretrained(rounded)
         for name in ("LICENSE", "arguments.yaml"):
             if (checkpoint / name).is_file():
                 (rounded / name).write_bytes((checkpoint / name).read_bytes())
         if record.is_file():
-            results = {**json.loads(record.read_text()), "rounded_after_evaluation": "float16"}
+            results = json.loads(record.read_text())
+            if not given:
+                results["rounded_after_evaluation"] = "int8"
             (rounded / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         size = sum(p.stat().st_size for p in rounded.iterdir())
         if size > LARGEST:
             raise ValueError(
-                f"{checkpoint} takes {size / 1e6:.1f} MB in float16, more than {LARGEST / 1e6:.0f}: use "
+                f"{checkpoint} takes {size / 1e6:.1f} MB in int8, more than {LARGEST / 1e6:.0f}: use "
                 "a smaller model or vocabulary"
             )
         return release(rounded, out, licence)

@@ -16,6 +16,7 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel
 
@@ -77,12 +78,15 @@ def write_sums(folder: Path) -> None:
     (folder / SUMS).write_text("\n".join(lines) + "\n")
 
 
-def load(checkpoint: Path) -> PreTrainedModel:
-    """The model, of the class that its config names. Raises ValueError where that is none of ours."""
+def load(checkpoint: Path, **options: Any) -> PreTrainedModel:
+    """The model, of the class that its config names. Raises ValueError where that is none of ours.
+
+    `options` are those of `from_pretrained`.
+    """
     (name,) = AutoConfig.from_pretrained(checkpoint).architectures or [None]
     if not (isinstance(name, str) and name in spikenlp.__all__):
         raise ValueError(f"{checkpoint} holds a {name}, which is no model of spikenlp")
-    return getattr(spikenlp, name).from_pretrained(checkpoint)
+    return getattr(spikenlp, name).from_pretrained(checkpoint, **options)
 
 
 def _write_licence(checkpoint: Path, folder: Path, licence: str) -> None:

@@ -1,6 +1,7 @@
 """The classifier that explains itself, and weights that come with the package."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 import spikenlp
-from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification
+from spikenlp import Int8Config, SpikingBertConfig, SpikingBertForSequenceClassification
 from spikenlp.analysis import SpikeMonitor, energy_report
 from spikenlp.data import wordpiece_tokenizer
 from spikenlp.hub import SpikingClassifier, classifier
 from spikenlp.hub.pack import LARGEST, pack
+from spikenlp.hub.release import load
+from spikenlp.models.quantization import int8_of
 from tests.conftest import TINY_DENSE
 from tests.hub.test_card import RESULTS
 
@@ -80,21 +83,41 @@ def test_packed_weights_classify_and_say_that_they_were_rounded(tmp_path, monkey
     model, _ = make(tmp_path / "tiny")
     folder = pack(tmp_path / "tiny", tmp_path / "weights")
     stored = load_file(folder / "model.safetensors")
-    assert {v.dtype for v in stored.values()} == {torch.float16}
+    of_layers = {name for name, value in stored.items() if value.dtype == torch.int8}
+    assert "classifier.weight_int8" in of_layers
+    assert "bert.embeddings.word_embeddings.weight_int8" in of_layers
     for name, value in model.state_dict().items():
-        assert torch.equal(stored[name], value.half()), name
-    assert "rounded to float16 after this evaluation" in (folder / "README.md").read_text()
+        if f"{name}_int8" in of_layers:
+            rounded, scale = int8_of(value)
+            assert torch.equal(stored[f"{name}_int8"], rounded), name
+            assert torch.equal(stored[f"{name}_scale"], scale), name
+        else:
+            assert torch.equal(stored[name], value), name
+    assert "rounded to int8 after this evaluation" in (folder / "README.md").read_text()
     monkeypatch.setattr(classifier, "WEIGHTS", tmp_path / "weights")
     classify = spikenlp.pretrained("tiny")
-    assert {p.dtype for p in classify.model.parameters()} == {torch.float32}
+    assert {p.dtype for p in classify.model.parameters()} == {torch.float32, torch.int8}
     assert classify(TEXT).label in ("dull", "fine")
     with pytest.raises(ValueError, match=r"no weights named 'huge'.*there are: tiny"):
         spikenlp.pretrained("huge")
 
 
+def test_what_was_evaluated_in_int8_is_packed_as_it_is(tmp_path):
+    make(tmp_path / "float")
+    classify = type(load(tmp_path / "float"))
+    rounded = classify.from_pretrained(tmp_path / "float", quantization_config=Int8Config())
+    folder = tmp_path / "tiny"
+    shutil.copytree(tmp_path / "float", folder)
+    rounded.save_pretrained(folder)
+    packed = pack(folder, tmp_path / "weights")
+    same = [(f / "model.safetensors").read_bytes() for f in (folder, packed)]
+    assert same[0] == same[1]
+    assert "after this evaluation" not in (packed / "README.md").read_text()
+
+
 def test_what_is_too_large_or_has_no_record_is_not_packed(tmp_path):
-    make(tmp_path / "large", vocab_size=150_000)
-    with pytest.raises(ValueError, match=r"9\.\d MB in float16, more than 8"):
+    make(tmp_path / "large", vocab_size=230_000)
+    with pytest.raises(ValueError, match=r"8\.\d MB in int8, more than 8"):
         pack(tmp_path / "large", tmp_path / "weights")
     make(tmp_path / "bare")
     (tmp_path / "bare" / "results.json").unlink()
