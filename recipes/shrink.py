@@ -36,7 +36,8 @@ class ShrinkArguments:
         default=None, metadata={"help": "Layers to keep (default: all)."}
     )
     vocab_size: int | None = field(
-        default=None, metadata={"help": "Tokens to keep, of the text of --task_name (default: all)."}
+        default=None,
+        metadata={"help": "Tokens to keep, of the text of --task_name (default: all)."},
     )
 
 

@@ -23,6 +23,8 @@ sys.path.insert(0, str(ROOT / "recipes"))
 
 import distill  # noqa: E402
 import sweep_energy  # noqa: E402
+from shrink import ShrinkArguments, shrink  # noqa: E402
+from task_data import DataArguments  # noqa: E402
 
 SMALL = ["--max_train_samples", "64", "--max_eval_samples", "32", "--max_seq_length", "24"]
 SMALL += ["--task_name", "qqp", "--use_cpu", "True", "--disable_tqdm", "True", "--save_steps", "2"]
@@ -109,6 +111,28 @@ def test_what_a_phase_leaves_is_ready_for_a_release_with_its_figures(done, tmp_p
     assert found["task"] == "qqp"
     for line in ("| step 2 | ", "| dense | ", "energy (µJ)", "Task**: qqp"):
         assert line in card
+
+
+@pytest.mark.slow
+def test_a_student_of_fewer_layers_and_words_learns_from_a_teacher_of_as_many_words(
+    options, done, tmp_path
+):
+    data = DataArguments(task_name="qqp", data_dir=options[0][options[0].index("--data_dir") + 1])
+    teacher, student = str(tmp_path / "teacher"), str(tmp_path / "student")
+    source = str(done[0] / "teacher")
+    large = shrink(ShrinkArguments(source, teacher, vocab_size=80), data)
+    small = shrink(ShrinkArguments(teacher, student, num_hidden_layers=1), data)
+    assert large.config.vocab_size == small.config.vocab_size <= 80
+    assert large.config.num_hidden_layers == 2
+    last = large.bert.encoder.layer[1].state_dict()
+    for name, value in small.bert.encoder.layer[0].state_dict().items():
+        assert torch.equal(value, last[name]), name
+    arguments = [*options[0], "--teacher", teacher, "--student", student]
+    arguments += ["--model_name_or_path", student, "--phases", "converted", "collapsed"]
+    found = distill.distill([*arguments, "--output_dir", str(tmp_path / "out")])
+    assert found["collapsed"]["training"]["steps"] == 8
+    made = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "collapsed")
+    assert (made.config.num_hidden_layers, made.config.vocab_size) == (1, small.config.vocab_size)
 
 
 @pytest.mark.slow
