@@ -14,7 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from spikenlp import SpikingTrainer, SpikingTrainingArguments
 
-NOT_SUMMARISED = ("loss", "runtime", "ada_ece", "nll", "brier")
+NOT_SUMMARISED = ("loss", "runtime", "ada_ece", "nll", "brier", "confidence")
 
 
 def parse_arguments(argv: list[str], kinds: tuple[type, ...], **defaults: Any) -> Any:

@@ -237,13 +237,13 @@ def _example(
 def _steps_table(values: dict[str, Any]) -> str:
     calibration, energies = values["calibration"], values["energy_microjoules"]
     lines = [
-        f"{'step':>4}{'accuracy':>10}{'ECE':>8}{'AdaECE':>8}{'NLL':>8}{'Brier':>8}"
+        f"{'step':>4}{'accuracy':>10}{'confidence':>12}{'ECE':>8}{'AdaECE':>8}{'NLL':>8}{'Brier':>8}"
         + "".join(f"{name + ', uJ':>28}" for name in energies)
     ]
     for t, accuracy in enumerate(values["accuracy"], 1):
         cells = (calibration[f"{name}_t{t}"] for name in ("ece", "ada_ece", "nll", "brier"))
         lines.append(
-            f"{t:>4}{accuracy:10.4f}"
+            f"{t:>4}{accuracy:10.4f}{calibration[f'confidence_t{t}']:12.4f}"
             + "".join(f"{cell:8.4f}" for cell in cells)
             + "".join(f"{energy[t - 1]:28.3f}" for energy in energies.values())
         )

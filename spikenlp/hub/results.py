@@ -27,7 +27,7 @@ GLUE_DEV_ROWS = {
     "wnli": 71,
 }
 """Rows of GLUE's dev sets. Local files with another number are not GLUE's, whatever their name."""
-CALIBRATION = ("ece", "ada_ece", "nll", "brier")
+CALIBRATION = ("ece", "ada_ece", "nll", "brier", "confidence")
 HUB_METRICS = {
     "accuracy": "accuracy",
     "f1": "f1",

@@ -157,8 +157,9 @@ def calibration_by_timestep(
         bins: of the calibration errors, >= 1.
 
     Returns:
-        `ece_t1` ... `ece_tT`, likewise `ada_ece_t*`, `nll_t*` and `brier_t*`, and `ece`, `ada_ece`,
-        `nll` and `brier`, which are those at step T.
+        `ece_t1` ... `ece_tT`, likewise `ada_ece_t*`, `nll_t*`, `brier_t*` and `confidence_t*`, and
+        `ece`, `ada_ece`, `nll`, `brier` and `confidence`, which are those at step T. `confidence` is the
+        mean of max_c p_c: above the accuracy the model is overconfident, below it underconfident.
 
     Raises:
         ValueError: as `negative_log_likelihood`; `bins` < 1.
@@ -177,6 +178,7 @@ def calibration_by_timestep(
             "ada_ece": adaptive_calibration_error(probabilities, y, bins=bins),
             "nll": negative_log_likelihood(logits, y),
             "brier": brier_score(probabilities, y),
+            "confidence": float(probabilities.max(1).mean()),
         }
         by_step |= {f"{name}_t{t}": score for name, score in scores.items()}
     return scores | by_step

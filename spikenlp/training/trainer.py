@@ -36,7 +36,8 @@ class SpikingTrainer(PublishingTrainer):
         compute_metrics: as for Trainer, on `predictions` = logits [N, C]. It is applied to the mean
             logits (`accuracy`) and to the running mean at each step (`accuracy_t1` ... `accuracy_tT`),
             beside which the loss of that running mean is reported (`loss_t1` ...), and for one label
-            a sequence its calibration (`ece`, `ece_t1` ..., `ada_ece`, `nll`, `brier`).
+            a sequence its calibration (`ece`, `ece_t1` ..., `ada_ece`, `nll`, `brier`,
+            `confidence`).
         The rest as in transformers' Trainer.
 
     Raises:

@@ -159,7 +159,8 @@ def test_each_step_is_judged_by_the_running_mean():
         assert found[f"nll_t{t}"] == pytest.approx(
             F.cross_entropy(mean, torch.tensor(labels)).item()
         )
-    for name in ("ece", "ada_ece", "nll", "brier"):
+        assert found[f"confidence_t{t}"] == pytest.approx(np.mean([max(row) for row in p]))
+    for name in ("ece", "ada_ece", "nll", "brier", "confidence"):
         assert found[name] == found[f"{name}_t3"]
 
 
