@@ -24,11 +24,22 @@ LARGEST = 8_000_000
 """Bytes of a checkpoint that comes with the package."""
 
 
-def pack(checkpoint: str | Path, out: str | Path = WEIGHTS, licence: str | None = None) -> Path:
+def pack(
+    checkpoint: str | Path,
+    out: str | Path = WEIGHTS,
+    licence: str | None = None,
+    *,
+    name: str | None = None,
+    base_model: str | None = None,
+) -> Path:
     """The checkpoint as a folder of at most 8 MB in `out`, weights in int8; returns it.
 
     The card says that the weights were rounded after the evaluation that it reports, unless the
     checkpoint is in int8 already.
+
+    Args:
+        name: of the folder (default: the checkpoint's).
+        base_model: Hub id of what the weights were made from, where the record names a local folder.
 
     Raises:
         ValueError: larger than that, or what `release` refuses.
@@ -39,7 +50,7 @@ def pack(checkpoint: str | Path, out: str | Path = WEIGHTS, licence: str | None 
     given = AutoConfig.from_pretrained(checkpoint).to_dict().get("quantization_config")
     model = load(checkpoint, quantization_config=None if given else Int8Config())
     with tempfile.TemporaryDirectory() as scratch:
-        rounded = Path(scratch) / checkpoint.resolve().name
+        rounded = Path(scratch) / (name or checkpoint.resolve().name)
         model.save_pretrained(rounded)
         AutoTokenizer.from_pretrained(checkpoint).save_pretrained(rounded)
         for name in ("LICENSE", "arguments.yaml"):
@@ -47,6 +58,8 @@ def pack(checkpoint: str | Path, out: str | Path = WEIGHTS, licence: str | None 
                 (rounded / name).write_bytes((checkpoint / name).read_bytes())
         if record.is_file():
             results = json.loads(record.read_text())
+            if base_model is not None:
+                results["base_model"] = base_model
             if not given:
                 results["rounded_after_evaluation"] = "int8"
             (rounded / "results.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -65,11 +78,14 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, help="folder with results.json; its name is kept")
+    parser.add_argument("checkpoint", type=Path, help="folder with results.json")
+    parser.add_argument("--name", help="of the folder, and of the weights")
+    parser.add_argument("--base_model", help="Hub id of what they were made from")
     parser.add_argument("--license", help="of a model that was made from another: mit, ...")
     args = parser.parse_args(argv)
     try:
-        print(pack(args.checkpoint, licence=args.license))
+        names = {"name": args.name, "base_model": args.base_model}
+        print(pack(args.checkpoint, licence=args.license, **names))
     except (ValueError, OSError) as error:
         sys.exit(f"pack: {error}")
 

@@ -112,6 +112,10 @@ def test_what_was_evaluated_in_int8_is_packed_as_it_is(tmp_path):
     packed = pack(folder, tmp_path / "weights")
     same = [(f / "model.safetensors").read_bytes() for f in (folder, packed)]
     assert same[0] == same[1]
+    named = {"name": "other", "base_model": "someone/bert", "licence": "apache-2.0"}
+    other = pack(folder, tmp_path / "weights", **named)
+    assert other.name == "other"
+    assert "base_model: someone/bert" in (other / "README.md").read_text()
     assert "after this evaluation" not in (packed / "README.md").read_text()
 
 
