@@ -53,9 +53,9 @@ def pack(
         rounded = Path(scratch) / (name or checkpoint.resolve().name)
         model.save_pretrained(rounded)
         AutoTokenizer.from_pretrained(checkpoint).save_pretrained(rounded)
-        for name in ("LICENSE", "arguments.yaml"):
-            if (checkpoint / name).is_file():
-                (rounded / name).write_bytes((checkpoint / name).read_bytes())
+        for file in ("LICENSE", "arguments.yaml", "early_exit.json"):
+            if (checkpoint / file).is_file():
+                (rounded / file).write_bytes((checkpoint / file).read_bytes())
         if record.is_file():
             results = json.loads(record.read_text())
             if base_model is not None:

@@ -41,6 +41,7 @@ PUBLIC = (
     "chat_template.jinja",
     "preprocessor_config.json",
     "processor_config.json",
+    "early_exit.json",
     "results.json",
     "arguments.yaml",
     "trainer_state.json",

@@ -12,6 +12,7 @@ from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification
 from spikenlp.data import wordpiece_tokenizer
 from spikenlp.hub.publish import stage
 from spikenlp.hub.release import main, release
+from spikenlp.inference import ExitPolicy
 from tests.conftest import TINY_DENSE
 from tests.hub.test_card import RESULTS
 
@@ -31,6 +32,7 @@ def checkpoint(tmp_path):
     (folder / "arguments.yaml").write_text("output_dir: /home/annlee/x\nhub_token: abc\nseed: 7\n")
     state = {"best_model_checkpoint": "/home/ann lee/runs/checkpoint-3", "global_step": 800}
     (folder / "trainer_state.json").write_text(json.dumps(state))
+    ExitPolicy((0.9,), num_timesteps=2).save(folder)
     (folder / "training_args.bin").write_bytes(b"/home/annlee and a token")
     (folder / "checkpoint-3").mkdir()
     (folder / "checkpoint-3" / "model.safetensors").write_bytes(b"old")
@@ -50,6 +52,7 @@ def test_a_release_is_complete_and_its_sums_are_right(checkpoint, tmp_path):
         "SHA256SUMS",
         "arguments.yaml",
         "config.json",
+        "early_exit.json",
         "model.safetensors",
         "results.json",
         "spikenlp_remote.py",
