@@ -40,7 +40,6 @@ from glue_tmc import (
     dense_trainer,
     evaluate,
     fine_tune_dense,
-    last_checkpoint,
     load_inputs,
     load_task_data,
     parse_arguments,
@@ -56,6 +55,7 @@ from transformers import (
 
 from spikenlp import SpikingBertForSequenceClassification, SpikingTrainer
 from spikenlp.data import pack
+from spikenlp.training import last_checkpoint
 from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 from spikenlp.training.distillation import DistillationArguments, DistillationTrainer
 from spikenlp.training.provenance import run_record

@@ -45,7 +45,6 @@ from transformers import (
     Trainer,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from spikenlp import (
     SpikingBertConfig,
@@ -59,7 +58,7 @@ from spikenlp.hub.training import CONFIG_FIELDS
 from spikenlp.losses import few_class_weight
 from spikenlp.metrics import glue_metrics
 from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
-from spikenlp.training import check_tokenizer_fits
+from spikenlp.training import ResumableTrainer, check_tokenizer_fits, last_checkpoint
 from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 from spikenlp.training.provenance import run_record
 
@@ -302,17 +301,13 @@ def fine_tune_dense(
     return evaluate(trainer, inputs, "dense")
 
 
-def last_checkpoint(folder: str | Path) -> str | None:
-    return get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
-
-
 def dense_trainer(
     model: PreTrainedModel, inputs: Inputs, args: SpikingTrainingArguments
 ) -> Trainer:
     # transformers' BERT takes loss keywords but returns a plain mean: without this the gradient of
     # accumulated batches would be as many times too large.
     model.accepts_loss_kwargs = False
-    return Trainer(
+    return ResumableTrainer(
         model,
         args,
         train_dataset=inputs.train,
