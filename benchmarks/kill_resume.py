@@ -23,9 +23,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from datasets import Dataset
+from measure import finish as finish_record
 from transformers import BertConfig, BertForSequenceClassification, TrainerCallback
 
 from spikenlp import (
@@ -35,13 +37,11 @@ from spikenlp import (
 )
 from spikenlp.training import last_checkpoint
 from spikenlp.training.checkpoints import INCOMPLETE
-from spikenlp.training.provenance import run_record
 
 ROWS, VOCABULARY, LENGTH, BATCH = 80, 200, 12, 4
 SAVE_STEPS = 2
-LONGEST_PAUSE = 0.06
-"""Seconds between what a kill waits for and the kill: about the time of a step or of a checkpoint."""
-TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")
+STEP_SECONDS, WRITING_SECONDS = 0.06, 0.03
+"""Longest pauses between what a kill waits for and the kill: about what a step, a checkpoint takes."""
 
 
 def build() -> SpikingBertForSequenceClassification:
@@ -74,25 +74,11 @@ class Steps(TrainerCallback):
         os.write(self.pipe, b".")
 
 
-class Recorder:
-    """A data collator that writes down the rows of each batch."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.trainer: SpikingTrainer | None = None
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return {
-            "input_ids": torch.tensor([row["input_ids"] for row in rows]),
-            "labels": torch.tensor([row["labels"] for row in rows]),
-        }
-
-
 class RecordingTrainer(SpikingTrainer):
-    """Writes down the step and the first token of every row that it learns from."""
+    """Writes down what it learns from: its process, the step and the tokens of each micro-batch."""
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        seen = [self.state.global_step, *inputs["input_ids"].flatten().tolist()]
+        seen = [os.getpid(), self.state.global_step, inputs["input_ids"].tolist()]
         with open(self.output_dir / "order.jsonl", "a") as file:
             file.write(json.dumps(seen) + "\n")
         return super().training_step(model, inputs, *args, **kwargs)
@@ -145,35 +131,164 @@ def wait_for_steps(pipe: int, count: int) -> None:
             return
 
 
-def finish(process: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+def wait_for_writing(folder: Path, process: int) -> None:
+    """Until a checkpoint is begun, or the process has ended."""
+    unfinished = folder / INCOMPLETE
+    known = modified(unfinished)
+    while modified(unfinished) in (None, known):
+        if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+
+
+def modified(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def finish(process: int, pipe: int) -> int:
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    os.close(pipe)
+    return status
 
 
 def kill_once(folder: Path, steps: int, in_writing: bool, rng: random.Random) -> dict[str, Any]:
     """Starts or resumes the run, kills it, and says where that was."""
-    resumed = last_checkpoint(folder)
+    resumed, before = last_checkpoint(folder), modified(folder / INCOMPLETE)
     process, pipe = start(folder, steps)
-    began, pause = rng.randint(1, 2 * SAVE_STEPS), rng.uniform(0, LONGEST_PAUSE)
     if in_writing:
-        began = rng.randint(1, 2)
+        began = rng.randint(1, 2 * SAVE_STEPS)
         wait_for_steps(pipe, began)
-        unfinished = folder / INCOMPLETE
-        known = unfinished.stat().st_ino if unfinished.exists() else None
-        while os.waitpid(process, os.WNOHANG) == (0, 0):
-            if unfinished.exists() and unfinished.stat().st_ino != known:
-                break
-        pause = rng.uniform(0, LONGEST_PAUSE / 3)
+        wait_for_writing(folder, process)
+        pause = rng.uniform(0, WRITING_SECONDS)
     else:
+        began = rng.randint(0, 3 * SAVE_STEPS)
         wait_for_steps(pipe, began)
+        pause = rng.uniform(0, STEP_SECONDS)
     time.sleep(pause)
-    os.kill(process, signal.SIGKILL)
-    status = finish(process)
-    os.close(pipe)
-    unfinished = sorted(str(p.relative_to(folder)) for p in folder.glob(f"{INCOMPLETE}/*/*"))
+    os.kill(process, signal.SIGKILL)  # one that has ended is not gone before it is waited for
+    status = finish(process, pipe)
+    if status != -signal.SIGKILL:
+        raise RuntimeError(f"the run ended with {status} before it was killed: {folder}/log.txt")
+    left = []
+    if modified(folder / INCOMPLETE) not in (None, before):
+        left = sorted(p.name for p in folder.glob(f"{INCOMPLETE}/*/*"))
     return {
         "resumed_from": _step(resumed),
-        "signal": -status,
-        "aimed_at": "writing" if in_writing else f"step {began} of the process",
-        "files_of_an_unfinished_checkpoint": len(unfinished),
+        "aim": "the writing of a checkpoint" if in_writing else f"step {began} since the start",
+        "pause_seconds": round(pause, 4),
+        "left_of_an_unfinished_checkpoint": left,
         "last_whole_checkpoint": _step(last_checkpoint(folder)),
     }
+
+
+def _step(folder: str | None) -> int | None:
+    return None if folder is None else int(Path(folder).name.split("-")[1])
+
+
+def differences(killed: Path, whole: Path, steps: int) -> list[str]:
+    """What the two runs differ in, by name."""
+    found = []
+    checkpoints = [folder / f"checkpoint-{steps}" for folder in (killed, whole)]
+    weights = [safetensors.torch.load_file(path / "model.safetensors") for path in checkpoints]
+    assert any(name.endswith("amplitude") for name in weights[1])  # the neurons' calibration
+    parts = {"weights and neuron amplitudes": weights}
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        parts[name] = [torch.load(path / name, weights_only=False) for path in checkpoints]
+    states = [json.loads((path / "trainer_state.json").read_text()) for path in checkpoints]
+    parts["losses, learning rates and progress"] = states
+    for name, (one, other) in parts.items():
+        if not same(one, other):
+            found.append(name)
+    if not same_order(killed, whole):
+        found.append("order of the data")
+    return found
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equality to the bit of nested containers of tensors, arrays and numbers."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def order(folder: Path) -> dict[int, list[list[Any]]]:
+    """For each step, for each process that took it, the micro-batches that it saw."""
+    taken: dict[int, dict[int, list[Any]]] = {}
+    for line in (folder / "order.jsonl").read_text().splitlines():
+        process, step, tokens = json.loads(line)
+        taken.setdefault(step, {}).setdefault(process, []).append(tokens)
+    return {step: list(attempts.values()) for step, attempts in taken.items()}
+
+
+def same_order(killed: Path, whole: Path) -> bool:
+    """Every step saw the batches of the run nobody killed, however often it was taken."""
+    seen, expected = order(killed), {step: only for step, (only,) in order(whole).items()}
+    return seen.keys() == expected.keys() and all(
+        attempts[-1] == expected[step]
+        and all(attempt == expected[step][: len(attempt)] for attempt in attempts)
+        for step, attempts in seen.items()
+    )
+
+
+def run(kills: int, seed: int, folder: Path) -> dict[str, Any]:
+    """Kills a run `kills` times in `folder`, which is empty, and compares it with a whole one."""
+    steps = 4 * kills + 8
+    whole, killed = folder / "whole", folder / "killed"
+    for path in (whole, killed):
+        path.mkdir()
+    began = time.perf_counter()
+    if finish(*start(whole, steps)):
+        raise RuntimeError(f"the run nobody kills failed: {(whole / 'log.txt').read_text()}")
+    rng = random.Random(seed)
+    aims = [i % 2 == 0 for i in range(kills)]
+    rng.shuffle(aims)
+    made = [kill_once(killed, steps, in_writing, rng) for in_writing in aims]
+    if finish(*start(killed, steps)):
+        raise RuntimeError(f"the resumed run failed: {(killed / 'log.txt').read_text()}")
+    attempts = order(killed)
+    return {
+        "seed": seed,
+        "steps": steps,
+        "save_steps": SAVE_STEPS,
+        "kills": made,
+        "kills_that_left_an_unfinished_checkpoint": sum(
+            bool(kill["left_of_an_unfinished_checkpoint"]) for kill in made
+        ),
+        "steps_taken_again": sum(len(taken) - 1 for taken in attempts.values()),
+        "differences": differences(killed, whole, steps),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    args = parser.parse_args()
+    # Processes are forked from this one, which has imported everything: it must have no threads.
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp())
+    try:
+        results = run(args.kills, args.seed, folder)
+    finally:
+        shutil.rmtree(folder)
+    print(
+        f"{args.kills} kills, {results['kills_that_left_an_unfinished_checkpoint']} of them left an "
+        f"unfinished checkpoint; {results['steps_taken_again']} steps taken again; differences: "
+        f"{results['differences'] or 'none'}"
+    )
+    finish_record({"kill_resume": results}, args.output)
+    sys.exit(bool(results["differences"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -192,18 +192,7 @@ class ResumableTrainer(Trainer):
             if state.global_step >= self.args.max_steps:
                 return self._train_no_further(folder, state)
         with self._termination.handled(self.args):
-            output = super().train(folder, *args, **kwargs)
-        if self._termination.requested:
-            if self.is_world_process_zero():
-                step = self.state.global_step
-                print(
-                    f"SIGTERM: stopped after step {step} of {self.state.max_steps}, which "
-                    f"{self.args.output_dir}/checkpoint-{step} holds. Resume to go on.",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            raise TrainingTerminated(128 + signal.SIGTERM)
-        return output
+            return super().train(folder, *args, **kwargs)
 
     def _whole(self, asked: str | bool | None) -> str | None:
         if not asked:
@@ -225,9 +214,7 @@ class ResumableTrainer(Trainer):
         self.state = state
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
         loss = float(np.mean(losses)) if losses else float("nan")
-        return TrainOutput(
-            state.global_step, loss, {"train_runtime": 0.0, "train_loss": loss}
-        )
+        return TrainOutput(state.global_step, loss, {"train_runtime": 0.0, "train_loss": loss})
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
@@ -340,6 +327,26 @@ class SaveOnTermination(TrainerCallback):
         if self.requested:
             control.should_training_stop = control.should_save = True
         return control
+
+    def on_epoch_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """The loop was left and the checkpoint is written. What Trainer does at the end of training,
+        such as to delete all checkpoints but the best, is not for a run that is to go on."""
+        if not self.requested:
+            return
+        if state.is_world_process_zero:
+            print(
+                f"SIGTERM: stopped after step {state.global_step} of {state.max_steps}, which "
+                f"{args.output_dir}/checkpoint-{state.global_step} holds. Resume to go on.",
+                file=sys.stderr,
+                flush=True,
+            )
+        raise TrainingTerminated(128 + signal.SIGTERM)
 
     def _anywhere(self, args: TrainingArguments) -> bool:
         """Whether any process received the signal: all must stop after the same step."""
