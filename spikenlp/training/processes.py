@@ -1,4 +1,4 @@
-"""Several processes: whether those that were asked for train together."""
+"""Several processes: whether those that were asked for train together, and in the way that was asked for."""
 
 from __future__ import annotations
 
@@ -36,4 +36,14 @@ def check_processes(world_size: int) -> None:
         raise RuntimeError(
             "`accelerate launch` was asked for several processes (MASTER_ADDR is set), but started "
             f"this one alone. {HOW}"
+        )
+
+
+def check_sharding(distributed_type: str) -> None:
+    """Raises RuntimeError where FSDP was asked for and accelerate set up something else, as on CPU."""
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked and distributed_type != "FSDP":
+        raise RuntimeError(
+            f"FSDP was asked for (ACCELERATE_USE_FSDP=true), but accelerate set up {distributed_type}: it "
+            "shards on accelerators only, not with use_cpu=True. Use ddp_cpu.yaml there"
         )

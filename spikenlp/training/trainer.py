@@ -22,6 +22,7 @@ from spikenlp.neurons import SpikingNeuron
 from spikenlp.training.arguments import SpikingTrainingArguments
 from spikenlp.training.checkpoints import ResumableTrainer
 from spikenlp.training.loss_function import TemporalLossFunction
+from spikenlp.training.processes import check_sharding
 
 ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 
@@ -43,6 +44,7 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         ValueError: an empty data set, a tokenizer with more tokens than the embedding has rows, a
             `compute_loss_func` (the loss is `args.temporal_loss`), labels out of range, logits that
             are not finite.
+        RuntimeError: FSDP was asked for and is not there (`spikenlp.training.processes`).
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         kwargs["compute_metrics"] = TimestepMetrics(compute_metrics)
         self._to_log: dict[str, list[torch.Tensor]] = {}
         super().__init__(model, args, *positional, **kwargs)
+        check_sharding(self.accelerator.distributed_type)
         for name, dataset in (("train", self.train_dataset), ("eval", self.eval_dataset)):
             if isinstance(dataset, Sized) and len(dataset) == 0:
                 raise ValueError(f"the {name} data set is empty")

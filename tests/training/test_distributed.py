@@ -1,19 +1,23 @@
 """Two CPU processes equal one on the same batches, stop together, and resume to the same weights."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from safetensors.torch import load_file
 
 from spikenlp.losses import tmc_loss
-from spikenlp.training.processes import check_processes
-from tests.training import two_processes
+from spikenlp.training.processes import check_processes, check_sharding
+from tests.training import sharded_processes, two_processes
 from tests.training.test_trainer import make_args
 
 ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "recipes" / "accelerate"
 
 
 def launch(*command, **variables):
@@ -90,6 +94,65 @@ def test_sigterm_to_one_process_stops_both_after_the_same_step_and_the_run_goes_
             "generators": ["rng_state_0.pth", "rng_state_1.pth"],
             "same": True,
         }
+
+
+@pytest.mark.slow
+def test_fsdp2_shards_neurons_and_equals_one_process(tmp_path):
+    """Losses, every parameter and buffer, checkpoint and resumption, with the configuration file."""
+    done = launch(
+        *("-m", "accelerate.commands.launch", "--config_file", CONFIGS / "fsdp2.yaml"),
+        *("--mixed_precision", "no", "-m", "tests.training.sharded_processes", tmp_path),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = torch.load(tmp_path / "results.pt")
+    one = sharded_processes.train(tmp_path / "one", 1)
+    expected = one.model.state_dict()
+    neurons = [name for name in found["local"] if name.endswith(("v_threshold", "decay_logit"))]
+    assert neurons
+    for name, local in found["local"].items():
+        # Rows are spread over two processes; what has one row is in the first alone.
+        assert local[:1] == ((expected[name].shape[0] + 1) // 2,), name
+    assert found["losses"] == pytest.approx(sharded_processes.losses(one), rel=1e-5)
+    assert found["resumed"] == pytest.approx(found["losses"], rel=1e-5)
+    assert found["problem"] is None
+    for folder in ("first", "resumed"):
+        saved = load_file(tmp_path / folder / "model.safetensors")
+        assert saved.keys() == expected.keys()
+        for name, tensor in saved.items():
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_fsdp_that_was_asked_for_and_is_not_there_stops(tmp_path, monkeypatch):
+    """accelerate trains with DDP on CPU, in silence, where its configuration says FSDP."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    check_sharding("FSDP")
+    with pytest.raises(RuntimeError, match=r"FSDP was asked for.*MULTI_CPU"):
+        check_sharding("MULTI_CPU")
+
+
+@pytest.mark.parametrize(
+    ("name", "launcher", "processes"),
+    [
+        ("ddp", "multi_gpu", 2),
+        ("ddp_cpu", "multi_gpu", 2),
+        ("fsdp2", "use_fsdp", 2),
+        ("deepspeed_zero2", "use_deepspeed", 2),
+        ("multi_node", "multi_gpu", 16),
+    ],
+)
+def test_configurations_are_what_accelerate_reads(name, launcher, processes):
+    """Parsed by accelerate itself, with the options of the command in their first lines."""
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    command = re.search(r"accelerate launch (.*?\.py)", text.replace("\n#", "").replace("\\", ""))
+    words = command[1].split()
+    assert words[:2] == ["--config_file", f"recipes/accelerate/{name}.yaml"]
+    words[1] = str(CONFIGS / f"{name}.yaml")
+    assert (ROOT / words[-1]).is_file()
+    args, config, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    launchers = ("multi_gpu", "use_fsdp", "use_deepspeed")
+    assert [key for key in launchers if getattr(args, key)] == [launcher]
+    assert config.num_processes == processes
+    assert args.machine_rank == 0
 
 
 def test_global_theta_without_a_process_group_is_local():
