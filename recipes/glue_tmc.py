@@ -426,7 +426,8 @@ def describe(inputs: Inputs, model: PreTrainedModel, args: SpikingTrainingArgume
         if weight == "auto":
             few_class = few_class_weight(config.num_labels)
             weight = f"auto = {few_class:.3f} (few-class weight; 1 is literal TMC)"
-        loss += f", theta over the {args.theta_reduction}, theta_weight {weight}"
+        of_all = " of all processes" if args.theta_scope == "global" else ""
+        loss += f", theta over the {args.theta_reduction}{of_all}, theta_weight {weight}"
     if args.collapsed:
         loss = "none: the collapsed twin is trained, which is not spiking; evaluation is"
     splits = ", ".join(f"{len(split):,} {name}" for name, split in inputs.evaluation.items())
