@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import yaml
 from transformers import HfArgumentParser
-from transformers.trainer_utils import get_last_checkpoint
 
 from spikenlp import SpikingTrainer, SpikingTrainingArguments
+from spikenlp.training import last_checkpoint
 
 NOT_SUMMARISED = ("loss", "runtime", "ada_ece", "nll", "brier", "confidence")
 
@@ -38,10 +38,6 @@ def parse_arguments(argv: list[str], kinds: tuple[type, ...], **defaults: Any) -
         parser.set_defaults(**options)
         argv = argv[1:]
     return parser.parse_args_into_dataclasses(argv)
-
-
-def last_checkpoint(folder: str | Path) -> str | None:
-    return get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
 
 
 def temporal_loss_of(args: SpikingTrainingArguments) -> str:

@@ -31,7 +31,7 @@ from typing import Any
 
 import datasets
 import transformers
-from common import base_model, last_checkpoint, parse_arguments
+from common import base_model, parse_arguments
 from corpus import CorpusArguments
 from glue_tmc import dense_trainer, evaluate, fine_tune_dense, spending
 from student import StudentArguments
@@ -48,6 +48,7 @@ from transformers import (
 from spikenlp import SpikingBertForSequenceClassification, SpikingTrainer
 from spikenlp.data import pack
 from spikenlp.hub.training import CONFIG_FIELDS
+from spikenlp.training import last_checkpoint
 from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 from spikenlp.training.distillation import DistillationArguments, DistillationTrainer
 from spikenlp.training.provenance import run_record

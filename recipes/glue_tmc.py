@@ -33,7 +33,6 @@ import torch
 import transformers
 from common import (
     base_model,
-    last_checkpoint,
     parse_arguments,
     save_records,
     summary,
@@ -68,7 +67,7 @@ from spikenlp.data import get_task
 from spikenlp.hub.training import CONFIG_FIELDS
 from spikenlp.losses import few_class_weight
 from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
-from spikenlp.training import check_tokenizer_fits
+from spikenlp.training import ResumableTrainer, check_tokenizer_fits, last_checkpoint
 from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 from spikenlp.training.provenance import run_record
 
@@ -132,7 +131,7 @@ def dense_trainer(
     # transformers' BERT takes loss keywords but returns a plain mean: without this the gradient of
     # accumulated batches would be as many times too large.
     model.accepts_loss_kwargs = False
-    return Trainer(
+    return ResumableTrainer(
         model,
         args,
         train_dataset=inputs.train,
@@ -229,7 +228,8 @@ def describe(inputs: Inputs, model: PreTrainedModel, args: SpikingTrainingArgume
         if weight == "auto":
             few_class = few_class_weight(config.num_labels)
             weight = f"auto = {few_class:.3f} (few-class weight; 1 is literal TMC)"
-        loss += f", theta over the {args.theta_reduction}, theta_weight {weight}"
+        of_all = " of all processes" if args.theta_scope == "global" else ""
+        loss += f", theta over the {args.theta_reduction}{of_all}, theta_weight {weight}"
     if args.collapsed:
         loss = "none: the collapsed twin is trained, which is not spiking; evaluation is"
     splits = ", ".join(f"{len(split):,} {name}" for name, split in inputs.evaluation.items())

@@ -31,7 +31,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import transformers
-from common import last_checkpoint, parse_arguments, save_records, summary
+from common import parse_arguments, save_records, summary
 from torch.utils.data import Dataset
 from transformers import (
     AutoConfig,
@@ -57,6 +57,7 @@ from spikenlp import (
 from spikenlp.data import carve_validation
 from spikenlp.data.augmentation import ImageTransform
 from spikenlp.data.images import MEAN_STD, ImageDataset, label_names, load_images
+from spikenlp.training import last_checkpoint
 from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 from spikenlp.training.provenance import run_record
 

@@ -10,6 +10,7 @@ With z_t the logits at step t, y the label, CE the cross entropy and sg the stop
           theta_t  = mean_B(p_t) / mean_B(1 - p_t)    theta_reduction="batch" (the released code)
           theta_t  = p_t / (1 - p_t), one per sample  theta_reduction="sample" (the paper's analysis)
           lambda_t = (T - t + 1) / T
+          theta_scope says whose batch mean_B is: this process's ("local") or all processes' ("global")
 
 Every loss takes `timestep_logits` [B, T, C] (or [B, T, L, C] for token labels [B, L]) of any
 floating dtype, whatever network they come from, computes in float32 and returns the mean over the
@@ -28,6 +29,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from spikenlp.losses.collectives import logsumexp_over_processes, sum_over_processes
 
 IGNORE_INDEX = -100
 THETA_MAX = 1e4
@@ -99,6 +102,7 @@ def tmc_loss(
     labels: Tensor,
     *,
     theta_reduction: Literal["batch", "sample"] = "batch",
+    theta_scope: Literal["local", "global"] = "local",
     theta_weight: float | Literal["auto"] = 1.0,
     theta_lambda: Literal["linear", "constant"] = "linear",
     theta_odds: bool = True,
@@ -112,6 +116,10 @@ def tmc_loss(
         theta_reduction: "batch" takes the odds of the mean confidence of the batch, as the authors'
             code does (the loss then depends on how a batch is cut into micro-batches); "sample"
             takes the odds of each sample.
+        theta_scope: of "batch". "local" takes the means of the samples in this call: with N processes
+            theirs are N different odds of smaller batches. "global" takes them over all processes of
+            torch.distributed's default group (with gradients), each of which must call this as often
+            as the others; without a process group, or with one process, it is "local".
         theta_weight: w. 1 is the paper; "auto" is `few_class_weight(C)`, which tasks with few
             classes need: literal TMC trains a binary task at T = 2 towards the wrong class.
         theta_lambda: "linear" (the paper) or "constant" (ablation: lambda_t = 1).
@@ -129,6 +137,13 @@ def tmc_loss(
     """
     if theta_reduction not in ("batch", "sample"):
         raise ValueError(f"theta_reduction must be 'batch' or 'sample', got {theta_reduction!r}")
+    if theta_scope not in ("local", "global"):
+        raise ValueError(f"theta_scope must be 'local' or 'global', got {theta_scope!r}")
+    if theta_scope == "global" and theta_reduction != "batch":
+        raise ValueError(
+            "theta_scope='global' is for the means of theta_reduction='batch', which "
+            f"{theta_reduction!r} does not take: leave it at 'local'"
+        )
     if theta_lambda not in ("linear", "constant"):
         raise ValueError(f"theta_lambda must be 'linear' or 'constant', got {theta_lambda!r}")
     if not theta_max > 0:
@@ -143,8 +158,7 @@ def tmc_loss(
     weight = _resolve_weight(theta_weight, classes, steps)
     log_p, log_not_p = _log_confidence(_running_mean(logits), labels)
     if theta_reduction == "batch":
-        weights = share.log()[:, None]
-        log_p, log_not_p = ((x + weights).logsumexp(0) for x in (log_p, log_not_p))
+        log_p, log_not_p = _log_means(torch.stack([log_p, log_not_p]), share, theta_scope)
     log_theta = log_p - log_not_p if theta_odds else log_p
     exponent = _lambdas(steps, logits.device) if theta_lambda == "linear" else 1.0
     term = (exponent * log_theta.clamp_max(math.log(theta_max))).exp().mean(-1)
@@ -331,6 +345,15 @@ def _require(condition: Tensor, message: str) -> None:
 
 def _mean(x: Tensor, share: Tensor) -> Tensor:
     return (x * share).sum()
+
+
+def _log_means(log_x: Tensor, share: Tensor, scope: str) -> Tensor:
+    """log of the mean over samples of exp(`log_x`) [..., N, T]."""
+    if scope == "local":
+        return (log_x + share.log()[:, None]).logsumexp(-2)
+    kept = share > 0
+    share = kept / sum_over_processes(kept.sum())
+    return logsumexp_over_processes((log_x + share.log()[:, None]).logsumexp(-2))
 
 
 def _mean_cross_entropy(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from transformers import TrainingArguments
 
 from spikenlp.losses import TEMPORAL_LOSSES
+from spikenlp.training.processes import check_processes
 
 
 @dataclass
@@ -16,6 +17,7 @@ class SpikingTrainingArguments(TrainingArguments):
 
     Raises:
         ValueError: an option out of range (see the help of each field).
+        RuntimeError: a launcher was asked for several processes, and they do not train together.
     """
 
     temporal_loss: Literal["sdt", "tet", "tmc", "trt"] = field(
@@ -25,6 +27,13 @@ class SpikingTrainingArguments(TrainingArguments):
     theta_reduction: Literal["batch", "sample"] = field(
         default="batch",
         metadata={"help": "TMC: odds of the batch's mean confidence, or of each sample's."},
+    )
+    theta_scope: Literal["local", "global"] = field(
+        default="local",
+        metadata={
+            "help": "TMC with theta_reduction batch: mean confidence of each process's own batch, or of the "
+            "batches of all processes, so that N processes equal one with the N-fold batch."
+        },
     )
     theta_weight: str = field(
         default="auto",
@@ -76,10 +85,18 @@ class SpikingTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_processes(self.world_size)
         if self.temporal_loss not in TEMPORAL_LOSSES:
             raise ValueError(
                 f"temporal_loss must be one of {', '.join(TEMPORAL_LOSSES)}, got "
                 f"{self.temporal_loss!r}"
+            )
+        if self.theta_scope not in ("local", "global"):
+            raise ValueError(f"theta_scope must be 'local' or 'global', got {self.theta_scope!r}")
+        if self.theta_scope == "global" and self.theta_reduction != "batch":
+            raise ValueError(
+                "theta_scope='global' needs theta_reduction='batch', got "
+                f"{self.theta_reduction!r}, which takes no mean"
             )
         if self.theta_weight != "auto":
             try:
@@ -101,6 +118,7 @@ class SpikingTrainingArguments(TrainingArguments):
             options["mse_weight"] = self.tet_mse_weight
         elif self.temporal_loss == "tmc":
             options["theta_reduction"] = self.theta_reduction
+            options["theta_scope"] = self.theta_scope
             options["theta_lambda"] = self.theta_lambda
             options["theta_odds"] = self.theta_odds
             weight = self.theta_weight

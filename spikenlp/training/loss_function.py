@@ -15,7 +15,8 @@ class TemporalLossFunction:
 
     The mean over this micro-batch is weighted by its share of `num_items_in_batch`, so that
     accumulated or distributed batches give the gradient of one large batch (for SDT, TET and
-    TMC-sample exactly; TMC-batch takes its odds within each micro-batch).
+    TMC-sample exactly; TMC-batch takes its odds within each micro-batch, with theta_scope="global" in
+    those of all processes).
 
     Args:
         name: "sdt", "tet" or "tmc"; options: as in `get_temporal_loss`.

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import EvalPrediction, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import EvalPrediction
 from transformers.trainer_pt_utils import get_parameter_names
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from spikenlp.hub.training import PublishingTrainer
 from spikenlp.losses import trt_weight_penalty
@@ -23,13 +20,17 @@ from spikenlp.losses.temporal import IGNORE_INDEX
 from spikenlp.metrics.calibration import calibration_by_timestep
 from spikenlp.neurons import SpikingNeuron
 from spikenlp.training.arguments import SpikingTrainingArguments
+from spikenlp.training.checkpoints import ResumableTrainer
 from spikenlp.training.loss_function import TemporalLossFunction
+from spikenlp.training.processes import check_sharding
 
 ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 
 
-class SpikingTrainer(PublishingTrainer):
+class SpikingTrainer(ResumableTrainer, PublishingTrainer):
     """Trains any model that returns `timestep_logits` [B, T, C] with SDT, TET or TMC.
+
+    Its checkpoints, and what SIGTERM does, are those of `spikenlp.training.checkpoints`.
 
     Args:
         args: `SpikingTrainingArguments`; `label_smoothing_factor` smooths the cross entropy.
@@ -44,6 +45,7 @@ class SpikingTrainer(PublishingTrainer):
         ValueError: an empty data set, a tokenizer with more tokens than the embedding has rows, a
             `compute_loss_func` (the loss is `args.temporal_loss`), labels out of range, logits that
             are not finite.
+        RuntimeError: FSDP was asked for and is not there (`spikenlp.training.processes`).
     """
 
     def __init__(
@@ -65,31 +67,11 @@ class SpikingTrainer(PublishingTrainer):
         kwargs["compute_metrics"] = TimestepMetrics(compute_metrics)
         self._to_log: dict[str, list[torch.Tensor]] = {}
         super().__init__(model, args, *positional, **kwargs)
+        check_sharding(self.accelerator.distributed_type)
         for name, dataset in (("train", self.train_dataset), ("eval", self.eval_dataset)):
             if isinstance(dataset, Sized) and len(dataset) == 0:
                 raise ValueError(f"the {name} data set is empty")
         check_tokenizer_fits(self.model, self.processing_class)
-
-    def train(
-        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
-    ) -> TrainOutput:
-        """As Trainer's. Given the checkpoint of a run that reached `max_steps`, where Trainer would
-        take one step more, it loads the model (the best one with `load_best_model_at_end`) and trains
-        no further."""
-        folder = resume_from_checkpoint
-        if folder is True:
-            folder = get_last_checkpoint(self.args.output_dir)
-        if isinstance(folder, str) and self.args.max_steps > 0:
-            state = TrainerState.load_from_json(str(Path(folder) / TRAINER_STATE_NAME))
-            if state.global_step >= self.args.max_steps:
-                best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
-                self._load_from_checkpoint(best or folder)
-                self.state = state
-                losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-                loss = float(np.mean(losses)) if losses else float("nan")
-                metrics = {"train_runtime": 0.0, "train_loss": loss}
-                return TrainOutput(state.global_step, loss, metrics)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def compute_loss(
         self,

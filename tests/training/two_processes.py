@@ -1,28 +1,133 @@
-"""Writes the gradients of one optimizer step; run by test_distributed with one and two processes."""
+"""What a process of test_distributed does, in two processes there and in one in the test itself."""
 
 import os
+import signal
 import sys
 
 import torch
-import torch.distributed
+import torch.distributed as dist
+from transformers import TrainerCallback
 
 from spikenlp import SpikingTrainer
+from spikenlp.losses import tmc_loss
+from spikenlp.training import TrainingTerminated, last_checkpoint
 from tests.training.test_trainer import gradients_of, make_args, make_data, make_model
 
-folder, loss, batch = sys.argv[1:]
-args = make_args(
-    folder,
-    temporal_loss=loss,
-    theta_reduction="sample",
-    per_device_train_batch_size=int(batch),
-    gradient_accumulation_steps=2,
-)
-trainer = SpikingTrainer(make_model(), args, train_dataset=make_data())
-gradients = gradients_of(trainer)[0]
-if trainer.is_world_process_zero():
-    torch.save({"world_size": args.world_size, "gradients": gradients}, f"{folder}/gradients.pt")
-if torch.distributed.is_initialized():
-    torch.distributed.destroy_process_group()
-# gloo's threads may abort a process that takes itself down ("terminate called without an active
-# exception"), after all is done.
-os._exit(0)
+CASES = {
+    "sdt": {"temporal_loss": "sdt"},
+    "tet": {"temporal_loss": "tet"},
+    "tmc, sample": {"temporal_loss": "tmc", "theta_reduction": "sample"},
+    "tmc, batch, global": {"temporal_loss": "tmc", "theta_scope": "global"},
+    "tmc, batch, global, p": {"theta_scope": "global", "theta_odds": False},
+    "tmc, batch, local": {"temporal_loss": "tmc", "theta_scope": "local"},
+}
+UNEQUAL = (3, 5)
+"""Samples of each process; one of the second's is labelled -100."""
+
+
+def gradients(folder, processes):
+    """Of the first optimizer step of each case: 32 rows in two accumulated batches."""
+    found = {}
+    for name, options in CASES.items():
+        args = make_args(
+            folder,
+            per_device_train_batch_size=16 // processes,
+            gradient_accumulation_steps=2,
+            **options,
+        )
+        assert args.world_size == processes
+        trainer = SpikingTrainer(make_model(), args, train_dataset=make_data())
+        found[name] = gradients_of(trainer)[0]
+    return found
+
+
+def gradient_of_unequal_batches(counts, rank, theta_odds):
+    """Of TMC over samples that are spread unevenly, as DDP leaves it: the mean over processes."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(sum(counts), 4, 6, generator=generator, dtype=torch.float64)
+    weight = torch.randn(6, 3, generator=generator, dtype=torch.float64).float().requires_grad_()
+    labels = torch.randint(3, (sum(counts),), generator=generator)
+    labels[-1] = -100
+    total = (labels != -100).sum()
+    first = sum(counts[:rank])
+    mine = slice(first, first + counts[rank])
+    loss = tmc_loss(
+        x[mine].float() @ weight,
+        labels[mine],
+        theta_weight=0.5,
+        theta_odds=theta_odds,
+        theta_scope="global",
+    )
+    (loss * (labels[mine] != -100).sum() * len(counts) / total).backward()
+    if len(counts) > 1:
+        dist.all_reduce(weight.grad)
+    return weight.grad / len(counts)
+
+
+class Terminate(TrainerCallback):
+    """SIGTERM comes to the second process alone."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3 and args.process_index == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def weights_after(folder, callbacks, resume):
+    args = make_args(
+        folder,
+        max_steps=6,
+        per_device_train_batch_size=4,
+        save_strategy="steps",
+        save_steps=2,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        eval_strategy="steps",
+        eval_steps=2,
+        metric_for_best_model="loss",
+    )
+    trainer = SpikingTrainer(
+        make_model(hidden_dropout_prob=0.1),
+        args,
+        train_dataset=make_data(),
+        eval_dataset=make_data(8, seed=1),
+        callbacks=callbacks,
+    )
+    ended = None
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    except TrainingTerminated as termination:
+        ended = termination.code
+    return ended, {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+
+
+def terminated_and_resumed(folder):
+    ended, _ = weights_after(f"{folder}/terminated", [Terminate()], None)
+    last = last_checkpoint(f"{folder}/terminated")
+    generators = sorted(name for name in os.listdir(last) if name.startswith("rng_state"))
+    _, resumed = weights_after(f"{folder}/terminated", [], True)
+    _, whole = weights_after(f"{folder}/whole", [], None)
+    return {
+        "status": ended,
+        "last": os.path.basename(last),
+        "generators": generators,
+        "same": all(torch.equal(resumed[name], whole[name]) for name in whole),
+    }
+
+
+def main(folder):
+    results = {"gradients": gradients(folder, 2)}
+    rank = dist.get_rank()
+    results["unequal"] = {
+        odds: gradient_of_unequal_batches(UNEQUAL, rank, odds) for odds in (True, False)
+    }
+    results["terminated"] = terminated_and_resumed(folder)
+    results["world_size"] = dist.get_world_size()
+    torch.save(results, f"{folder}/results_{rank}.pt")
+    dist.destroy_process_group()
+    # gloo's threads may abort a process that takes itself down ("terminate called without an active
+    # exception"), after all is done.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
