@@ -24,6 +24,7 @@ from spikenlp.metrics.calibration import calibration_by_timestep
 from spikenlp.neurons import SpikingNeuron
 from spikenlp.training.arguments import SpikingTrainingArguments
 from spikenlp.training.loss_function import TemporalLossFunction
+from spikenlp.training.watchdogs import Watchdog
 
 ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 
@@ -89,6 +90,20 @@ class SpikingTrainer(PublishingTrainer):
                 metrics = {"train_runtime": 0.0, "train_loss": loss}
                 return TrainOutput(state.global_step, loss, metrics)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        watchdogs = [c for c in self.callback_handler.callbacks if isinstance(c, Watchdog)]
+        for watchdog in watchdogs:
+            watchdog.before_micro_batch(self, inputs)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        for watchdog in watchdogs:
+            watchdog.after_micro_batch(self, inputs, loss)
+        return loss
 
     def compute_loss(
         self,
