@@ -142,7 +142,9 @@ def read_mat(path: str | Path) -> np.ndarray:
     Polarities of -1 become 0.
 
     Raises:
-        ValueError: unreadable (also MATLAB 7.3, which is HDF5), or none of these layouts.
+        ValueError: unreadable (also MATLAB 7.3, which is HDF5), none of these layouts, variables that
+            are not real numbers, values that an event cannot have.
+        FileNotFoundError: no such file.
     """
     from scipy.io import loadmat
 
@@ -160,12 +162,14 @@ def read_mat(path: str | Path) -> np.ndarray:
     time = next((k for k in ("ts", "t") if k in names), None)
     polarity = next((k for k in ("pol", "p") if k in names), None)
     if {"x", "y"} <= set(names) and time and polarity:
-        columns = [variables[k] for k in ("x", "y", time, polarity)]
-    elif "out1" in names and variables["out1"].ndim == 2 and variables["out1"].shape[1] in (4, 6):
-        table = variables["out1"]
+        columns = [_real(path, k, variables[k]) for k in ("x", "y", time, polarity)]
+    elif "out1" in names and np.shape(variables["out1"])[1:] in ((4,), (6,)):
+        table = _real(path, "out1", variables["out1"])
         columns = [table[:, -3], table[:, -2], table[:, 0], table[:, -1]]
-    elif "spiketrain" in names and len(variables["spiketrain"]) == np.prod(_TAXELS) + 1:
-        *spikes, seconds = variables["spiketrain"]
+    elif "spiketrain" in names and np.shape(variables["spiketrain"])[:-1] == (
+        np.prod(_TAXELS) + 1,
+    ):
+        *spikes, seconds = _real(path, "spiketrain", variables["spiketrain"])
         signs = np.stack(spikes, 1)
         step, taxel = signs.nonzero()
         x, y = np.unravel_index(taxel, _TAXELS)
@@ -175,5 +179,17 @@ def read_mat(path: str | Path) -> np.ndarray:
             f"{path} has the variables {names}: expected x, y, ts and pol; out1 [N, 4] or [N, 6]; or "
             f"spiketrain [{np.prod(_TAXELS) + 1}, K]"
         )
-    columns[-1] = np.asarray(columns[-1]).astype(np.int64) > 0
-    return make_events(*columns)
+    wrong = columns[-1][~np.isin(columns[-1], (-1, 0, 1))]
+    if wrong.size:
+        raise ValueError(f"{path}: polarities must be -1, 0 or 1, got {wrong[0]}")
+    try:
+        return make_events(*columns[:3], columns[-1] > 0)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _real(path: Path, name: str, value: object) -> np.ndarray:
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+        kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+        raise ValueError(f"{path}: {name} must be an array of real numbers, got {kind}")
+    return value
