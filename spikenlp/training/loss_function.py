@@ -70,4 +70,8 @@ def _without_non_finite(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor,
     bad = bad_logits.any(-1).any(1)
     bad = bad | bad_labels.reshape(bad.shape)
     counts = labels.reshape(bad.shape) != IGNORE_INDEX
-    return logits.masked_fill(bad_logits, 0), labels.masked_fill(bad_labels, 0), (bad & counts).any()
+    return (
+        logits.masked_fill(bad_logits, 0),
+        labels.masked_fill(bad_labels, 0),
+        (bad & counts).any(),
+    )

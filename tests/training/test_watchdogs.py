@@ -200,7 +200,12 @@ def test_a_row_that_is_not_counted_may_hold_anything():
 def test_skipping_leaves_the_statistics_of_batch_norm_as_they_were(tmp_path):
     torch.manual_seed(0)
     config = SpikingVGGConfig(
-        hidden_sizes=[4, 4], depths=[1, 1], image_size=8, num_channels=3, num_labels=3, num_timesteps=2
+        hidden_sizes=[4, 4],
+        depths=[1, 1],
+        image_size=8,
+        num_channels=3,
+        num_labels=3,
+        num_timesteps=2,
     )
     model = SpikingVGGForImageClassification(config)
     images = torch.rand(32, 3, 8, 8)

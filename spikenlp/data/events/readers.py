@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from spikenlp.data.events.arrays import EVENT_DTYPE, make_events
+from spikenlp.data.events.matlab import read_arrays
 
 _HEADER_LINE = re.compile(rb"#[\t\x20-\xff]*\r?\n")
 """A line of text. Binary data that happen to start with `#` have control characters before a newline."""
@@ -139,26 +140,22 @@ def read_mat(path: str | Path) -> np.ndarray:
     - `spiketrain` [101, K]: 100 taxels, row r at x = r // 10, y = r % 10, with -1, 0 or 1 at each of
       K times, which the last row holds in seconds (ST-MNIST). Events of one time come by taxel.
 
-    Polarities of -1 become 0.
+    Polarities of -1 become 0. Files of MATLAB 5 to 7 (see `matlab.py`).
 
     Raises:
         ValueError: unreadable (also MATLAB 7.3, which is HDF5), none of these layouts, variables that
             are not real numbers, values that an event cannot have.
         FileNotFoundError: no such file.
     """
-    from scipy.io import loadmat
-
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
     try:
-        variables = loadmat(path)
-    except Exception as error:
+        variables = read_arrays(path.read_bytes())
+    except ValueError as error:
         raise ValueError(
-            f"{path} cannot be read as a MATLAB file up to version 7 ({type(error).__name__}: "
-            f"{error}); if it is of version 7.3, save it with -v7"
+            f"{path} cannot be read as a MATLAB file of version 5 to 7 ({error}); if it is of another "
+            "version (7.3 is HDF5), save it with -v7"
         ) from error
-    names = sorted(k for k in variables if not k.startswith("__"))
+    names = sorted(variables)
     time = next((k for k in ("ts", "t") if k in names), None)
     polarity = next((k for k in ("pol", "p") if k in names), None)
     if {"x", "y"} <= set(names) and time and polarity:
@@ -188,8 +185,7 @@ def read_mat(path: str | Path) -> np.ndarray:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _real(path: Path, name: str, value: object) -> np.ndarray:
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
-        kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-        raise ValueError(f"{path}: {name} must be an array of real numbers, got {kind}")
+def _real(path: Path, name: str, value: np.ndarray | None) -> np.ndarray:
+    if value is None:
+        raise ValueError(f"{path}: {name} must be an array of real numbers")
     return value
