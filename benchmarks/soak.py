@@ -138,7 +138,7 @@ def train(model: SpikingBertForSequenceClassification, steps: int) -> dict[str, 
             train_dataset=Dataset.from_list(rows),
             eval_dataset=Dataset.from_list(rows[:32]),
             data_collator=pad,
-            callbacks=[*watchdogs(args), GaugeCallback(gauge)],
+            callbacks=[*watchdogs(model, args), GaugeCallback(gauge)],
         ).train()
     return gauge.findings()
 

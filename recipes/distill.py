@@ -54,7 +54,7 @@ from transformers import (
     set_seed,
 )
 
-from spikenlp import SpikingBertForSequenceClassification, SpikingTrainer
+from spikenlp import SpikingBertForSequenceClassification, SpikingTrainer, watchdogs
 from spikenlp.data import pack
 from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 from spikenlp.training.distillation import DistillationArguments, DistillationTrainer
@@ -248,6 +248,7 @@ class Pipeline:
             data_collator=self.inputs.collator,
             processing_class=self.inputs.tokenizer,
             compute_metrics=self.inputs.compute_metrics,
+            callbacks=watchdogs(model, args),
         )
 
     def measure(self, trainer: SpikingTrainer) -> dict[str, Any]:

@@ -52,6 +52,7 @@ from spikenlp import (
     SpikingBertForSequenceClassification,
     SpikingTrainer,
     SpikingTrainingArguments,
+    watchdogs,
 )
 from spikenlp.analysis import SpikeMonitor, energy_by_step, energy_report, microjoules
 from spikenlp.data import TASKS, TextTask, get_task, load_task, wordpiece_tokenizer
@@ -514,6 +515,7 @@ def run(
         data_collator=inputs.collator,
         processing_class=inputs.tokenizer,
         compute_metrics=inputs.compute_metrics,
+        callbacks=watchdogs(model, training_args),
     )
     if trainer.is_world_process_zero():
         print(describe(inputs, model, training_args), flush=True)

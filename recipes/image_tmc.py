@@ -52,6 +52,7 @@ from spikenlp import (
     SpikingTrainingArguments,
     SpikingVGGConfig,
     SpikingVGGForImageClassification,
+    watchdogs,
 )
 from spikenlp.data import carve_validation
 from spikenlp.data.augmentation import ImageTransform
@@ -317,6 +318,7 @@ def trainer_of(
         eval_dataset=data.validation,
         data_collator=default_data_collator,
         compute_metrics=accuracy,
+        callbacks=watchdogs(model, args),
     )
 
 

@@ -39,12 +39,12 @@ SMALLEST_SCALE = 1e-6
 def spike_function(u: Tensor, threshold: Tensor | float, ternary: bool) -> Tensor:
     """Spikes {0, 1}, or {-1, 0, 1} where `ternary`, of the membrane potential `u`, in float32.
 
-    NaN where `u` is NaN or infinite: a comparison alone would make silence of it.
+    NaN where `u` or the threshold is NaN or infinite: a comparison alone would make silence of it.
     """
     s = (u >= threshold).float()
     if ternary:
         s = s - (u <= -threshold).float()
-    return torch.where(u.abs() < math.inf, s, math.nan)
+    return torch.where((u - threshold).abs() < math.inf, s, math.nan)
 
 
 def reset_membrane(

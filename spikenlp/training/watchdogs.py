@@ -29,6 +29,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from spikenlp.analysis.spikes import SpikeMonitor
 from spikenlp.losses.temporal import theta_at_bound
+from spikenlp.neurons import SpikingNeuron
 from spikenlp.training.arguments import SpikingTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -54,12 +55,14 @@ class Watchdog(TrainerCallback):
         logger.warning(message)
 
 
-def watchdogs(args: SpikingTrainingArguments) -> list[Watchdog]:
-    """The watchdogs that a run with these arguments has a use for.
+def watchdogs(model: nn.Module, args: SpikingTrainingArguments) -> list[Watchdog]:
+    """The watchdogs, with their defaults, that a run has a use for.
 
-    >>> trainer = SpikingTrainer(model, args, callbacks=watchdogs(args))  # doctest: +SKIP
+    >>> SpikingTrainer(model, args, callbacks=watchdogs(model, args))  # doctest: +SKIP
     """
-    found: list[Watchdog] = [NonFiniteWatchdog(), FiringRateWatchdog()]
+    found: list[Watchdog] = [NonFiniteWatchdog()]
+    if any(isinstance(module, SpikingNeuron) for module in model.modules()):
+        found.append(FiringRateWatchdog())
     if args.temporal_loss == "tmc" and args.theta_odds and not args.collapsed:
         found.append(ThetaWatchdog())
     return found

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
-import spikenlp
 from spikenlp import (
     FiringRateWatchdog,
     NonFiniteWatchdog,
@@ -231,8 +230,8 @@ def test_under_the_plain_trainer_gradients_are_seen(tmp_path):
 def test_training_with_watchdogs_is_training_without(tmp_path):
     plain = trainer_of(tmp_path / "a", make_model(hidden_dropout_prob=0.1), [])
     plain.train()
-    args = make_args(tmp_path)
-    watched = trainer_of(tmp_path / "b", make_model(hidden_dropout_prob=0.1), watchdogs(args))
+    model = make_model(hidden_dropout_prob=0.1)
+    watched = trainer_of(tmp_path / "b", model, watchdogs(model, make_args(tmp_path)))
     watched.train()
     assert same(plain.model.state_dict(), watched.model.state_dict())
     assert not any(c.reports for c in watched.callback_handler.callbacks if hasattr(c, "reports"))
@@ -355,9 +354,17 @@ def test_theta_at_its_bound_too_often_is_reported_once(reduction, tmp_path):
 def test_theta_of_another_loss_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"theta of temporal_loss='tmc'.*has 'tet'"):
         trainer_of(tmp_path, make_model(), [ThetaWatchdog()], temporal_loss="tet").train()
-    kinds = [type(w) for w in watchdogs(make_args(tmp_path, temporal_loss="tet"))]
-    assert kinds == [NonFiniteWatchdog, FiringRateWatchdog]
-    assert spikenlp.ThetaWatchdog in [type(w) for w in watchdogs(make_args(tmp_path))]
+
+
+def test_a_run_gets_the_watchdogs_that_it_has_a_use_for(tmp_path):
+    def kinds(model, **options):
+        return [type(w) for w in watchdogs(model, make_args(tmp_path, **options))]
+
+    everything = [NonFiniteWatchdog, FiringRateWatchdog, ThetaWatchdog]
+    assert kinds(make_model()) == everything
+    assert kinds(make_model(), temporal_loss="tet") == everything[:2]
+    assert kinds(make_model(), collapsed=True) == everything[:2]
+    assert kinds(nn.Linear(2, 2), temporal_loss="sdt") == everything[:1]
 
 
 @pytest.mark.parametrize(
