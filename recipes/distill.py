@@ -45,7 +45,7 @@ from transformers import (
     set_seed,
 )
 
-from spikenlp import SpikingBertForSequenceClassification, SpikingTrainer
+from spikenlp import SpikingBertForSequenceClassification, SpikingTrainer, watchdogs
 from spikenlp.data import pack
 from spikenlp.hub.training import CONFIG_FIELDS
 from spikenlp.training import last_checkpoint
@@ -256,6 +256,7 @@ class Pipeline:
             data_collator=self.inputs.collator,
             processing_class=self.inputs.tokenizer,
             compute_metrics=self.inputs.compute_metrics,
+            callbacks=watchdogs(model, args),
         )
 
     def measure(self, trainer: SpikingTrainer) -> dict[str, Any]:

@@ -61,6 +61,7 @@ from spikenlp import (
     SpikingBertForSequenceClassification,
     SpikingTrainer,
     SpikingTrainingArguments,
+    watchdogs,
 )
 from spikenlp.analysis import SpikeMonitor, energy_by_step, microjoules
 from spikenlp.data import get_task
@@ -286,6 +287,7 @@ def run(
         data_collator=inputs.collator,
         processing_class=inputs.tokenizer,
         compute_metrics=inputs.compute_metrics,
+        callbacks=watchdogs(model, training_args),
     )
     if trainer.is_world_process_zero():
         print(describe(inputs, model, training_args), flush=True)

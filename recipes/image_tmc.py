@@ -53,6 +53,7 @@ from spikenlp import (
     SpikingTrainingArguments,
     SpikingVGGConfig,
     SpikingVGGForImageClassification,
+    watchdogs,
 )
 from spikenlp.data import carve_validation
 from spikenlp.data.augmentation import ImageTransform
@@ -323,6 +324,7 @@ def trainer_of(
         data_collator=default_data_collator,
         processing_class=data.processor,
         compute_metrics=accuracy,
+        callbacks=watchdogs(model, args),
     )
 
 

@@ -39,7 +39,12 @@ from transformers import (
     set_seed,
 )
 
-from spikenlp import SpikingBertConfig, SpikingBertForMaskedLM, SpikingTrainingArguments
+from spikenlp import (
+    SpikingBertConfig,
+    SpikingBertForMaskedLM,
+    SpikingTrainingArguments,
+    watchdogs,
+)
 from spikenlp.data import ReproducibleMasking, pack
 from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
 from spikenlp.training import MaskedLMTrainer, check_tokenizer_fits
@@ -259,6 +264,7 @@ def run(
         eval_dataset=blocks.validation,
         data_collator=blocks.collator,
         processing_class=blocks.tokenizer,
+        callbacks=watchdogs(model, training_args),
     )
     if trainer.is_world_process_zero():
         print(describe(blocks, model, training_args), flush=True)

@@ -49,10 +49,19 @@ __all__ = [
     "SpikingVGGModel",
 ]
 
+_OF_TRAINING = (
+    "FiringRateWatchdog",
+    "NonFiniteWatchdog",
+    "SpikingTrainer",
+    "SpikingTrainingArguments",
+    "ThetaWatchdog",
+    "watchdogs",
+)
+
 
 def __getattr__(name: str):
     # The Trainer is imported on first use: it is what makes an import of transformers slow.
-    if name in ("SpikingTrainer", "SpikingTrainingArguments"):
+    if name in _OF_TRAINING:
         from spikenlp import training
 
         return getattr(training, name)

@@ -7,16 +7,20 @@ withheld, are left out.
 
 from __future__ import annotations
 
+import csv
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
 
 logger = logging.getLogger(__name__)
 
 LARGEST_MALFORMED_SHARE = 1e-3
 """GLUE's QQP has a few broken rows; a file with a larger share of them is not what it should be."""
+LARGEST_SCORE = 5.0
+"""Of a regression; STS-B's similarities lie in [0, 5]."""
 
 
 @dataclass(frozen=True)
@@ -177,22 +181,23 @@ def _read_tsv(task: GlueTask, path: Path) -> Dataset:
     if missing := [name for name in task.tsv_columns if name not in names]:
         raise ValueError(f"{path} has no column {missing}: found {names}")
     try:
-        rows = load_dataset(
-            "csv",
-            data_files=str(path),
-            split="train",
-            delimiter="\t",
-            quoting=3,
+        table = pandas.read_csv(
+            path,
+            sep="\t",
+            quoting=csv.QUOTE_NONE,
             keep_default_na=False,
-            column_names=names,
+            header=None,
+            names=names,
             skiprows=0 if task.header else 1,
             usecols=list(task.tsv_columns),
-            features=Features(
-                {name: Value("string") for name in names if name in task.tsv_columns}
-            ),
+            dtype=str,
         )
-    except Exception as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{path} is not one of GLUE's tab-separated files: {error}") from error
+    rows = {
+        name: [text if isinstance(text, str) else None for text in table[name]]
+        for name in task.tsv_columns
+    }
     *text_columns, label_column = task.tsv_columns
     labels = [_parse_label(task, text) for text in rows[label_column]]
     broken = [
@@ -200,15 +205,14 @@ def _read_tsv(task: GlueTask, path: Path) -> Dataset:
         for i, row in enumerate(zip(labels, *(rows[c] for c in text_columns), strict=True))
         if None in row
     ]
-    if len(broken) > LARGEST_MALFORMED_SHARE * len(rows):
+    if len(broken) > LARGEST_MALFORMED_SHARE * len(labels):
         expected = "a number" if task.labels is None else f"one of {list(task.labels)} or its id"
-        first = rows[broken[0]]
         raise ValueError(
-            f"{path}: {len(broken)} of {len(rows)} rows are malformed, the first is row "
-            f"{broken[0] + 1} with {label_column}={first[label_column]!r} (expected {expected})"
+            f"{path}: {len(broken)} of {len(labels)} rows are malformed, the first is row "
+            f"{broken[0] + 1} with {label_column}={rows[label_column][broken[0]]!r} (expected {expected})"
         )
     if broken:
-        logger.warning("%s: left out %d malformed rows of %d", path, len(broken), len(rows))
+        logger.warning("%s: left out %d malformed rows of %d", path, len(broken), len(labels))
     dropped = set(broken)
     columns = {
         name: [text for i, text in enumerate(rows[column]) if i not in dropped]
@@ -222,21 +226,26 @@ def _read_tsv(task: GlueTask, path: Path) -> Dataset:
 
 
 def _header(path: Path) -> list[str]:
-    with path.open(encoding="utf-8") as file:
-        return file.readline().rstrip("\r\n").split("\t")
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.readline().rstrip("\r\n").split("\t")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not one of GLUE's tab-separated files: {error}") from error
 
 
 def _parse_label(task: GlueTask, text: str | None) -> float | int | None:
-    """A label's value: a number, a class name or a class id; None if it is none of these."""
+    """A label's value: a finite number, a class name or a class id; None if it is none of these."""
     text = (text or "").strip()
     if task.labels is None:
         try:
-            return float(text)
+            score = float(text)
         except ValueError:
             return None
+        return score if 0 <= score <= LARGEST_SCORE else None
     if text in task.labels:
         return task.labels.index(text)
-    return int(text) if text.isdecimal() and int(text) < len(task.labels) else None
+    ids = [str(i) for i in range(len(task.labels))]
+    return ids.index(text) if text in ids else None
 
 
 def _load_hub(task: GlueTask, dataset: str) -> dict[str, Dataset]:

@@ -67,7 +67,7 @@ def load_topics(task_name: str, *, data_dir: str | Path) -> DatasetDict:
         of each topic's training documents, rounded; a text that occurs twice is on one side.
 
     Raises:
-        ValueError: an unknown task, a topic that is not of the task, a missing column.
+        ValueError: an unknown task, a topic that is not of the task, a missing column, an empty split.
         FileNotFoundError: a file is not in `data_dir`.
 
     >>> load_topics("r8", data_dir="datasets").num_rows
@@ -87,6 +87,12 @@ def load_topics(task_name: str, *, data_dir: str | Path) -> DatasetDict:
         "validation": [row for row in train if row[0] in chosen],
         "test": test,
     }
+    for name, rows in splits.items():
+        if not rows:
+            raise ValueError(
+                f"{task.name}: the {name} split of {data_dir} is empty (train has {len(train)} documents, "
+                f"test {len(test)})"
+            )
     features = Features({"text": Value("string"), "label": ClassLabel(names=list(task.labels))})
     return DatasetDict(
         {

@@ -252,6 +252,33 @@ def gradient_scaling_factor(
         return 1 - term.where(log_theta <= math.log(THETA_MAX), 0.0)
 
 
+@torch.no_grad()
+def theta_at_bound(
+    timestep_logits: Tensor,
+    labels: Tensor,
+    *,
+    theta_reduction: Literal["batch", "sample"] = "batch",
+    theta_max: float = THETA_MAX,
+) -> Tensor:
+    """Where TMC's theta is cut off at `theta_max`, so that its term has no gradient.
+
+    Args:
+        As in `tmc_loss`.
+
+    Returns:
+        bool, [T] for "batch", [B, T] for "sample" (samples labelled -100 left out).
+
+    >>> theta_at_bound(torch.tensor([[[20.0, 0.0], [0.0, 0.0]]]), torch.tensor([0])).tolist()
+    [True, False]
+    """
+    logits, labels, share = _prepare(timestep_logits, labels)
+    kept = share > 0
+    log_p, log_not_p = _log_confidence(_running_mean(logits[kept]), labels[kept])
+    if theta_reduction == "batch":
+        log_p, log_not_p = log_p.logsumexp(0), log_not_p.logsumexp(0)
+    return log_p - log_not_p >= math.log(theta_max)
+
+
 def few_class_weight(num_classes: int) -> float:
     """w_C, the weight with which TMC's first step settles at the same chance-normalised confidence.
 

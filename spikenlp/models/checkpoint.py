@@ -11,15 +11,19 @@ A model family derives its config from `SpikingConfig`, puts `SpikingCheckpoint`
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from huggingface_hub.dataclasses import strict
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from spikenlp.neurons import SpikingNeuron
+from spikenlp.models.calibration import neurons_of
 
 FORMAT = 1
 """Version of the checkpoints that this release writes. Raise it, and add the step from the version
@@ -59,6 +63,8 @@ class SpikingConfig(PreTrainedConfig):
     spikenlp_format: int = FORMAT
     auto_classes: ClassVar[dict[str, str]] = {}
     """Auto class -> model class, set by `register`."""
+    never_left_out: ClassVar[tuple[str, ...]] = ("num_timesteps", "neuron")
+    """Fields of every saved config that change results without changing the shape of any weight."""
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -68,7 +74,19 @@ class SpikingConfig(PreTrainedConfig):
                 f"the checkpoint is of model_type {found!r}, not {cls.model_type!r}. A dense model is "
                 "not loaded as a spiking one but converted: use from_dense(path, calibration=...)"
             )
-        return super().from_dict(migrate(config_dict), **kwargs)
+        migrated = migrate(config_dict)
+        lost = [name for name in cls.never_left_out if name not in migrated | kwargs]
+        if lost and "spikenlp_format" in config_dict:
+            raise ValueError(
+                f"the checkpoint's config has no {', '.join(lost)}, which every saved one has: it is "
+                "damaged, and a default would change what the model answers in silence"
+            )
+        dtype = migrated.get("dtype")
+        if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(
+                f"the checkpoint's config has dtype={dtype!r}: expected one of torch's"
+            )
+        return super().from_dict(migrated, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         names = type(self).__dict__.get("auto_classes")
@@ -122,25 +140,49 @@ class SpikingCheckpoint:
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """As transformers', but weights that are found for all but the neurons are refused.
+        """As transformers', but weights that are found for a part of the model are refused.
+
+        Heads and poolers may be new, and so may parameters that no neuron of the checkpoint has. Nothing
+        in a checkpoint is executed: pickled weights are read with `weights_only`.
 
         Raises:
-            ValueError: the checkpoint is dense, of a newer format, or of one too old.
+            ValueError: the checkpoint is dense, of a newer format, or of one too old; its weights are
+                damaged, incomplete, outside its folder, or a pickle of more than tensors;
+                `weights_only=False`.
+            RuntimeError: weights of another shape than the config says.
+            OSError: no config or no weights.
         """
-        model, info = super().from_pretrained(  # type: ignore[misc]
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        path = pretrained_model_name_or_path
+        if not kwargs.get("weights_only", True):
+            raise ValueError(
+                "weights_only must be True, got False: a pickle of more than tensors runs code"
+            )
+        if path is not None and Path(path).is_dir():
+            check_shards(Path(path) / kwargs.get("subfolder", ""))
+        try:
+            model, info = super().from_pretrained(  # type: ignore[misc]
+                path, *args, output_loading_info=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise ValueError(
+                f"the weights in {path} are damaged or no safetensors: {error}"
+            ) from error
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"the weights in {path} are a pickle of more than tensors, which was not executed. Do "
+                "not load them in another way unless you trust who made them; ask for safetensors"
+            ) from error
+        check_complete(model, set(info["missing_keys"]), path)
         neurons = {
-            f"{module}.{parameter}"
-            for module, neuron in model.named_modules()
-            if isinstance(neuron, SpikingNeuron)
-            for parameter, _ in neuron.named_parameters()
+            f"{name}.{key}"
+            for name, neuron in neurons_of(model)
+            for key, _ in neuron.named_parameters()
         }
         missing = set(info["missing_keys"])
         others = {name for name, _ in model.named_parameters()} - neurons
         if neurons and neurons <= missing and not others <= missing:
             raise ValueError(
-                f"{pretrained_model_name_or_path} has no parameter of any neuron: its weights are those "
+                f"{path} has no parameter of any neuron: its weights are those "
                 f"of a dense model. Convert it with {cls.__name__}.from_dense(path, calibration=...)"
             )
         return (model, info) if output_loading_info else model
@@ -169,6 +211,41 @@ class SpikingCheckpoint:
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
         """Nothing: `save_pretrained` writes the thin module, not the source of this class."""
+
+
+def check_shards(folder: Path) -> None:
+    """Raises ValueError where an index names weights that are not files of this folder."""
+    for index in folder.glob("*.index.json"):
+        try:
+            names = set(json.loads(index.read_bytes())["weight_map"].values())
+            wrong = sorted(n for n in names if Path(n).name != n or n in ("", ".."))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index} is no index of weights: {error!r}") from error
+        if wrong:
+            raise ValueError(f"{index} names weights outside its folder: {wrong[:3]}")
+
+
+def check_complete(model: Any, missing: set[str], path: Any) -> None:
+    """Raises ValueError where a checkpoint has a part of the model's body: the rest would be random."""
+    is_base = getattr(model, model.base_model_prefix, model) is model
+    prefix = "" if is_base else f"{model.base_model_prefix}."
+    body = {
+        name
+        for name in model.state_dict()
+        if name.startswith(prefix) and ".pooler." not in f".{name}"
+    }
+    neurons = {f"{n}.{k}" for n, neuron in neurons_of(model) for k in neuron.state_dict()} & body
+    found = body - missing
+    if not found or (neurons and not neurons & found):
+        return  # other weights, or dense ones
+    # A kind of parameter that no neuron of the checkpoint has is new, as after a change of `ternary`.
+    kinds = {name.rsplit(".")[-1] for name in neurons & found}
+    new = {name for name in neurons if name.rsplit(".")[-1] not in kinds}
+    if lost := sorted((body & missing) - new):
+        raise ValueError(
+            f"{path} is incomplete: {len(lost)} of the {len(body)} tensors of the model's body are "
+            f"missing: {', '.join(lost[:4])}{' ...' if len(lost) > 4 else ''}"
+        )
 
 
 def register(

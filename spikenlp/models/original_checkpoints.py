@@ -38,10 +38,13 @@ def read_checkpoint(checkpoint: str | Path | Mapping[str, Any]) -> dict[str, Ten
 
     Raises:
         ValueError: it holds no state dict, or objects of other classes than tensors, containers and
-            `argparse.Namespace`.
+            `argparse.Namespace`; a file that is damaged, or no file of `torch.save`.
+        FileNotFoundError: no such file.
     """
     if isinstance(checkpoint, str | Path):
         path = checkpoint
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no such file: {path}")
         try:
             with torch.serialization.safe_globals([argparse.Namespace]):
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -49,6 +52,11 @@ def read_checkpoint(checkpoint: str | Path | Mapping[str, Any]) -> dict[str, Ten
             raise ValueError(
                 f"{path} holds more than tensors, containers and argparse.Namespace: save its state "
                 f"dict alone with the code that wrote it. torch said: {str(error).splitlines()[0]}"
+            ) from error
+        except Exception as error:  # of torch's readers, which say it in many ways
+            raise ValueError(
+                f"{path} is damaged, or no file of torch.save ({type(error).__name__}: "
+                f"{(str(error) or 'no message').splitlines()[0]})"
             ) from error
     for name in ("model", "state_dict"):
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(name), Mapping):

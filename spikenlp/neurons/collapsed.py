@@ -11,6 +11,7 @@ towards zero: half-integers are exact there (T < 127), so that no level changes.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -45,7 +46,9 @@ def collapsed_forward(
 ) -> tuple[Tensor, Tensor | None]:
     alpha = amplitude.clamp_min(SMALLEST_SCALE)
     shifted = x.float() if offset is None else x.float() + offset
-    r = (shifted / alpha * steps).clamp(-steps - 1, steps + 1)
+    r = shifted / alpha * steps
+    # An infinite input may not pass as the largest level.
+    r = torch.where(r.abs() < math.inf, r.clamp(-steps - 1, steps + 1), math.nan)
     sent = alpha * (level_of(r, steps, ternary) / steps)
     out = (sent if offset is None else sent - offset).to(out_dtype)
     return out, None if state_dtype is None else pack_state(r, state_dtype)

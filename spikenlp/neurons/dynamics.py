@@ -23,6 +23,7 @@ they send, so that the float functions between neurons may act on the means as t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -36,9 +37,14 @@ SMALLEST_SCALE = 1e-6
 
 
 def spike_function(u: Tensor, threshold: Tensor | float, ternary: bool) -> Tensor:
-    """Spikes {0, 1}, or {-1, 0, 1} where `ternary`, of the membrane potential `u`, in float32."""
-    fired = (u >= threshold).float()
-    return fired - (u <= -threshold).float() if ternary else fired
+    """Spikes {0, 1}, or {-1, 0, 1} where `ternary`, of the membrane potential `u`, in float32.
+
+    NaN where `u` or the threshold is NaN or infinite: a comparison alone would make silence of it.
+    """
+    s = (u >= threshold).float()
+    if ternary:
+        s = s - (u <= -threshold).float()
+    return torch.where((u - threshold).abs() < math.inf, s, math.nan)
 
 
 def reset_membrane(

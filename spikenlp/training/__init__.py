@@ -12,19 +12,29 @@ from spikenlp.training.distillation import DistillationArguments, DistillationTr
 from spikenlp.training.loss_function import TemporalLossFunction
 from spikenlp.training.masked_lm import MaskedLMTrainer
 from spikenlp.training.trainer import SpikingTrainer, TimestepMetrics, check_tokenizer_fits
+from spikenlp.training.watchdogs import (
+    FiringRateWatchdog,
+    NonFiniteWatchdog,
+    ThetaWatchdog,
+    watchdogs,
+)
 
 __all__ = [
     "CheckpointError",
     "DistillationArguments",
     "DistillationTrainer",
+    "FiringRateWatchdog",
     "MaskedLMTrainer",
+    "NonFiniteWatchdog",
     "ResumableTrainer",
     "SpikingTrainer",
     "SpikingTrainingArguments",
     "TemporalLossFunction",
+    "ThetaWatchdog",
     "TimestepMetrics",
     "TrainingTerminated",
     "check_tokenizer_fits",
     "checkpoint_problem",
     "last_checkpoint",
+    "watchdogs",
 ]

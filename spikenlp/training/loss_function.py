@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from spikenlp.losses import get_temporal_loss
@@ -25,6 +28,11 @@ class TemporalLossFunction:
     >>> # Trainer(model=model, compute_loss_func=compute_loss, ...)
     """
 
+    non_finite: Literal["raise", "nan"] = "raise"
+    """What logits or labels that are not finite give: an error, or a NaN loss and gradient."""
+    observer: Callable[[Tensor, Tensor], None] | None = None
+    """Called with the logits and labels of each batch."""
+
     def __init__(self, name: str, **options: Any):
         self.loss = get_temporal_loss(name, **options)
 
@@ -43,7 +51,28 @@ class TemporalLossFunction:
             )
         if labels is None:
             raise ValueError("a temporal loss needs labels: the batch has no 'labels'")
+        broken = None
+        if self.non_finite == "nan":
+            timestep_logits, labels, broken = _without_non_finite(timestep_logits, labels)
+        if self.observer is not None:
+            self.observer(timestep_logits.detach(), labels)
         loss = self.loss(timestep_logits, labels)
+        if broken is not None:
+            loss = loss * torch.where(broken, math.nan, 1.0)
         if num_items_in_batch is None:
             return loss
         return loss * (labels != IGNORE_INDEX).sum() / num_items_in_batch
+
+
+def _without_non_finite(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [B, T, C] or [B, T, L, C] and labels with 0 for what is not finite, and whether a sample
+    that counts had any: a boolean tensor, so that no device has to be asked."""
+    bad_logits, bad_labels = ~logits.isfinite(), ~labels.isfinite()
+    bad = bad_logits.any(-1).any(1)
+    bad = bad | bad_labels.reshape(bad.shape)
+    counts = labels.reshape(bad.shape) != IGNORE_INDEX
+    return (
+        logits.masked_fill(bad_logits, 0),
+        labels.masked_fill(bad_labels, 0),
+        (bad & counts).any(),
+    )

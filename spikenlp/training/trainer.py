@@ -23,6 +23,7 @@ from spikenlp.training.arguments import SpikingTrainingArguments
 from spikenlp.training.checkpoints import ResumableTrainer
 from spikenlp.training.loss_function import TemporalLossFunction
 from spikenlp.training.processes import check_sharding
+from spikenlp.training.watchdogs import Watchdog
 
 ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 
@@ -72,6 +73,20 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
             if isinstance(dataset, Sized) and len(dataset) == 0:
                 raise ValueError(f"the {name} data set is empty")
         check_tokenizer_fits(self.model, self.processing_class)
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        watchdogs = [c for c in self.callback_handler.callbacks if isinstance(c, Watchdog)]
+        for watchdog in watchdogs:
+            watchdog.before_micro_batch(self, inputs)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        for watchdog in watchdogs:
+            watchdog.after_micro_batch(self, inputs, loss)
+        return loss
 
     def compute_loss(
         self,

@@ -107,6 +107,30 @@ def test_a_few_broken_rows_are_left_out_with_a_warning(tmp_path, caplog):
     assert "1 malformed rows of 1501" in caplog.text
 
 
+@pytest.mark.parametrize("score", ["nan", "inf", "-1", "5.1", "1e999"])
+def test_a_score_that_is_none_is_refused(score, tmp_path):
+    write(tmp_path, "stsb", ROWS["stsb"].replace("2.5\n", f"{score}\n"))
+    with pytest.raises(ValueError, match=rf"row 2 with score='{score}' \(expected a number"):
+        load_glue("stsb", data_dir=tmp_path)
+
+
+def test_a_label_with_ten_thousand_digits_is_refused(tmp_path):
+    write(tmp_path, "wnli", ROWS["wnli"].replace("C\tD\t0", "C\tD\t" + "9" * 10_000))
+    with pytest.raises(ValueError, match=r"row 2 with label='9999.*entailment"):
+        load_glue("wnli", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("at", [3, 40])
+def test_a_file_in_another_encoding_is_refused_by_name(at, tmp_path):
+    write(tmp_path, "rte")
+    data = bytearray((tmp_path / "train.tsv").read_bytes())
+    data[at] = 0xFF
+    (tmp_path / "train.tsv").write_bytes(data)
+    with pytest.raises(ValueError, match=r"train\.tsv is not one of GLUE's") as raised:
+        load_glue("rte", data_dir=tmp_path)
+    assert type(raised.value) is ValueError
+
+
 def test_an_empty_file_is_refused(tmp_path):
     write(tmp_path, "rte", ROWS["rte"].splitlines(keepends=True)[0])
     with pytest.raises(ValueError, match="train"):

@@ -36,6 +36,11 @@ def test_the_validation_split_is_a_tenth_of_each_topic(tmp_path):
     assert Counter(topic for topic, _ in rows(data["validation"])) == {"earn": 6, "grain": 3}
 
 
+def test_an_empty_split_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"r8: the validation split of .* is empty \(train has 3"):
+        load_topics("r8", data_dir=write_r8(tmp_path, TRAIN[:3], TEST))
+
+
 def test_the_splits_do_not_depend_on_the_order_of_the_file(tmp_path):
     one = load_topics("r8", data_dir=write_r8(tmp_path / "one", TRAIN, TEST))
     other = load_topics("r8", data_dir=write_r8(tmp_path / "other", TRAIN[::-1], TEST))

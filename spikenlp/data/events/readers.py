@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from spikenlp.data.events.arrays import EVENT_DTYPE, make_events
+from spikenlp.data.events.matlab import read_arrays
 
 _HEADER_LINE = re.compile(rb"#[\t\x20-\xff]*\r?\n")
 """A line of text. Binary data that happen to start with `#` have control characters before a newline."""
@@ -139,33 +140,32 @@ def read_mat(path: str | Path) -> np.ndarray:
     - `spiketrain` [101, K]: 100 taxels, row r at x = r // 10, y = r % 10, with -1, 0 or 1 at each of
       K times, which the last row holds in seconds (ST-MNIST). Events of one time come by taxel.
 
-    Polarities of -1 become 0.
+    Polarities of -1 become 0. Files of MATLAB 5 to 7 (see `matlab.py`).
 
     Raises:
-        ValueError: unreadable (also MATLAB 7.3, which is HDF5), or none of these layouts.
+        ValueError: unreadable (also MATLAB 7.3, which is HDF5), none of these layouts, variables that
+            are not real numbers, values that an event cannot have.
+        FileNotFoundError: no such file.
     """
-    from scipy.io import loadmat
-
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
     try:
-        variables = loadmat(path)
-    except Exception as error:
+        variables = read_arrays(path.read_bytes())
+    except ValueError as error:
         raise ValueError(
-            f"{path} cannot be read as a MATLAB file up to version 7 ({type(error).__name__}: "
-            f"{error}); if it is of version 7.3, save it with -v7"
+            f"{path} cannot be read as a MATLAB file of version 5 to 7 ({error}); if it is of another "
+            "version (7.3 is HDF5), save it with -v7"
         ) from error
-    names = sorted(k for k in variables if not k.startswith("__"))
+    names = sorted(variables)
+    shapes = {k: () if value is None else value.shape for k, value in variables.items()}
     time = next((k for k in ("ts", "t") if k in names), None)
     polarity = next((k for k in ("pol", "p") if k in names), None)
     if {"x", "y"} <= set(names) and time and polarity:
-        columns = [variables[k] for k in ("x", "y", time, polarity)]
-    elif "out1" in names and variables["out1"].ndim == 2 and variables["out1"].shape[1] in (4, 6):
-        table = variables["out1"]
+        columns = [_real(path, k, variables[k]) for k in ("x", "y", time, polarity)]
+    elif "out1" in names and shapes["out1"][1:] in ((4,), (6,)):
+        table = _real(path, "out1", variables["out1"])
         columns = [table[:, -3], table[:, -2], table[:, 0], table[:, -1]]
-    elif "spiketrain" in names and len(variables["spiketrain"]) == np.prod(_TAXELS) + 1:
-        *spikes, seconds = variables["spiketrain"]
+    elif "spiketrain" in names and shapes["spiketrain"][:-1] == (np.prod(_TAXELS) + 1,):
+        *spikes, seconds = _real(path, "spiketrain", variables["spiketrain"])
         signs = np.stack(spikes, 1)
         step, taxel = signs.nonzero()
         x, y = np.unravel_index(taxel, _TAXELS)
@@ -175,5 +175,17 @@ def read_mat(path: str | Path) -> np.ndarray:
             f"{path} has the variables {names}: expected x, y, ts and pol; out1 [N, 4] or [N, 6]; or "
             f"spiketrain [{np.prod(_TAXELS) + 1}, K]"
         )
-    columns[-1] = np.asarray(columns[-1]).astype(np.int64) > 0
-    return make_events(*columns)
+    x, y, t, p = columns
+    wrong = p[~np.isin(p, (-1, 0, 1))]
+    if wrong.size:
+        raise ValueError(f"{path}: polarities must be -1, 0 or 1, got {wrong[0]}")
+    try:
+        return make_events(x, y, t, p > 0)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _real(path: Path, name: str, value: np.ndarray | None) -> np.ndarray:
+    if value is None:
+        raise ValueError(f"{path}: {name} must be an array of real numbers")
+    return value

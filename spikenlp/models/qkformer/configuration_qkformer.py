@@ -43,6 +43,7 @@ class QKFormerConfig(SpikingVisionConfig):
 
     model_type = "qkformer"
     default_num_labels = 1000
+    never_left_out = (*SpikingVisionConfig.never_left_out, "num_attention_heads")
     presets = {
         "hst-10-384": {},
         "hst-10-512": {"hidden_sizes": (128, 256, 512), "num_attention_heads": 8},

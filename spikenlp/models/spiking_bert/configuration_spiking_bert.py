@@ -1,8 +1,9 @@
 """Configuration of the spiking BERT."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 
 from spikenlp.models.checkpoint import SpikingConfig
 
@@ -11,6 +12,15 @@ ARCHITECTURE_DEFAULTS: dict[str, dict[str, Any]] = {
     "spikingbert": {"num_timesteps": 100, "neuron": "if", "ternary": False, "gradient": "implicit"},
 }
 """What a field is where it is not given."""
+SIZES = (
+    "num_timesteps",
+    "vocab_size",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
 
 
 @strict
@@ -50,6 +60,12 @@ class SpikingBertConfig(SpikingConfig):
 
     model_type = "spiking_bert"
     keys_to_ignore_at_inference = ["hidden_states", "attentions", "attention_scores"]
+    never_left_out: ClassVar[tuple[str, ...]] = (
+        *SpikingConfig.never_left_out,
+        "num_attention_heads",
+        "nonlinearity",
+        "ternary",
+    )
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -88,8 +104,11 @@ class SpikingBertConfig(SpikingConfig):
 
     def validate_spiking(self):
         """Run by `@strict` when a config is built or loaded."""
-        if self.num_timesteps < 1:
-            raise ValueError(f"num_timesteps must be >= 1, got {self.num_timesteps}")
+        for name in SIZES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act must be one of {sorted(ACT2FN)}, got {self.hidden_act!r}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of "

@@ -56,6 +56,7 @@ from spikenlp.models.spiking_bert.parts import (
     SpikingBlock,
     SpikingSelfAttention,
     TimeSharedDropout,
+    check_tokens,
 )
 from spikenlp.neurons import PLIF, SpikingLinear
 
@@ -342,6 +343,7 @@ class SpikingBertModel(SpikingBertPreTrainedModel):
         inputs_embeds: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
         """The current [B, L, D] that is injected at each step, and the mask of attention for one."""
+        check_tokens(self.config, input_ids, inputs_embeds, attention_mask)
         embedding = self.embeddings(
             input_ids=input_ids,
             position_ids=position_ids,
@@ -381,8 +383,8 @@ class SpikingBertModel(SpikingBertPreTrainedModel):
         output_attention_scores: also return `attention_scores`.
 
         Raises:
-            ValueError: neither or both of input_ids and inputs_embeds; T < 1; a `timestep_readout`
-                without gradient="implicit".
+            ValueError: neither or both of input_ids and inputs_embeds, or what `check_tokens` refuses;
+                T < 1; a `timestep_readout` without gradient="implicit".
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")

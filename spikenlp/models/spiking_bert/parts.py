@@ -15,6 +15,45 @@ from spikenlp.models.spiking_bert.configuration_spiking_bert import SpikingBertC
 from spikenlp.neurons import IF, LIF, PLIF, RoundingIF, SpikingLinear, SpikingNeuron
 
 
+def check_tokens(
+    config: SpikingBertConfig,
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    attention_mask: Tensor | None,
+) -> None:
+    """Raises ValueError for tokens that the model cannot read, where torch would say what failed inside:
+    shapes, the length, a mask of another shape; on CPU also ids outside the vocabulary."""
+    tokens = inputs_embeds if input_ids is None else input_ids
+    assert tokens is not None
+    name, shape = (
+        ("input_ids", "[B, L]") if input_ids is not None else ("inputs_embeds", "[B, L, D]")
+    )
+    if tokens.dim() != shape.count(",") + 1 or 0 in tokens.shape:
+        raise ValueError(f"{name} must be {shape}, not empty, got shape {tuple(tokens.shape)}")
+    if tokens.shape[1] > config.max_position_embeddings:
+        raise ValueError(
+            f"{name} are {tokens.shape[1]} tokens long, more than max_position_embeddings="
+            f"{config.max_position_embeddings}: truncate them (tokenizer(..., truncation=True))"
+        )
+    of_tokens = attention_mask is not None and attention_mask.dim() == 2
+    if of_tokens and attention_mask.shape != tokens.shape[:2]:
+        raise ValueError(
+            f"attention_mask of shape {tuple(attention_mask.shape)} does not fit {name} of shape "
+            f"{tuple(tokens.shape)}"
+        )
+    if input_ids is None:
+        return
+    if input_ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"input_ids must be int64 or int32, got {input_ids.dtype}")
+    if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = (int(x) for x in input_ids.aminmax())
+        if low < 0 or high >= config.vocab_size:
+            raise ValueError(
+                f"input_ids must lie in [0, {config.vocab_size}), got {low} ... {high}: does the "
+                "tokenizer belong to this model?"
+            )
+
+
 class TimeSharedDropout(nn.Module):
     """Dropout of [T, ...] that draws one mask for all steps, as one forward of one example."""
 

@@ -144,7 +144,11 @@ def test_a_file_without_events_is_an_empty_array(name, data, tmp_path):
         ("a.bin", files.atis(random_events((34, 34)))[:-2], "truncated: its last event has 3 of 5"),
         ("a.aedat", b"#!AER-DAT4.0\r\n", "AEDAT 4.0: this reads 2.0 and 3.1"),
         ("a.aedat", b"", "does not start with an AEDAT version"),
-        ("a.mat", b"MATLAB 5.0 MAT-file" + bytes(50), "cannot be read as a MATLAB file"),
+        (
+            "a.mat",
+            b"MATLAB 5.0 MAT-file" + bytes(50),
+            "cannot be read as a MATLAB file of version 5 to 7",
+        ),
         ("a.raw", b"", r"suffix must be one of \.bin, \.mat, \.aedat"),
     ],
 )
@@ -169,6 +173,29 @@ def test_a_mat_file_of_another_layout_is_refused(tmp_path):
         read_events(tmp_path / "a.mat")
     scipy.io.savemat(tmp_path / "b.mat", {"out1": np.array([[0, 40_000, 1, 1]])})
     with pytest.raises(ValueError, match=r"field 'x' must hold integers of int16, got 40000"):
+        read_events(tmp_path / "b.mat")
+
+
+@pytest.mark.parametrize("value", [2, 0.5, np.nan, np.inf])
+@pytest.mark.parametrize("layout", ["columns", "spiketrain"])
+def test_a_polarity_that_is_none_is_refused(layout, value, tmp_path):
+    if layout == "columns":
+        variables = {k: np.ones((3, 1)) for k in ("x", "y", "ts", "pol")}
+        variables["pol"][1] = value
+    else:
+        variables = {"spiketrain": np.zeros((101, 3))}
+        variables["spiketrain"][5, 1] = value
+    scipy.io.savemat(tmp_path / "a.mat", variables)
+    with pytest.raises(ValueError, match=rf"a\.mat: polarities must be -1, 0 or 1, got {value}"):
+        read_events(tmp_path / "a.mat")
+
+
+def test_variables_that_are_no_numbers_are_refused(tmp_path):
+    scipy.io.savemat(tmp_path / "a.mat", {"out1": np.ones((3, 4)) * 1j})
+    with pytest.raises(ValueError, match=r"\['out1'\]: expected|out1 must be an array of real"):
+        read_events(tmp_path / "a.mat")
+    scipy.io.savemat(tmp_path / "b.mat", {"x": "abc", "y": "abc", "ts": "abc", "pol": "abc"})
+    with pytest.raises(ValueError, match=r"b\.mat: x must be an array of real numbers"):
         read_events(tmp_path / "b.mat")
 
 
