@@ -46,6 +46,7 @@ from glue_tmc import (
     parse_arguments,
     spikes_and_energy,
 )
+from phases import Phases
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -58,7 +59,6 @@ from spikenlp import SpikingBertForSequenceClassification, SpikingTrainer
 from spikenlp.data import pack
 from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 from spikenlp.training.distillation import DistillationArguments, DistillationTrainer
-from spikenlp.training.provenance import run_record
 from spikenlp.training.trainer import collapsed
 
 PHASES = ("teacher", "converted", "general", "internal", "collapsed", "unrolled")
@@ -102,8 +102,10 @@ class PipelineArguments(StudentArguments):
     )
 
 
-class Pipeline:
-    """The phases on one task. Each leaves a model and results.json in its folder."""
+class Pipeline(Phases):
+    """The phases on one task."""
+
+    names, students = PHASES, PHASES[1:]
 
     def __init__(
         self,
@@ -113,24 +115,11 @@ class Pipeline:
         inputs: Inputs,
         corpus: datasets.DatasetDict | None,
     ):
-        self.options, self.data_args, self.args = options, data_args, args
+        chosen = [p for p in options.phases if not (p == "teacher" and options.teacher)]
+        super().__init__(args, chosen)
+        self.options, self.data_args = options, data_args
         self.inputs, self.corpus = inputs, corpus
-        self.root = Path(args.output_dir)
         self.teacher_path = Path(options.teacher or self.root / "teacher")
-
-    def run(self) -> dict[str, Any]:
-        """What each phase found, in this call or an earlier one."""
-        found: dict[str, Any] = {}
-        for phase in PHASES:
-            record = self.root / phase / "results.json"
-            if record.exists():
-                found[phase] = json.loads(record.read_text())
-            elif phase in self.options.phases and not (phase == "teacher" and self.options.teacher):
-                found[phase] = getattr(self, f"run_{phase}")(self.root / phase)
-                found[phase]["run"] = run_record()
-                if self.args.process_index == 0:
-                    record.write_text(json.dumps(found[phase], indent=1) + "\n")
-        return found
 
     def run_teacher(self, folder: Path) -> dict[str, Any]:
         options = self.options
@@ -194,17 +183,6 @@ class Pipeline:
     def run_unrolled(self, folder: Path) -> dict[str, Any]:
         args = dataclasses.replace(self.args, output_dir=str(folder), collapsed=False)
         return self.train("unrolled", args)
-
-    def start(self, phase: str) -> Path:
-        """The folder of the last phase before `phase` that left a student."""
-        earlier = PHASES[1 : PHASES.index(phase)]
-        for name in reversed(earlier):
-            if (self.root / name / "results.json").exists():
-                return self.root / name
-        raise ValueError(
-            f"the phase {phase} needs a student, and none of the phases {', '.join(earlier)} was run "
-            f"in {self.root}: add converted to --phases"
-        )
 
     def train(
         self,
@@ -271,10 +249,6 @@ class Pipeline:
                 f"the tokenizer at {path} is not that of {self.options.model_name_or_path}: teacher "
                 "and student must read the same token ids"
             )
-
-    def announce(self, phase: str, loaded: Any, created: str) -> None:
-        if self.args.process_index == 0:
-            print(f"phase {phase}: loads {loaded}; creates {created}", flush=True)
 
 
 RECORDED = (

@@ -11,6 +11,7 @@ from spikenlp.metrics.calibration import (
     negative_log_likelihood,
     reliability_curve,
 )
+from spikenlp.metrics.embeddings import nearest, recall_at, similarity_correlation
 from spikenlp.metrics.glue import GlueMetric, glue_metrics
 
 __all__ = [
@@ -22,8 +23,11 @@ __all__ = [
     "expected_calibration_error",
     "glue_metrics",
     "metric_path",
+    "nearest",
     "negative_log_likelihood",
+    "recall_at",
     "reliability_curve",
+    "similarity_correlation",
 ]
 
 
