@@ -61,7 +61,7 @@ from spikenlp.embeddings import (
     read_modules,
     tokenize,
 )
-from spikenlp.metrics import nearest, recall_at, similarity_correlation
+from spikenlp.metrics import accuracy_at, nearest, recall_at, similarity_correlation
 from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
 from spikenlp.training import EmbeddingDistillationArguments, EmbeddingDistillationTrainer
 from spikenlp.training.cpu import keep_freed_memory, use_all_cores
@@ -148,15 +148,14 @@ class Evaluation:
         queries, relevant = zip(*self.duplicates.relevant.items(), strict=True)
         found: dict[str, Any] = {"sts-b": {"pairs": len(first)}, "duplicates": {}}
         found["duplicates"] |= {"questions": len(questions), "queries": len(queries)}
-        by_step: dict[str, list[float]] = {"spearman": [], "pearson": [], "recall@10": []}
-        for at_step in embeddings.unbind(1):
-            scores = similarity_correlation(at_step[first], at_step[second], self.sts["label"])
-            by_step["spearman"].append(scores["spearman"])
-            by_step["pearson"].append(scores["pearson"])
-        for at_step in questions.unbind(1):
-            by_step["recall@10"].append(recall_at(nearest(at_step, queries), relevant))
-        found["duplicates"]["recall@10"] = by_step.pop("recall@10")
-        found["sts-b"] |= by_step
+        scores = [
+            similarity_correlation(at_step[first], at_step[second], self.sts["label"])
+            for at_step in embeddings.unbind(1)
+        ]
+        found["sts-b"] |= {name: [at_step[name] for at_step in scores] for name in scores[0]}
+        rankings = [nearest(at_step, queries) for at_step in questions.unbind(1)]
+        found["duplicates"]["recall@10"] = [recall_at(ranking, relevant) for ranking in rankings]
+        found["duplicates"]["accuracy@1"] = [accuracy_at(ranking, relevant) for ranking in rankings]
         return found
 
     def rank_anytime(
@@ -179,13 +178,15 @@ class Evaluation:
         for query in self.duplicates.relevant:
             ranking, _ = index.rank(questions[query], top=top)
             rankings.append([i for i in ranking[: 10 + 1].tolist() if i != query])
+        relevant = [*self.duplicates.relevant.values()]
         corpus, queries = len(questions), len(rankings)
         few, all_steps, refined = energy[first - 1], energy[last - 1], len(index.refined)
         return {
             "first": first,
             "refine": last,
             "top": top,
-            "recall@10": recall_at(rankings, [*self.duplicates.relevant.values()]),
+            "recall@10": recall_at(rankings, relevant),
+            "accuracy@1": accuracy_at(rankings, relevant),
             "refined_by_all_queries": refined,
             "microjoules, one query": corpus * few + min(top, corpus) * all_steps + all_steps,
             "microjoules, one query, all steps": corpus * all_steps + all_steps,
@@ -384,6 +385,7 @@ def summary(results: dict[str, Any]) -> str:
             "STS-B Spearman": (found["sts-b"]["spearman"], 1),
             "STS-B Pearson": (found["sts-b"]["pearson"], 1),
             "duplicates recall@10": (found["duplicates"]["recall@10"], 1),
+            "duplicates accuracy@1": (found["duplicates"]["accuracy@1"], 1),
             "microjoules": (found.get("energy_microjoules", {}).get("spiking, float32", []), 0),
         }
         for name, (by_step, digits) in figures.items():

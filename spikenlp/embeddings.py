@@ -380,8 +380,19 @@ def read_modules(path: str | Path) -> dict[str, Any]:
     chosen = [k for k, v in modes.items() if v] or [pooling.get("pooling_mode")]
     if chosen != ["mean"]:
         raise ValueError(f"{path} pools by {chosen}: only the mean over tokens is converted")
+    return {"max_seq_length": _max_seq_length(path), "normalize": len(names) == 3}
+
+
+def _max_seq_length(path: str | Path) -> int:
+    """Older releases of sentence-transformers write it down, newer ones leave it to the tokenizer."""
     length = (_read(path, "sentence_bert_config.json") or {}).get("max_seq_length")
-    return {"max_seq_length": length or MAX_SEQ_LENGTH, "normalize": len(names) == 3}
+    if length is None:
+        length = (_read(path, "tokenizer_config.json") or {}).get(
+            "model_max_length", MAX_SEQ_LENGTH
+        )
+        positions = (_read(path, "config.json") or {}).get("max_position_embeddings", length)
+        length = min(length, positions)
+    return int(length)
 
 
 def _read(path: str | Path, name: str) -> Any:

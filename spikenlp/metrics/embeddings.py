@@ -52,15 +52,30 @@ def recall_at(
     >>> recall_at([[3, 1, 2], [0, 1, 2]], [{1, 2}, {0}], k=2)
     75.0
     """
-    if k < 1:
-        raise ValueError(f"k must be >= 1, got {k}")
-    if not len(rankings) or not all(len(items) for items in relevant):
-        raise ValueError("recall needs at least one query, and something relevant to each")
+    _check(rankings, relevant, k)
     shares = [
         len(set(ranking[:k]) & set(items)) / len(items)
         for ranking, items in zip(rankings, relevant, strict=True)
     ]
     return 100 * sum(shares) / len(shares)
+
+
+def accuracy_at(
+    rankings: Sequence[Sequence[int]], relevant: Sequence[Collection[int]], k: int = 1
+) -> float:
+    """Share of the queries that have anything relevant among the first k, times 100.
+
+    Arguments and Raises as for `recall_at`.
+
+    >>> accuracy_at([[3, 1, 2], [1, 0, 2]], [{3, 2}, {0}], k=1)
+    50.0
+    """
+    _check(rankings, relevant, k)
+    hits = [
+        bool(set(ranking[:k]) & set(items))
+        for ranking, items in zip(rankings, relevant, strict=True)
+    ]
+    return 100 * sum(hits) / len(hits)
 
 
 def nearest(embeddings: Tensor, queries: Sequence[int], k: int = 10) -> list[list[int]]:
@@ -74,3 +89,10 @@ def nearest(embeddings: Tensor, queries: Sequence[int], k: int = 10) -> list[lis
     similarity = unit[torch.tensor(queries)] @ unit.T
     similarity[torch.arange(len(queries)), torch.tensor(queries)] = -torch.inf
     return similarity.topk(min(k, len(unit) - 1), dim=-1).indices.tolist()
+
+
+def _check(rankings: Sequence[Sequence[int]], relevant: Sequence[Collection[int]], k: int) -> None:
+    if k < 1:
+        raise ValueError(f"k must be >= 1, got {k}")
+    if not len(rankings) or not all(len(items) for items in relevant):
+        raise ValueError("there must be at least one query, and something relevant to each")
