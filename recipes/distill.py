@@ -34,6 +34,7 @@ import transformers
 from common import base_model, parse_arguments
 from corpus import CorpusArguments
 from glue_tmc import dense_trainer, evaluate, fine_tune_dense, spending
+from phases import Phases
 from student import StudentArguments
 from task_data import DataArguments, Inputs, calibration_batches, load_inputs, load_task_data
 from transformers import (
@@ -51,7 +52,6 @@ from spikenlp.hub.training import CONFIG_FIELDS
 from spikenlp.training import last_checkpoint
 from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 from spikenlp.training.distillation import DistillationArguments, DistillationTrainer
-from spikenlp.training.provenance import run_record
 from spikenlp.training.trainer import collapsed
 
 PHASES = ("teacher", "converted", "general", "internal", "collapsed", "unrolled")
@@ -95,8 +95,10 @@ class PipelineArguments(StudentArguments):
     )
 
 
-class Pipeline:
-    """The phases on one task. Each leaves a model and results.json in its folder."""
+class Pipeline(Phases):
+    """The phases on one task."""
+
+    names, students = PHASES, PHASES[1:]
 
     def __init__(
         self,
@@ -106,24 +108,11 @@ class Pipeline:
         inputs: Inputs,
         corpus: datasets.DatasetDict | None,
     ):
-        self.options, self.data_args, self.args = options, data_args, args
+        chosen = [p for p in options.phases if not (p == "teacher" and options.teacher)]
+        super().__init__(args, chosen)
+        self.options, self.data_args = options, data_args
         self.inputs, self.corpus = inputs, corpus
-        self.root = Path(args.output_dir)
         self.teacher_path = Path(options.teacher or self.root / "teacher")
-
-    def run(self) -> dict[str, Any]:
-        """What each phase found, in this call or an earlier one."""
-        found: dict[str, Any] = {}
-        for phase in PHASES:
-            record = self.root / phase / "results.json"
-            if record.exists():
-                found[phase] = json.loads(record.read_text())
-            elif phase in self.options.phases and not (phase == "teacher" and self.options.teacher):
-                found[phase] = getattr(self, f"run_{phase}")(self.root / phase)
-                found[phase] |= self.facts(phase) | {"run": run_record()}
-                if self.args.process_index == 0:
-                    record.write_text(json.dumps(found[phase], indent=1) + "\n")
-        return found
 
     def facts(self, phase: str) -> dict[str, Any]:
         """Of the model that a phase left: what its card says beside the figures."""
@@ -203,17 +192,6 @@ class Pipeline:
         args = dataclasses.replace(self.args, output_dir=str(folder), collapsed=False)
         return self.train("unrolled", args)
 
-    def start(self, phase: str) -> Path:
-        """The folder of the last phase before `phase` that left a student."""
-        earlier = PHASES[1 : PHASES.index(phase)]
-        for name in reversed(earlier):
-            if (self.root / name / "results.json").exists():
-                return self.root / name
-        raise ValueError(
-            f"the phase {phase} needs a student, and none of the phases {', '.join(earlier)} was run "
-            f"in {self.root}: add converted to --phases"
-        )
-
     def train(
         self,
         phase: str,
@@ -279,10 +257,6 @@ class Pipeline:
                 f"the tokenizer at {path} is not that of {self.options.model_name_or_path}: teacher "
                 "and student must read the same token ids"
             )
-
-    def announce(self, phase: str, loaded: Any, created: str) -> None:
-        if self.args.process_index == 0:
-            print(f"phase {phase}: loads {loaded}; creates {created}", flush=True)
 
 
 RECORDED = (

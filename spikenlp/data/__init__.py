@@ -4,6 +4,7 @@ from spikenlp.data.demo import demo_question_pairs
 from spikenlp.data.glue import GLUE_TASKS, GlueTask, load_glue
 from spikenlp.data.masking import ReproducibleMasking
 from spikenlp.data.orange import read_tab
+from spikenlp.data.sentences import DuplicateQuestions, distinct_sentences
 from spikenlp.data.splits import carve_validation
 from spikenlp.data.tasks import TASKS, TextTask, get_task, load_task
 from spikenlp.data.text import load_corpus, pack
@@ -14,12 +15,14 @@ __all__ = [
     "GLUE_TASKS",
     "TASKS",
     "TOPIC_TASKS",
+    "DuplicateQuestions",
     "GlueTask",
     "ReproducibleMasking",
     "TextTask",
     "TopicTask",
     "carve_validation",
     "demo_question_pairs",
+    "distinct_sentences",
     "get_task",
     "load_corpus",
     "load_glue",

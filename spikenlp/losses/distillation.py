@@ -1,10 +1,13 @@
-"""Losses between a student and its teacher: answers, hidden states, attention scores.
+"""Losses between a student and its teacher: answers, hidden states, attention scores, embeddings.
 
     soft cross entropy   -tau^2 sum_c softmax(teacher / tau)_c log softmax(student / tau)_c
     hidden states        sum_l mean (P_l h_l - H_m(l))^2       over real tokens and channels
     attention scores     sum_l mean (a_l - A_m(l))^2           over heads and pairs of real tokens
+    embeddings           mean |e - E|^2                        of length 1, at each time step
+    similarities         mean_i KL(softmax_j(E_i E_j / tau) || softmax_j(e_i e_j / tau)), j != i
 
-(Hinton et al., 2015; Jiao et al., TinyBERT, EMNLP 2020; Bal & Sengupta, SpikingBERT, AAAI 2024.) P_l is the
+(Hinton et al., 2015; Jiao et al., TinyBERT, EMNLP 2020; Bal & Sengupta, SpikingBERT, AAAI 2024; embeddings:
+Reimers & Gurevych, EMNLP 2020; similarities: Fang et al., SEED, ICLR 2021, within a batch.) P_l is the
 identity, or a learned projection where widths differ. All are computed in float32 and are means over the
 samples of the batch; within a sample every real token weighs the same.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -165,6 +169,72 @@ def attention_score_loss(
         distance = (score.float() - target.float()).square().mean(1).flatten(1)
         total = total + _mean_of_real(distance, pairs)
     return total
+
+
+def embedding_loss(embeddings: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared distance of embeddings of length 1, 2 - 2 cosine.
+
+    Args:
+        embeddings: the student's, [B, D], or [B, T, D]: after each of T steps. Of any length > 0.
+        teacher: [B, D].
+
+    Returns:
+        float32 scalar in [0, 4], mean over batch and steps.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    >>> embedding_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]])).item()
+    2.0
+    """
+    student, target = _unit_embeddings(embeddings, teacher)
+    return (student - target[:, None]).square().sum(-1).mean()
+
+
+def similarity_loss(embeddings: Tensor, teacher: Tensor, *, temperature: float = 0.05) -> Tensor:
+    """How differently student and teacher see who in the batch is similar to whom.
+
+    Args:
+        embeddings: the student's, [B, D], or [B, T, D]: after each of T steps. Of any length > 0.
+        teacher: [B, D].
+        temperature: tau > 0 of the cosines; the smaller, the more the nearest ones count.
+
+    Returns:
+        float32 scalar >= 0: Kullback-Leibler divergence, mean over batch and steps. A batch of fewer
+        than three has nothing to compare: 0.
+
+    Raises:
+        ValueError: shapes that do not fit, a temperature that is not positive.
+
+    >>> similarity_loss(torch.eye(3), torch.eye(3)).item()
+    0.0
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be > 0, got {temperature}")
+    student, target = _unit_embeddings(embeddings, teacher)
+    batch = len(target)
+    if batch < 3:
+        return student.sum() * 0
+    others = ~torch.eye(batch, dtype=torch.bool, device=target.device)
+
+    def log_p(unit: Tensor) -> Tensor:
+        cosines = unit @ unit.transpose(-1, -2)
+        return (cosines[..., others] / temperature).unflatten(-1, (batch, -1)).log_softmax(-1)
+
+    wanted = log_p(target)
+    by_step = log_p(student.transpose(0, 1))  # [T, B, B - 1]
+    return (wanted.exp() * (wanted - by_step)).sum(-1).mean()
+
+
+def _unit_embeddings(embeddings: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, T, D] and [B, D] in float32, of length 1."""
+    by_step = embeddings[:, None] if embeddings.dim() == 2 else embeddings
+    if by_step.dim() != 3 or by_step[:, 0].shape != teacher.shape:
+        raise ValueError(
+            f"student embeddings {list(embeddings.shape)} do not fit the teacher's "
+            f"{list(teacher.shape)}: give [B, D] or [B, T, D] and [B, D]"
+        )
+    return F.normalize(by_step.float(), dim=-1), F.normalize(teacher.float(), dim=-1)
 
 
 def _mean_of_real(distance: Tensor, mask: Tensor | None) -> Tensor:

@@ -11,19 +11,24 @@ from spikenlp.metrics.calibration import (
     negative_log_likelihood,
     reliability_curve,
 )
+from spikenlp.metrics.embeddings import accuracy_at, nearest, recall_at, similarity_correlation
 from spikenlp.metrics.glue import GlueMetric, glue_metrics
 
 __all__ = [
     "GlueMetric",
     "ReliabilityCurve",
+    "accuracy_at",
     "adaptive_calibration_error",
     "brier_score",
     "calibration_by_timestep",
     "expected_calibration_error",
     "glue_metrics",
     "metric_path",
+    "nearest",
     "negative_log_likelihood",
+    "recall_at",
     "reliability_curve",
+    "similarity_correlation",
 ]
 
 

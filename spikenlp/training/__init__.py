@@ -9,6 +9,10 @@ from spikenlp.training.checkpoints import (
     last_checkpoint,
 )
 from spikenlp.training.distillation import DistillationArguments, DistillationTrainer
+from spikenlp.training.embedding_distillation import (
+    EmbeddingDistillationArguments,
+    EmbeddingDistillationTrainer,
+)
 from spikenlp.training.loss_function import TemporalLossFunction
 from spikenlp.training.masked_lm import MaskedLMTrainer
 from spikenlp.training.trainer import SpikingTrainer, TimestepMetrics, check_tokenizer_fits
@@ -23,6 +27,8 @@ __all__ = [
     "CheckpointError",
     "DistillationArguments",
     "DistillationTrainer",
+    "EmbeddingDistillationArguments",
+    "EmbeddingDistillationTrainer",
     "FiringRateWatchdog",
     "MaskedLMTrainer",
     "NonFiniteWatchdog",

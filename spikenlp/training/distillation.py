@@ -192,11 +192,8 @@ class DistillationTrainer(SpikingTrainer):
         config = self.accelerator.unwrap_model(model).config
         varied = args.collapsed and args.collapsed_timesteps != "fixed"
         timesteps = self._varied_timesteps(config) if varied else nullcontext()
-        wanted: dict[str, Any] = {"output_hidden_states": args.hidden_weight > 0}
-        if args.attention_weight:
-            wanted["output_attention_scores"] = True
         with timesteps:
-            outputs = model(**inputs, **wanted)
+            outputs = model(**inputs, **self.wanted_outputs())
         labels, mask = inputs.get("labels"), inputs.get("attention_mask")
         if self._cache is None or rows is None:
             answers = self._ask_teacher(inputs)
@@ -237,7 +234,24 @@ class DistillationTrainer(SpikingTrainer):
             "hidden": args.hidden_weight,
             "scores": args.attention_weight,
         }
-        return sum(weights[name] * value for name, value in parts.items()), outputs  # type: ignore[return-value]
+        total = sum(weights[name] * value for name, value in parts.items())
+        for name, (weight, value) in self.further_parts(outputs, answers, mask).items():
+            self.add_to_log(f"loss_{name}", value)
+            total = total + weight * value
+        return total, outputs  # type: ignore[return-value]
+
+    def wanted_outputs(self) -> dict[str, Any]:
+        """Options of the student's forward."""
+        wanted: dict[str, Any] = {"output_hidden_states": self.args.hidden_weight > 0}
+        if self.args.attention_weight:
+            wanted["output_attention_scores"] = True
+        return wanted
+
+    def further_parts(
+        self, outputs: Any, answers: Mapping[str, Any], mask: Tensor | None
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Name -> weight and value of what else a subclass wants from the teacher's `answers`."""
+        return {}
 
     @torch.no_grad()
     def _ask_teacher(self, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,10 @@ import torch
 
 from spikenlp.losses.distillation import (
     attention_score_loss,
+    embedding_loss,
     hidden_state_loss,
     layer_map,
+    similarity_loss,
     soft_cross_entropy,
 )
 
@@ -106,3 +108,85 @@ def test_attention_scores_against_a_loop():
     assert attention_score_loss(student, teacher, mask).item() == pytest.approx(expected, rel=1e-6)
     with pytest.raises(ValueError, match="same heads and length"):
         attention_score_loss([student[0][:, :1]], teacher, mask)
+
+
+def unit(vector):
+    length = math.sqrt(sum(float(v) ** 2 for v in vector))
+    return [float(v) / length for v in vector]
+
+
+def dot(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture
+def embeddings():
+    generator = torch.Generator().manual_seed(3)
+    student = torch.randn(5, 2, 4, generator=generator).double()
+    return student, torch.randn(5, 4, generator=generator).double()
+
+
+def test_embedding_loss_is_the_squared_distance_of_unit_vectors(embeddings):
+    student, teacher = embeddings
+    expected = 0.0
+    for b in range(5):
+        target = unit(teacher[b])
+        for t in range(2):
+            given = unit(student[b, t])
+            expected += sum((x - y) ** 2 for x, y in zip(given, target, strict=True))
+    assert embedding_loss(student, teacher).item() == pytest.approx(expected / 10, rel=1e-6)
+    assert embedding_loss(7 * student, teacher / 3).item() == pytest.approx(expected / 10, rel=1e-6)
+    at_step = embedding_loss(student[:, 1], teacher)
+    torch.testing.assert_close(at_step, embedding_loss(student[:, 1:], teacher))
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+def test_similarity_loss_is_the_divergence_of_who_is_near_whom(embeddings, temperature):
+    student, teacher = embeddings
+    expected = 0.0
+    for t in range(2):
+        given, target = ([unit(v) for v in x] for x in (student[:, t], teacher))
+        for i in range(5):
+            others = [j for j in range(5) if j != i]
+            p, q = (
+                [math.exp(dot(x[i], x[j]) / temperature) for j in others] for x in (target, given)
+            )
+            for a, b in zip(p, q, strict=True):
+                expected += a / sum(p) * math.log((a / sum(p)) / (b / sum(q)))
+    found = similarity_loss(student, teacher, temperature=temperature)
+    assert found.item() == pytest.approx(expected / 10, rel=1e-4)
+
+
+def test_similarities_that_agree_cost_nothing_however_the_space_is_turned(embeddings):
+    _, teacher = embeddings
+    turn, _ = torch.linalg.qr(
+        torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).double()
+    )
+    turned = (teacher @ turn).requires_grad_()
+    loss = similarity_loss(turned, teacher)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert turned.grad.abs().max() < 1e-4
+    assert embedding_loss(turned, teacher) > 0.1
+
+
+def test_two_sentences_have_no_others_to_compare(embeddings):
+    student, teacher = embeddings
+    student.requires_grad_()
+    loss = similarity_loss(student[:2], teacher[:2])
+    loss.backward()
+    assert loss.item() == 0
+    assert student.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("loss", [embedding_loss, similarity_loss])
+def test_embeddings_that_do_not_fit_are_refused(loss):
+    with pytest.raises(ValueError, match=r"\[5, 2, 3\] do not fit the teacher's \[5, 4\]"):
+        loss(torch.randn(5, 2, 3), torch.randn(5, 4))
+    with pytest.raises(ValueError, match=r"\[4, 4\] do not fit"):
+        loss(torch.randn(4, 4), torch.randn(5, 4))
+
+
+def test_a_temperature_of_similarities_is_positive():
+    with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
+        similarity_loss(torch.eye(3), torch.eye(3), temperature=0)
