@@ -7,7 +7,7 @@ by layer and token, and the energy beside a dense model of the same shape.
 
 from __future__ import annotations
 
-import html
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from huggingface_hub import SpaceCard, SpaceCardData
 from transformers import AutoConfig
 
 import spikenlp
-from spikenlp.hub.classifier import Answer, SpikingClassifier
+from spikenlp.hub.answer_page import answer_page
+from spikenlp.hub.classifier import SpikingClassifier
 from spikenlp.hub.publish import check_private, stage
 
 MODEL = "model"
@@ -77,70 +78,32 @@ def write_space(checkpoint: str, out: str | Path) -> Path:
     return out
 
 
-def predictor(checkpoint: str | Path) -> Any:
-    """`predict(text)` of the app: what `present` makes of the classifier's answer."""
+def predictor(checkpoint: str | Path) -> Callable[[str], str]:
+    """`predict(text)` of the app: HTML of the classifier's answer."""
     classify = SpikingClassifier.from_pretrained(checkpoint)
 
-    def predict(text: str) -> tuple[dict[str, float], list[list[Any]], str, str]:
-        return present(classify(text))
+    def predict(text: str) -> str:
+        return answer_page(classify(text))
 
     return predict
 
 
-def present(answer: Answer) -> tuple[dict[str, float], list[list[Any]], str, str]:
-    """(probabilities by label, one row a step, HTML of the spikes, a sentence on energy)."""
-    probabilities = dict(zip(answer.labels, answer.probabilities[-1], strict=True))
-    rows = []
-    for t, (by_label, spent) in enumerate(
-        zip(answer.probabilities, answer.energy_microjoules, strict=True), 1
-    ):
-        best = max(range(len(by_label)), key=by_label.__getitem__)
-        rows.append([t, answer.labels[best], round(by_label[best], 4), round(spent, 3)])
-    last, dense = answer.energy_microjoules[-1], answer.dense_microjoules
-    energy = (
-        f"{last:.2f} µJ with all {len(rows)} steps, {answer.energy_microjoules[0]:.2f} µJ if stopped at "
-        f"the first; a dense model of this shape: {dense:.2f} µJ. {answer.spike_count:,} spikes, "
-        f"{answer.spike_count / answer.neurons:.2f} per neuron. (float32 arithmetic at 45 nm, without "
-        "memory)"
-    )
-    return probabilities, rows, spikes_html(answer), energy
-
-
-def spikes_html(answer: Answer) -> str:
-    """A table: a row for each layer of neurons, a column a token, darker the more spikes each sent."""
-    steps = len(answer.probabilities)
-    head = "".join(f"<th>{html.escape(token)}</th>" for token in answer.tokens)
-    body = []
-    for layer, by_step in answer.spikes.items():
-        sent = [sum(at) for at in zip(*by_step, strict=True)]
-        cells = "".join(
-            f'<td style="background: rgba(178, 24, 43, {spikes / steps:.2f})">{spikes:.2f}</td>'
-            for spikes in sent
-        )
-        body.append(f"<tr><th>{html.escape(layer)}</th>{cells}</tr>")
-    return (
-        '<div style="overflow-x: auto"><table><caption>spikes per neuron, over all steps</caption>'
-        f"<tr><th></th>{head}</tr>{''.join(body)}</table></div>"
-    )
-
-
-def interface(predict: Any, title: str) -> Any:
+def interface(predict: Callable[[str], str], title: str) -> Any:
     """The page, to be launched. Raises ImportError where gradio is not installed (extra `space`)."""
     try:
         import gradio
     except ImportError as error:
         raise ImportError('a Space needs gradio: pip install "spikenlp[space]"') from error
-    return gradio.Interface(
-        predict,
-        inputs=gradio.Textbox(label="Text", lines=3),
-        outputs=[
-            gradio.Label(label="Answer after all steps"),
-            gradio.Dataframe(
-                headers=["step", "answer", "probability", "energy (µJ)"], label="Step by step"
-            ),
-            gradio.HTML(label="Spikes by layer and token"),
-            gradio.Textbox(label="Energy"),
-        ],
-        title=title,
-        flagging_mode="never",
-    )
+
+    def shown(text: str) -> str:
+        try:
+            return predict(text)
+        except ValueError as error:  # nothing was typed
+            raise gradio.Error(str(error), print_exception=False) from error
+
+    with gradio.Blocks(title=title) as page:
+        gradio.Markdown(f"# {title}\nA spiking text classifier, step by step.")
+        text = gradio.Textbox(label="Text", lines=2, submit_btn=True)
+        answer = gradio.HTML(label="Answer")
+        text.submit(shown, text, answer)
+    return page

@@ -1,8 +1,13 @@
 """The Space: a folder that runs by itself, whose app shows what the classifier says."""
 
 import importlib.util
+import os
 import re
+import socket
+import subprocess
 import sys
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from huggingface_hub import SpaceCard
@@ -10,7 +15,9 @@ from huggingface_hub import SpaceCard
 from spikenlp import SpikingBertModel
 from spikenlp.cli import main
 from spikenlp.hub import SpikingClassifier
-from spikenlp.hub.space import interface, present, write_space
+from spikenlp.hub.answer_page import answer_page, percent
+from spikenlp.hub.space import interface, write_space
+from tests.hub.browser import EXECUTABLE, browser
 from tests.hub.test_classifier import TEXT, make
 
 
@@ -39,31 +46,40 @@ def test_the_command_writes_a_space_whose_app_answers(checkpoint, tmp_path, caps
     assert (card.data.sdk, card.data.app_file, card.data.title) == ("gradio", "app.py", "tiny")
     assert str(checkpoint.parent) not in (moved / "app.py").read_text()
     answer = SpikingClassifier.from_pretrained(checkpoint)(TEXT)
-    assert load_app(moved).predict(TEXT) == present(answer)
+    assert load_app(moved).predict(TEXT) == answer_page(answer)
 
 
 def test_what_is_shown_is_the_answer(checkpoint):
     answer = SpikingClassifier.from_pretrained(checkpoint)(TEXT)
-    probabilities, rows, page, energy = present(answer)
-    assert probabilities[answer.label] == answer.score
-    assert [row[0] for row in rows] == [1, 2]
-    assert rows[-1][1] == answer.label
-    assert rows[0][3] == round(answer.energy_microjoules[0], 3)
-    assert re.findall(r"<th>([^<]+)</th>", page.split("</tr>")[0]) == answer.tokens
-    assert page.count("<tr>") == 1 + len(answer.spikes)
-    name = "bert.encoder.layer.1.output.neuron"
-    shown = re.search(rf"<th>{re.escape(name)}</th>(.*?)</tr>", page)[1]
+    page = answer_page(answer)
+    assert f"<b>{answer.label}</b> {percent(answer.score)}" in page
+    _, steps, energy, spikes = page.split("<table")
+    for t, by_label in enumerate(answer.probabilities, 1):
+        best = answer.labels[by_label.index(max(by_label))]
+        assert re.search(rf"step {t}</td><td>{best}</td>.*?{percent(max(by_label))}", steps)
+    assert re.findall(r"([\d.]+) µJ", energy) == [
+        f"{e:.2f}" for e in (*answer.energy_microjoules, answer.dense_microjoules)
+    ]
+    widths = [float(w) for w in re.findall(r"width: ([\d.]+)%", energy)]
+    most = max(*answer.energy_microjoules, answer.dense_microjoules)
+    spent = [*answer.energy_microjoules, answer.dense_microjoules]
+    assert widths == pytest.approx([100 * e / most for e in spent], abs=0.06)
+    assert re.findall(r"<th>([^<]+)</th>", spikes.split("</tr>")[0]) == answer.tokens
+    assert spikes.count("<tr>") == len(answer.spikes)
+    name = "bert.encoder.layer.1.attention.self.key_neuron"
+    shown = re.search(rf'title="{re.escape(name)}">1 attention.self.key</th>(.*?)</tr>', spikes)[1]
     expected = [a + b for a, b in zip(*answer.spikes[name], strict=True)]
     assert [float(x) for x in re.findall(r">([\d.]+)<", shown)] == pytest.approx(
         expected, abs=0.006
     )
-    assert f"a dense model of this shape: {answer.dense_microjoules:.2f}" in energy
+    assert f"{answer.spike_count:,} spikes" in page
 
 
-def test_a_token_cannot_write_the_page(checkpoint):
+def test_a_token_or_label_cannot_write_the_page(checkpoint):
     answer = SpikingClassifier.from_pretrained(checkpoint)(TEXT)
     answer.tokens[1] = "<script>"
-    assert "<script>" not in present(answer)[2]
+    answer.labels[:] = ["<script>", "<script>"]
+    assert "<script>" not in answer_page(answer)
 
 
 def test_another_head_and_an_existing_folder_are_refused(checkpoint, tmp_path):
@@ -82,7 +98,54 @@ def test_without_gradio_the_error_names_the_extra(monkeypatch):
         interface(print, title="x")
 
 
-def test_the_page_builds_with_gradio(checkpoint):
-    gradio = pytest.importorskip("gradio", reason="extra `space` is not installed")
-    page = interface(lambda text: ({}, [], "", ""), title="x")
-    assert isinstance(page, gradio.Interface)
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_browser_shows_the_answer_to_what_is_typed(checkpoint, tmp_path, width):
+    pytest.importorskip("gradio", reason="extra `space` is not installed")
+    if EXECUTABLE is None:
+        pytest.skip("needs chromium")
+    space = write_space(str(checkpoint), tmp_path / "space")
+    expected = SpikingClassifier.from_pretrained(checkpoint)(TEXT)
+    with serve(space) as url, browser(tmp_path / "profile") as page:
+        page.open(url, width)
+        page.wait_for("document.querySelector('textarea')")
+        page.wait_for("document.querySelector('.submit-button')")
+        page.type("textarea", TEXT)
+        page.evaluate("document.querySelector('.submit-button').click()")
+        page.wait_for("document.querySelector('.spiking')")
+        shown = page.evaluate("document.querySelector('.spiking').innerText")
+        assert f"{expected.label} {percent(expected.score)}" in shown
+        for text in (*expected.tokens, f"{expected.dense_microjoules:.2f} µJ"):
+            assert text in shown
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("document.querySelector('.spiking .steps').clientWidth") > width / 2
+        page.evaluate("document.querySelector('textarea').select()")
+        page.type("textarea", "   ")
+        page.evaluate("document.querySelector('.submit-button').click()")
+        page.wait_for("document.body.innerText.includes('text must not be empty')")
+
+
+@contextmanager
+def serve(space):
+    """The URL of the Space's app, run as the Hub runs it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    root = Path(__file__).resolve().parents[2]
+    options = {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
+    environment = {**os.environ, **options, "PYTHONPATH": str(root)}
+    command = [sys.executable, "-u", "app.py"]
+    with subprocess.Popen(
+        command, cwd=space, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        said = b""
+        try:
+            for line in process.stdout:
+                said += line
+                if b"Running on" in line:
+                    yield f"http://127.0.0.1:{port}/"
+                    break
+            else:
+                raise RuntimeError(said.decode())
+        finally:
+            process.kill()
