@@ -4,6 +4,7 @@ spikenlp inspect MODEL       what it is and the memory that training takes; only
 spikenlp report MODEL ...    one page: accuracy, calibration, spikes and energy over time steps
 spikenlp compare A.json ...  the numbers of several reports side by side
 spikenlp space CHECKPOINT    writes a Gradio Space: the answer, spikes and energy step by step
+spikenlp export CHECKPOINT   for other runtimes: torch.export, ONNX or NIR, checked against the model
 spikenlp doctor              what is installed, and what will be slow and why
 """
 
@@ -120,6 +121,16 @@ def make_space(args: argparse.Namespace) -> str:
     return f"written: {write_space(args.checkpoint, args.out)}"
 
 
+def export_model(args: argparse.Namespace) -> str:
+    from spikenlp.export import export
+    from spikenlp.hub.release import load
+
+    config = spikenlp.Int8Config() if args.int8 else None
+    model = load(Path(args.checkpoint), quantization_config=config)
+    agreement = export(model, args.out, args.format)
+    return f"written: {args.out}\nchecked: {agreement}"
+
+
 def doctor(args: argparse.Namespace) -> str:
     versions = {"spikenlp": spikenlp.__version__, "python": platform.python_version()}
     for name in ("torch", "transformers", "accelerate", "datasets", "evaluate"):
@@ -144,7 +155,8 @@ def doctor(args: argparse.Namespace) -> str:
     lines.append(f"{'C++ compiler':14}{compiler or 'none'}")
     if compiler is None and not cuda:
         slow.append("neurons run in eager mode, several times slower: no C++ compiler was found")
-    for extra, module in (("plots", "matplotlib"), ("space", "gradio"), ("peers", "spikingjelly")):
+    extras = {"plots": "matplotlib", "space": "gradio", "export": "onnxruntime"}
+    for extra, module in {**extras, "peers": "spikingjelly"}.items():
         found = importlib.util.find_spec(module) is not None
         lines.append(f"{'extra ' + extra:14}{'installed' if found else 'not installed'}")
     return "\n".join([*lines, "", "slow here:", *(f"- {reason}" for reason in slow)])
@@ -194,6 +206,13 @@ def main(argv: list[str] | None = None) -> None:
     space.add_argument("checkpoint", help="folder or Hub id of a spiking classifier")
     space.add_argument("--out", type=Path, default=Path("space"))
     space.set_defaults(run=make_space)
+
+    export = commands.add_parser("export", help="the model for other runtimes, checked")
+    export.add_argument("checkpoint", help="folder of a spiking model")
+    export.add_argument("--format", required=True, help="torch (.pt2), onnx or nir")
+    export.add_argument("--out", type=Path, required=True, help="the file to write")
+    export.add_argument("--int8", action="store_true", help="round the weights to int8 before")
+    export.set_defaults(run=export_model)
 
     commands.add_parser("doctor", help="what is installed, and what will be slow").set_defaults(
         run=doctor

@@ -1,0 +1,164 @@
+"""Files for other runtimes, run by those runtimes against the model."""
+
+import sys
+
+import pytest
+import torch
+
+from spikenlp import (
+    Int8Config,
+    SpikingBertConfig,
+    SpikingBertForMaskedLM,
+    SpikingBertForSequenceClassification,
+    SpikingVGGConfig,
+    SpikingVGGForImageClassification,
+)
+from spikenlp.cli import main
+from spikenlp.export import export, onnx_graph
+from spikenlp.export.program import example
+from tests.conftest import TINY_DENSE
+
+ONE_LAYER = {**TINY_DENSE, "num_hidden_layers": 1}
+VGG = {"hidden_sizes": [4, 6], "depths": [1, 1], "image_size": 8, "num_channels": 3}
+
+
+@pytest.fixture(scope="module")
+def text_model(tmp_path_factory):
+    """In int8: what is stored so must stay so."""
+    folder = tmp_path_factory.mktemp("text")
+    torch.manual_seed(0)
+    SpikingBertForSequenceClassification(
+        SpikingBertConfig(**ONE_LAYER, num_timesteps=2)
+    ).save_pretrained(folder)
+    return SpikingBertForSequenceClassification.from_pretrained(
+        folder, quantization_config=Int8Config()
+    )
+
+
+@pytest.fixture
+def vgg():
+    torch.manual_seed(0)
+    model = SpikingVGGForImageClassification(SpikingVGGConfig(**VGG, num_timesteps=2)).eval()
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_(std=0.2)
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.2, 1.0)
+    return model
+
+
+def sizes(model):
+    """Inputs of sizes that nothing was exported with."""
+    longest = model.config.max_position_embeddings
+    return [example(model, *size) for size in ((1, 5), (6, 3), (2, longest))]
+
+
+@pytest.mark.slow
+def test_a_program_gives_the_bits_of_the_model_for_any_batch_and_length(text_model, tmp_path):
+    agreement = export(text_model, tmp_path / "model.pt2", "torch")
+    assert (agreement.samples, agreement.timestep_logits_error) == (4, 0.0)
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    for inputs in sizes(text_model):
+        with torch.no_grad():
+            expected = text_model(**inputs).timestep_logits
+            assert torch.equal(program(*inputs.values())[0], expected)
+
+
+@pytest.mark.slow
+def test_onnxruntime_gives_the_models_steps_for_any_batch_and_length(text_model, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="extra `export` is not installed")
+    import onnx
+
+    path = tmp_path / "model.onnx"
+    batch = {**example(text_model, 5, 11), "labels": torch.zeros(5)}
+    agreement = export(text_model, path, "onnx", batch=batch)
+    width = 4 * 32 + 32 + 64
+    assert agreement.neurons == 2 * width * int(batch["attention_mask"].sum())
+    assert len(agreement.ties) < 5
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [i.name for i in session.get_inputs()] == [k for k in batch if k != "labels"]
+    assert [i.shape for i in session.get_inputs()] == [["batch", "length"]] * 3
+    assert [o.name for o in session.get_outputs()] == ["timestep_logits"]
+    for inputs in sizes(text_model):
+        (found,) = session.run(None, {k: v.numpy() for k, v in inputs.items()})
+        with torch.no_grad():
+            expected = text_model(**inputs).timestep_logits
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
+    stored = onnx.load(path).graph.initializer
+    weights = [w for w in stored if len(w.dims) == 2 and w.dims[-1] in (32, 64)]
+    assert {w.data_type for w in weights} == {onnx.TensorProto.INT8}
+    assert b"/spikenlp/" not in path.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_graph_with_another_weight_is_not_kept(vgg, tmp_path, monkeypatch):
+    """The check runs the file: what the exporter did wrong shows there."""
+    pytest.importorskip("onnxruntime", reason="extra `export` is not installed")
+    make_graph = onnx_graph.make_graph
+
+    def wrong(steps, inputs, path):
+        weight = steps.model.vgg.stages[1].layers[0].conv.weight
+        before = weight.detach().clone()
+        weight.data[2, 1] *= 1.01
+        graph = make_graph(steps, inputs, path)
+        weight.data.copy_(before)
+        return graph
+
+    monkeypatch.setattr(onnx_graph, "make_graph", wrong)
+    with pytest.raises(ValueError, match=r"vgg\.stages\.1\.layers\.0\.neuron reads differs"):
+        export(vgg, tmp_path / "wrong.onnx", "onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_frames_keep_their_time_axis(vgg, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="extra `export` is not installed")
+    frames = torch.rand(4, 3, 3, 8, 8)
+    export(vgg.train(), tmp_path / "new" / "vgg.onnx", "onnx", batch={"pixel_values": frames})
+    assert vgg.training
+    session = onnxruntime.InferenceSession(
+        tmp_path / "new" / "vgg.onnx", providers=["CPUExecutionProvider"]
+    )
+    (found,) = session.run(None, {"pixel_values": frames[:1].numpy()})
+    assert found.shape == (1, 3, 10)
+
+
+def test_what_cannot_be_exported_is_refused_by_name(text_model, vgg, tmp_path):
+    path = tmp_path / "model.pt2"
+    with pytest.raises(ValueError, match="format must be one of torch, onnx, nir, got 'tflite'"):
+        export(text_model, path, "tflite")
+    with pytest.raises(ValueError, match=r"file \.pt2, got model\.bin"):
+        export(text_model, tmp_path / "model.bin", "torch")
+    with pytest.raises(ValueError, match=r"inputs of \['pixel_values'\], got \['input_ids'\]"):
+        export(vgg, path, "torch", batch={"input_ids": torch.ones(2, 3)})
+    collapsed = SpikingBertForSequenceClassification(SpikingBertConfig(**ONE_LAYER, collapsed=True))
+    with pytest.raises(ValueError, match="collapsed"):
+        export(collapsed, path, "torch")
+    with pytest.raises(ValueError, match="SpikingBertForMaskedLM gives no timestep_logits"):
+        export(SpikingBertForMaskedLM(SpikingBertConfig(**ONE_LAYER)), path, "torch")
+    rates = {"architecture": "spikingbert", "neuron": "if", "ternary": False}
+    implicit = SpikingBertConfig(**ONE_LAYER, **rates, gradient="implicit", num_timesteps=3)
+    with pytest.raises(ValueError, match=r"config\.gradient = 'bptt'"):
+        export(SpikingBertForSequenceClassification(implicit), path, "torch")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("format", "package"), [("onnx", "onnxscript"), ("nir", "nir")])
+def test_without_its_packages_the_error_names_the_extra(
+    vgg, tmp_path, monkeypatch, format, package
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=r"spikenlp\[export\]"):
+        export(vgg, tmp_path / f"model.{format}", format)
+
+
+def test_the_command_writes_a_checked_file(vgg, tmp_path, capsys):
+    pytest.importorskip("nir", reason="extra `export` is not installed")
+    vgg.save_pretrained(tmp_path / "vgg")
+    out = tmp_path / "vgg.nir"
+    main(["export", str(tmp_path / "vgg"), "--format", "nir", "--out", str(out)])
+    assert "Agreement(samples=4" in capsys.readouterr().out
+    assert out.is_file()
+    with pytest.raises(SystemExit, match="format must be one of"):
+        main(["export", str(tmp_path / "vgg"), "--format", "tf", "--out", str(out)])
