@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from spikenlp import SpikingBertForSequenceClassification
-from spikenlp.export.check import Agreement, compare
+from spikenlp.export.check import Agreement, FiringNeuron, compare
 from spikenlp.export.program import Steps
-from spikenlp.neurons import LIF, RoundingIF
+from spikenlp.neurons import IF, LIF, RoundingIF
 
 NEURON = "bert.encoder.layer.1.intermediate.neuron"
 
@@ -101,6 +101,7 @@ def test_a_current_at_the_threshold_may_round_to_either_side(neuron):
     expected, found = model(currents), model(torch.cat([below[:1], currents[1:]]))
     assert not torch.equal(expected[2][0], found[2][0])
     assert torch.equal(expected[2][1], found[2][1])
+    assert not torch.equal(expected[3], found[3])  # the consequence is not compared
     agreement = compare(model.order, expected, found)
     assert (agreement.ties, agreement.changed_answers) == ([0], [0])
     with pytest.raises(ValueError, match=r"in all 1 samples .* larger batch"):
@@ -115,15 +116,18 @@ def test_a_current_at_the_threshold_may_round_to_either_side(neuron):
 
 
 class Chain:
-    """One step of a neuron of two channels; the answer is which of them fired, or the second."""
+    """One step of a neuron of two channels, and of an IF that reads its spikes; the answer is which
+    of the first fired, or the second."""
 
     def __init__(self, neuron):
-        from spikenlp.export.check import FiringNeuron
-
-        self.neuron = neuron
-        self.order = [FiringNeuron("neuron", neuron, False)]
+        self.neurons = [neuron, IF()]
+        self.order = [FiringNeuron(f"neuron {i}", n, False) for i, n in enumerate(self.neurons)]
 
     def __call__(self, currents):
-        with torch.no_grad():
-            spikes = self.neuron(currents.transpose(0, 1)).transpose(0, 1)
-        return [spikes + torch.tensor([0.5, 0.0]), currents, spikes.to(torch.int8)]
+        tensors = []
+        for neuron in self.neurons:
+            with torch.no_grad():
+                spikes = neuron(currents.transpose(0, 1)).transpose(0, 1)
+            tensors += [currents, spikes.to(torch.int8)]
+            currents = 0.7 * spikes
+        return [tensors[1] + torch.tensor([0.5, 0.0]), *tensors]
