@@ -35,12 +35,12 @@ def check_tokens(
             f"{name} are {tokens.shape[1]} tokens long, more than max_position_embeddings="
             f"{config.max_position_embeddings}: truncate them (tokenizer(..., truncation=True))"
         )
-    if attention_mask is not None and attention_mask.dim() == 2:
-        if attention_mask.shape != tokens.shape[:2]:
-            raise ValueError(
-                f"attention_mask of shape {tuple(attention_mask.shape)} does not fit {name} of shape "
-                f"{tuple(tokens.shape)}"
-            )
+    padded = attention_mask is not None and attention_mask.dim() == 2
+    if padded and attention_mask.shape != tokens.shape[:2]:
+        raise ValueError(
+            f"attention_mask of shape {tuple(attention_mask.shape)} does not fit {name} of shape "
+            f"{tuple(tokens.shape)}"
+        )
     if input_ids is None:
         return
     if input_ids.dtype not in (torch.int64, torch.int32):
