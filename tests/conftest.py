@@ -4,9 +4,21 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import hypothesis
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
+
+# The same few examples in every run.
+hypothesis.settings.register_profile(
+    "quick",
+    derandomize=True,
+    max_examples=25,
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 TINY_DENSE = {
     "vocab_size": 120,

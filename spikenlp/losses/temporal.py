@@ -234,7 +234,8 @@ def gradient_scaling_factor(
         timestep_logits: [B, T, C]; labels: [B]; as in `tmc_loss`.
 
     Returns:
-        float32 [B, T] (samples labelled -100 left out).
+        float32 [B, T] (samples labelled -100 left out), at most 1; -inf where P_t is so near 1 that
+        float32 has no number for it.
     """
     with torch.no_grad():
         logits, labels, share = _prepare(timestep_logits, labels)

@@ -74,7 +74,8 @@ class SpikingNeuron(nn.Module):
         if not step.is_floating_point():
             raise ValueError(f"the input current must be floating point, got {step.dtype}")
         if self.channels is not None:
-            found = step.shape[self._step_channel_dim(step)]
+            dim = self._step_channel_dim(step)
+            found = step.shape[dim] if -step.dim() <= dim < step.dim() else "none"
             if found != self.channels:
                 raise ValueError(
                     f"channels={self.channels}, but dimension {self.channel_dim} of the input has "
@@ -83,10 +84,10 @@ class SpikingNeuron(nn.Module):
 
     def _steps(self, x: Tensor, num_timesteps: int | None) -> int:
         """T, after the checks of the input."""
-        if x.dim() < 1 or x.shape[0] < 1:
+        if x.dim() < 2 or x.shape[0] < 1:
             raise ValueError(
-                "a neuron needs at least one time step (T >= 1) on dimension 0, got shape "
-                f"{tuple(x.shape)}"
+                "a neuron needs at least one time step (T >= 1) on dimension 0 and a dimension of "
+                f"neurons after it, got shape {tuple(x.shape)}"
             )
         self._check_step(x[0])
         if num_timesteps is None or num_timesteps == x.shape[0]:
