@@ -73,11 +73,15 @@ def drop_outputs(graph: Any, path: Path) -> None:
     onnx_ir.save(graph, path)
 
 
-def run(path: Path, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-    """What onnxruntime makes of `inputs` on the CPU, all outputs."""
+def open_session(path: Path) -> Any:
+    """An onnxruntime session on the CPU, with as many threads as torch has."""
     (onnxruntime,) = import_extra("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    values = session.run(None, {name: value.cpu().numpy() for name, value in inputs.items()})
-    return [torch.from_numpy(value) for value in values]
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def run(path: Path, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """What onnxruntime makes of `inputs`, all outputs."""
+    values = {name: value.cpu().numpy() for name, value in inputs.items()}
+    return [torch.from_numpy(value) for value in open_session(path).run(None, values)]
