@@ -77,6 +77,7 @@ def compare(
     for i, firing in enumerate(order):
         current, spikes = (x[1 + 2 * i : 3 + 2 * i] for x in (expected, found))
         (a, of_model), (b, of_graph) = current, spikes
+        _same_shape(f"spikes of {firing.name}", of_model, of_graph)
         shown = _real_positions(of_model, real)
         decisions += int(shown.expand(of_model.shape).sum())
         difference = ((a - b).abs() * shown[:, : a.shape[1]]).flatten(1).amax(1)
@@ -111,8 +112,10 @@ def compare_logits(expected: Tensor, found: Tensor, agreement: Agreement) -> Agr
     """`agreement` on spikes, with what logits [B, T, ...] add to it.
 
     Raises:
-        ValueError: logits that differ by more than float rounding in a sample without a tie.
+        ValueError: logits of another shape, or that differ by more than float rounding in a sample
+            without a tie.
     """
+    _same_shape("timestep_logits", expected, found)
     tied = torch.zeros(len(expected), dtype=torch.bool)
     tied[agreement.ties] = True
     difference = float((expected - found)[~tied].abs().max())
@@ -129,6 +132,15 @@ def compare_logits(expected: Tensor, found: Tensor, agreement: Agreement) -> Agr
         timestep_logits_error=difference,
         changed_answers=changed.nonzero().flatten().tolist(),
     )
+
+
+def _same_shape(what: str, expected: Tensor, found: Tensor) -> None:
+    """Raises ValueError where they would only be broadcast to each other."""
+    if expected.shape != found.shape:
+        raise ValueError(
+            f"{what} have the shape {tuple(found.shape)} in the exported graph, and "
+            f"{tuple(expected.shape)} in the model: the exported graph is not kept"
+        )
 
 
 def _real_positions(spikes: Tensor, real: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spikenlp import SpikingBertForSequenceClassification
-from spikenlp.export.check import Agreement, FiringNeuron, compare
+from spikenlp.export.check import Agreement, FiringNeuron, compare, compare_logits
 from spikenlp.export.program import Steps
 from spikenlp.neurons import IF, LIF, RoundingIF
 
@@ -89,6 +89,15 @@ def test_other_logits_are_found_at_any_step(traced):
 
     with pytest.raises(ValueError, match=r"timestep_logits differ by 0\.001"):
         compare(order, tensors, changed(tensors, 0, shift), real)
+
+
+def test_fewer_steps_are_not_broadcast_to_those_of_the_model(traced):
+    order, tensors, real = traced
+    with pytest.raises(ValueError, match=r"spikes of .* shape \(8, 1, 12, 32\) .*\(8, 3, 12, 32\)"):
+        compare(order, tensors, [x[:, :1] for x in tensors], real)
+    first = tensors[0][:, :1]
+    with pytest.raises(ValueError, match=r"timestep_logits have the shape \(8, 1, 2\)"):
+        compare_logits(first.expand(-1, 3, -1), first, Agreement(8, 0.0))
 
 
 @pytest.mark.parametrize("neuron", [RoundingIF(), LIF()])
