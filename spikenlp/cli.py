@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 import spikenlp
 from spikenlp.analysis import estimate_memory
@@ -127,7 +127,14 @@ def export_model(args: argparse.Namespace) -> str:
 
     config = spikenlp.Int8Config() if args.int8 else None
     model = load(Path(args.checkpoint), quantization_config=config)
-    agreement = export(model, args.out, args.format)
+    batch = None
+    if args.text:
+        tokenizer = AutoTokenizer.from_pretrained(args.checkpoint)
+        longest = model.config.max_position_embeddings
+        batch = tokenizer(
+            args.text, padding=True, truncation=True, max_length=longest, return_tensors="pt"
+        )
+    agreement = export(model, args.out, args.format, batch=batch)
     return f"written: {args.out}\nchecked: {agreement}"
 
 
@@ -212,6 +219,9 @@ def main(argv: list[str] | None = None) -> None:
     export.add_argument("--format", required=True, help="torch (.pt2), onnx or nir")
     export.add_argument("--out", type=Path, required=True, help="the file to write")
     export.add_argument("--int8", action="store_true", help="round the weights to int8 before")
+    export.add_argument(
+        "--text", nargs="+", help="sentences that the file is checked on; else random inputs"
+    )
     export.set_defaults(run=export_model)
 
     commands.add_parser("doctor", help="what is installed, and what will be slow").set_defaults(

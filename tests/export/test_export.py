@@ -14,6 +14,7 @@ from spikenlp import (
     SpikingVGGForImageClassification,
 )
 from spikenlp.cli import main
+from spikenlp.data import wordpiece_tokenizer
 from spikenlp.export import export, onnx_graph
 from spikenlp.export.program import example
 from tests.conftest import TINY_DENSE
@@ -92,36 +93,69 @@ def test_onnxruntime_gives_the_models_steps_for_any_batch_and_length(text_model,
 
 
 @pytest.mark.slow
-def test_a_graph_with_another_weight_is_not_kept(vgg, tmp_path, monkeypatch):
+def test_onnxruntime_gives_the_steps_of_nonlinearities_by_step_and_binary_spikes(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="extra `export` is not installed")
+    torch.manual_seed(0)
+    fields = {**ONE_LAYER, "num_timesteps": 3, "nonlinearity": "step", "ternary": False}
+    model = SpikingBertForSequenceClassification(SpikingBertConfig(**fields)).eval()
+    assert export(model, tmp_path / "model.onnx", "onnx").samples == 4
+    session = onnxruntime.InferenceSession(
+        tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    for inputs in sizes(model):
+        (found,) = session.run(None, {k: v.numpy() for k, v in inputs.items()})
+        with torch.no_grad():
+            expected = model(**inputs).timestep_logits
+        assert expected.std(1).max() > 1e-3  # steps differ
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda layer: layer.conv.weight.data[2, 1].mul_(1.01), "reads differs"),
+        (lambda layer: layer.neuron.v_threshold.mul_(0.9), r"sends \d+ other spikes"),
+    ],
+    ids=["weight", "threshold"],
+)
+def test_a_graph_with_another_number_is_not_kept(edit, said, vgg, tmp_path, monkeypatch):
     """The check runs the file: what the exporter did wrong shows there."""
     pytest.importorskip("onnxruntime", reason="extra `export` is not installed")
     make_graph = onnx_graph.make_graph
 
     def wrong(steps, inputs, path):
-        weight = steps.model.vgg.stages[1].layers[0].conv.weight
-        before = weight.detach().clone()
-        weight.data[2, 1] *= 1.01
+        layer = steps.model.vgg.stages[1].layers[0]
+        before = {name: value.clone() for name, value in layer.state_dict().items()}
+        with torch.no_grad():
+            edit(layer)
         graph = make_graph(steps, inputs, path)
-        weight.data.copy_(before)
+        layer.load_state_dict(before)
         return graph
 
     monkeypatch.setattr(onnx_graph, "make_graph", wrong)
-    with pytest.raises(ValueError, match=r"vgg\.stages\.1\.layers\.0\.neuron reads differs"):
+    with pytest.raises(ValueError, match=rf"vgg\.stages\.1\.layers\.0\.neuron {said}"):
         export(vgg, tmp_path / "wrong.onnx", "onnx")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_frames_keep_their_time_axis(vgg, tmp_path):
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 3, 8, 8)], ids=["images", "frames"])
+def test_images_and_frames_of_another_batch_give_the_models_steps(vgg, tmp_path, shape):
+    """Frames keep their time axis, and an image gets that of the config."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="extra `export` is not installed")
-    frames = torch.rand(4, 3, 3, 8, 8)
-    export(vgg.train(), tmp_path / "new" / "vgg.onnx", "onnx", batch={"pixel_values": frames})
+    pixels = torch.rand(7, *shape, generator=torch.Generator().manual_seed(3))
+    batch = {"pixel_values": pixels[:4]}
+    export(vgg.train(), tmp_path / "new" / "vgg.onnx", "onnx", batch=batch)
     assert vgg.training
     session = onnxruntime.InferenceSession(
         tmp_path / "new" / "vgg.onnx", providers=["CPUExecutionProvider"]
     )
-    (found,) = session.run(None, {"pixel_values": frames[:1].numpy()})
-    assert found.shape == (1, 3, 10)
+    (found,) = session.run(None, {"pixel_values": pixels.numpy()})
+    with torch.no_grad():
+        expected = vgg.eval()(pixels).timestep_logits
+    assert found.shape == (7, 2 if len(shape) == 3 else 3, 10)
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
 
 
 def test_what_cannot_be_exported_is_refused_by_name(text_model, vgg, tmp_path):
@@ -151,6 +185,21 @@ def test_without_its_packages_the_error_names_the_extra(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=r"spikenlp\[export\]"):
         export(vgg, tmp_path / f"model.{format}", format)
+
+
+@pytest.mark.slow
+def test_the_command_checks_on_sentences(text_model, tmp_path, capsys):
+    folder, out = str(tmp_path / "text"), tmp_path / "text.pt2"
+    text_model.save_pretrained(folder)
+    wordpiece_tokenizer(["what is a spike", "how are you"]).save_pretrained(folder)
+    sentences = [
+        "what is a spike",
+        "are you a spike or not " * 20,
+    ]  # longer than there are positions
+    command = ["export", folder, "--format", "torch", "--out", str(out), "--text"]
+    main([*command, *sentences])
+    assert "Agreement(samples=2" in capsys.readouterr().out
+    assert out.is_file()
 
 
 def test_the_command_writes_a_checked_file(vgg, tmp_path, capsys):
