@@ -171,9 +171,10 @@ def infer(model: SpikingBertForSequenceClassification, calls: int) -> dict[str, 
     return gauge.findings()
 
 
-def soak(steps: int, calls: int) -> dict[str, Any]:
+def soak(steps: int, calls: int, *, smallest_compiled: int = 1) -> dict[str, Any]:
+    """Findings of both phases; loops over fewer elements than `smallest_compiled` run eagerly."""
     before = compilation.MIN_COMPILED_NUMEL
-    compilation.MIN_COMPILED_NUMEL = 1
+    compilation.MIN_COMPILED_NUMEL = smallest_compiled
     try:
         model = tiny_model()
         return {"training": train(model, steps), "inference": infer(model, calls)}

@@ -9,15 +9,16 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-# The same few examples in every run.
-hypothesis.settings.register_profile(
-    "quick",
+# "quick": the same few examples in every run. HYPOTHESIS_PROFILE=many: others each time.
+quick = hypothesis.settings(
     derandomize=True,
     max_examples=25,
     deadline=None,
     database=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
+hypothesis.settings.register_profile("quick", quick)
+hypothesis.settings.register_profile("many", quick, derandomize=False, max_examples=200)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 TINY_DENSE = {

@@ -21,6 +21,7 @@ from spikenlp.analysis import SpikeMonitor
 from spikenlp.losses.temporal import THETA_MAX, theta_at_bound, tmc_loss
 from spikenlp.neurons import SpikingNeuron
 from spikenlp.training import TemporalLossFunction, watchdogs
+from spikenlp.training.watchdogs import trace_non_finite
 from tests.training.test_trainer import make_args, make_data, make_model
 
 
@@ -162,6 +163,32 @@ def test_one_bad_piece_of_an_accumulated_batch_is_found(tmp_path):
     assert "row 7;" in watchdog.reports[0]
 
 
+def test_the_piece_with_the_fault_is_diagnosed_though_another_follows(tmp_path):
+    """Gradients add up, so that those of a later piece are not finite either."""
+    model, data = vgg_and_images(broken=9)
+    watchdog = NonFiniteWatchdog("skip")
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    options["train_sampling_strategy"] = "sequential"
+    trainer_of(tmp_path, model, [watchdog], data=data, **options).train()
+    assert watchdog.skipped == [2]
+    assert "pixel_values not finite in row 1" in watchdog.reports[0]
+
+
+def test_looking_for_the_layer_draws_no_number_and_moves_no_statistic():
+    model, data = vgg_and_images(broken=0)
+    model.train()
+    dropout = nn.Sequential(nn.Dropout(0.5), model)
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    images = torch.stack([row["pixel_values"] for row in data[:4]])
+    layer, rows = trace_non_finite(model, {"pixel_values": images}, torch.device("cpu"))
+    trace_non_finite(dropout, {"input": images}, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same(model.state_dict(), before)
+    # Batch statistics carry one pixel's NaN into every row.
+    assert layer == "vgg.stages.0.layers.0.conv"
+    assert rows["pixel_values"] == [0]
+
+
 def test_a_model_whose_weights_are_lost_is_not_skipped_for_ever(tmp_path):
     model = make_model()
     with torch.no_grad():
@@ -196,7 +223,7 @@ def test_a_row_that_is_not_counted_may_hold_anything():
     assert loss({"timestep_logits": broken}, torch.tensor([0, 1])).isnan()
 
 
-def test_skipping_leaves_the_statistics_of_batch_norm_as_they_were(tmp_path):
+def vgg_and_images(broken):
     torch.manual_seed(0)
     config = SpikingVGGConfig(
         hidden_sizes=[4, 4],
@@ -206,10 +233,14 @@ def test_skipping_leaves_the_statistics_of_batch_norm_as_they_were(tmp_path):
         num_labels=3,
         num_timesteps=2,
     )
-    model = SpikingVGGForImageClassification(config)
     images = torch.rand(32, 3, 8, 8)
-    images[9, 0, 0, 0] = math.nan
+    images[broken, 0, 0, 0] = math.nan
     data = [{"pixel_values": x, "labels": i % 3} for i, x in enumerate(images)]
+    return SpikingVGGForImageClassification(config), data
+
+
+def test_skipping_leaves_the_statistics_of_batch_norm_as_they_were(tmp_path):
+    model, data = vgg_and_images(broken=9)
     watchdog, kept = NonFiniteWatchdog("skip"), Snapshots()
     options = {"train_sampling_strategy": "sequential"}
     trainer_of(tmp_path, model, [watchdog, kept], data=data, **options).train()
