@@ -34,7 +34,7 @@ import transformers
 from common import base_model, parse_arguments
 from corpus import CorpusArguments
 from glue_tmc import dense_trainer, evaluate, fine_tune_dense, spending
-from phases import Phases
+from phases import CollapsedArguments, Phases
 from student import StudentArguments
 from task_data import DataArguments, Inputs, calibration_batches, load_inputs, load_task_data
 from transformers import (
@@ -49,7 +49,6 @@ from transformers import (
 from spikenlp import SpikingBertForSequenceClassification, SpikingTrainer, watchdogs
 from spikenlp.data import pack
 from spikenlp.hub.training import CONFIG_FIELDS
-from spikenlp.training import last_checkpoint
 from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 from spikenlp.training.distillation import DistillationArguments, DistillationTrainer
 from spikenlp.training.trainer import collapsed
@@ -59,7 +58,7 @@ USUAL_PHASES = ("teacher", "converted", "collapsed", "unrolled")
 
 
 @dataclass
-class PipelineArguments(StudentArguments):
+class PipelineArguments(StudentArguments, CollapsedArguments):
     phases: list[str] = field(
         default_factory=lambda: list(USUAL_PHASES),
         metadata={"help": f"Phases to run, of {', '.join(PHASES)}.", "choices": PHASES},
@@ -82,13 +81,6 @@ class PipelineArguments(StudentArguments):
     general_steps: int = field(default=1000, metadata={"help": "Of the phase general."})
     internal_learning_rate: float = field(default=5e-5, metadata={"help": "Of the phase internal."})
     internal_steps: int = field(default=1000, metadata={"help": "Of the phase internal."})
-    collapsed_learning_rate: float = field(
-        default=5e-5, metadata={"help": "Of the phase collapsed."}
-    )
-    collapsed_neuron_learning_rate: float = field(
-        default=1e-3, metadata={"help": "Of the amplitudes in the phase collapsed."}
-    )
-    collapsed_steps: int = field(default=1500, metadata={"help": "Of the phase collapsed."})
     hidden_act: str | None = field(
         default=None,
         metadata={"help": "Activation of the student's feed-forward layers; relu spikes less."},
@@ -99,6 +91,17 @@ class Pipeline(Phases):
     """The phases on one task."""
 
     names, students = PHASES, PHASES[1:]
+    recorded = (
+        "learning_rate",
+        "neuron_learning_rate",
+        "logit_weight",
+        "hidden_weight",
+        "attention_weight",
+        "spike_target",
+        "spike_weight",
+        "collapsed_timesteps",
+        "seed",
+    )
 
     def __init__(
         self,
@@ -109,8 +112,8 @@ class Pipeline(Phases):
         corpus: datasets.DatasetDict | None,
     ):
         chosen = [p for p in options.phases if not (p == "teacher" and options.teacher)]
-        super().__init__(args, chosen)
-        self.options, self.data_args = options, data_args
+        super().__init__(options, args, chosen)
+        self.data_args = data_args
         self.inputs, self.corpus = inputs, corpus
         self.teacher_path = Path(options.teacher or self.root / "teacher")
 
@@ -176,22 +179,6 @@ class Pipeline(Phases):
             self.args, output_dir=str(folder), max_steps=steps, learning_rate=rate, logit_weight=0.0
         )
 
-    def run_collapsed(self, folder: Path) -> dict[str, Any]:
-        options = self.options
-        args = dataclasses.replace(
-            self.args,
-            output_dir=str(folder),
-            collapsed=True,
-            max_steps=options.collapsed_steps,
-            learning_rate=options.collapsed_learning_rate,
-            neuron_learning_rate=options.collapsed_neuron_learning_rate,
-        )
-        return self.train("collapsed", args)
-
-    def run_unrolled(self, folder: Path) -> dict[str, Any]:
-        args = dataclasses.replace(self.args, output_dir=str(folder), collapsed=False)
-        return self.train("unrolled", args)
-
     def train(
         self,
         phase: str,
@@ -203,15 +190,8 @@ class Pipeline(Phases):
         self.announce(phase, start, "nothing")
         model = SpikingBertForSequenceClassification.from_pretrained(start)
         trainer = self.trainer(model, args, teacher, data)
-        trained = trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
-        trainer.save_model()
-        trainer.save_state()
-        training = {
-            "steps": trainer.state.global_step,
-            "seconds": trained.metrics["train_runtime"],
-            "temporal_loss": args.temporal_loss if phase == "unrolled" else None,
-            **{name: getattr(args, name) for name in RECORDED},
-        }
+        training = self.fit(trainer)
+        training["temporal_loss"] = args.temporal_loss if phase == "unrolled" else None
         return {**self.measure(trainer), "training": training}
 
     def trainer(
@@ -259,17 +239,6 @@ class Pipeline(Phases):
             )
 
 
-RECORDED = (
-    "learning_rate",
-    "neuron_learning_rate",
-    "logit_weight",
-    "hidden_weight",
-    "attention_weight",
-    "spike_target",
-    "spike_weight",
-    "collapsed_timesteps",
-    "seed",
-)
 MAIN_METRICS = ("accuracy", "f1", "matthews_correlation", "pearson", "spearmanr")
 
 

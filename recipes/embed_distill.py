@@ -26,7 +26,6 @@ command is given again.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 import sys
@@ -40,7 +39,7 @@ import torch
 import transformers
 from common import base_model, parse_arguments
 from corpus import CorpusArguments
-from phases import Phases
+from phases import CollapsedArguments, Phases
 from student import CALIBRATION_BATCH, StudentArguments
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, BertModel, DataCollatorWithPadding, set_seed
@@ -58,11 +57,7 @@ from spikenlp.embeddings import (
 )
 from spikenlp.metrics import accuracy_at, nearest, recall_at, similarity_correlation
 from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
-from spikenlp.training import (
-    EmbeddingDistillationArguments,
-    EmbeddingDistillationTrainer,
-    last_checkpoint,
-)
+from spikenlp.training import EmbeddingDistillationArguments, EmbeddingDistillationTrainer
 from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 
 PHASES = ("dense", "converted", "collapsed", "unrolled")
@@ -71,7 +66,7 @@ EVALUATED = ("stsb", "qqp")
 
 
 @dataclass
-class EncoderArguments(StudentArguments):
+class EncoderArguments(StudentArguments, CollapsedArguments):
     phases: list[str] = field(
         default_factory=lambda: list(PHASES),
         metadata={"help": f"Phases to run, of {', '.join(PHASES)}.", "choices": PHASES},
@@ -85,10 +80,6 @@ class EncoderArguments(StudentArguments):
     collapsed_learning_rate: float = field(
         default=1e-4, metadata={"help": "Of the phase collapsed."}
     )
-    collapsed_neuron_learning_rate: float = field(
-        default=1e-3, metadata={"help": "Of the amplitudes in the phase collapsed."}
-    )
-    collapsed_steps: int = field(default=1500, metadata={"help": "Of the phase collapsed."})
     rank_first: int = field(
         default=2, metadata={"help": "Time steps after which the whole corpus is ranked."}
     )
@@ -200,6 +191,17 @@ class Pipeline(Phases):
     """The phases of one encoder."""
 
     names, students = PHASES, PHASES[1:]
+    recorded = (
+        "learning_rate",
+        "neuron_learning_rate",
+        "per_device_train_batch_size",
+        "hidden_weight",
+        "embedding_weight",
+        "similarity_weight",
+        "similarity_temperature",
+        "collapsed_timesteps",
+        "seed",
+    )
 
     def __init__(
         self,
@@ -209,9 +211,8 @@ class Pipeline(Phases):
         text: list[str],
         evaluation: Evaluation,
     ):
-        super().__init__(args, options.phases)
-        self.options, self.text_args, self.args = options, text_args, args
-        self.text, self.evaluation = text, evaluation
+        super().__init__(options, args, options.phases)
+        self.text_args, self.text, self.evaluation = text_args, text, evaluation
         self.dense = str(options.model_name_or_path)
         self.modules = read_modules(self.dense)
         self.tokenizer = AutoTokenizer.from_pretrained(self.dense)
@@ -253,21 +254,6 @@ class Pipeline(Phases):
             encoder.save_pretrained(folder)
         return self.measure(encoder.model)
 
-    def run_collapsed(self, folder: Path) -> dict[str, Any]:
-        options = self.options
-        args = dataclasses.replace(
-            self.args,
-            output_dir=str(folder),
-            collapsed=True,
-            max_steps=options.collapsed_steps,
-            learning_rate=options.collapsed_learning_rate,
-            neuron_learning_rate=options.collapsed_neuron_learning_rate,
-        )
-        return self.train("collapsed", args)
-
-    def run_unrolled(self, folder: Path) -> dict[str, Any]:
-        return self.train("unrolled", dataclasses.replace(self.args, output_dir=str(folder)))
-
     def train(self, phase: str, args: EmbeddingDistillationArguments) -> dict[str, Any]:
         start = self.start(phase)
         self.announce(phase, start, "nothing")
@@ -281,17 +267,10 @@ class Pipeline(Phases):
             data_collator=DataCollatorWithPadding(self.tokenizer, pad_to_multiple_of=8),
             processing_class=self.tokenizer,
         )
-        trained = trainer.train(resume_from_checkpoint=last_checkpoint(str(args.output_dir)))
-        trainer.save_model()
-        trainer.save_state()
+        training = self.fit(trainer)
+        training["sentences"] = len(trainer.train_dataset)
         if args.process_index == 0:
             self.encoder(model).save_modules(str(args.output_dir))
-        training = {
-            "steps": trainer.state.global_step,
-            "seconds": trained.metrics["train_runtime"],
-            "sentences": len(trainer.train_dataset),
-            **{name: getattr(args, name) for name in RECORDED},
-        }
         return {**self.measure(model), "training": training}
 
     def measure(self, model: SpikingBertModel) -> dict[str, Any]:
@@ -344,19 +323,6 @@ class Pipeline(Phases):
                 f"the tokenizer at {path} is not that of {self.dense}: teacher and student must read "
                 "the same token ids"
             )
-
-
-RECORDED = (
-    "learning_rate",
-    "neuron_learning_rate",
-    "per_device_train_batch_size",
-    "hidden_weight",
-    "embedding_weight",
-    "similarity_weight",
-    "similarity_temperature",
-    "collapsed_timesteps",
-    "seed",
-)
 
 
 def training_text(text_args: SentenceArguments, evaluation: Evaluation, seed: int) -> list[str]:

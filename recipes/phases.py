@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from transformers import TrainingArguments
-
+from spikenlp import SpikingTrainer
+from spikenlp.training import DistillationArguments, last_checkpoint
 from spikenlp.training.provenance import run_record
+
+
+@dataclass
+class CollapsedArguments:
+    """Options of the phase collapsed; the usual ones are those of unrolled."""
+
+    collapsed_learning_rate: float = field(
+        default=5e-5, metadata={"help": "Of the phase collapsed."}
+    )
+    collapsed_neuron_learning_rate: float = field(
+        default=1e-3, metadata={"help": "Of the amplitudes in the phase collapsed."}
+    )
+    collapsed_steps: int = field(default=1500, metadata={"help": "Of the phase collapsed."})
 
 
 class Phases:
     """Runs the methods `run_NAME(folder)` of the phases that are `chosen`, in the order of `names`.
 
     A phase leaves its model, and in results.json what its method returned, in its folder. One that is done
-    is not repeated.
+    is not repeated. A subclass says in `train(phase, args)` how a student is trained.
     """
 
     names: ClassVar[tuple[str, ...]]
     students: ClassVar[tuple[str, ...]]
     """The phases that leave a student for the next one."""
+    recorded: ClassVar[tuple[str, ...]]
+    """Training arguments that the record of a phase holds."""
 
-    def __init__(self, args: TrainingArguments, chosen: Sequence[str]):
+    def __init__(self, options: Any, args: DistillationArguments, chosen: Sequence[str]):
         assert args.output_dir is not None  # TrainingArguments fills it in
-        self.args, self.chosen, self.root = args, chosen, Path(args.output_dir)
+        self.options, self.args, self.chosen = options, args, chosen
+        self.root = Path(args.output_dir)
 
     def run(self) -> dict[str, Any]:
         """What each phase found, in this call or an earlier one."""
@@ -56,6 +74,34 @@ class Phases:
             f"the phase {phase} needs a student, and none of the phases {', '.join(earlier)} was run "
             f"in {self.root}: add converted to --phases"
         )
+
+    def run_collapsed(self, folder: Path) -> dict[str, Any]:
+        options = self.options
+        args = dataclasses.replace(
+            self.args,
+            output_dir=str(folder),
+            collapsed=True,
+            max_steps=options.collapsed_steps,
+            learning_rate=options.collapsed_learning_rate,
+            neuron_learning_rate=options.collapsed_neuron_learning_rate,
+        )
+        return self.train("collapsed", args)
+
+    def run_unrolled(self, folder: Path) -> dict[str, Any]:
+        args = dataclasses.replace(self.args, output_dir=str(folder), collapsed=False)
+        return self.train("unrolled", args)
+
+    def fit(self, trainer: SpikingTrainer) -> dict[str, Any]:
+        """Trains on from the last checkpoint, if there is one, and saves; what the record says of it."""
+        args = trainer.args
+        trained = trainer.train(resume_from_checkpoint=last_checkpoint(str(args.output_dir)))
+        trainer.save_model()
+        trainer.save_state()
+        return {
+            "steps": trainer.state.global_step,
+            "seconds": trained.metrics["train_runtime"],
+            **{name: getattr(args, name) for name in self.recorded},
+        }
 
     def announce(self, phase: str, loaded: Any, created: str) -> None:
         if self.args.process_index == 0:

@@ -16,6 +16,7 @@ from tests.training.test_trainer import gradients_of, make_args, make_data, make
 CASES = {
     "sdt": {"temporal_loss": "sdt"},
     "tet": {"temporal_loss": "tet"},
+    "trt": {"temporal_loss": "trt"},
     "tmc, sample": {"temporal_loss": "tmc", "theta_reduction": "sample"},
     "tmc, batch, global": {"temporal_loss": "tmc", "theta_scope": "global"},
     "tmc, batch, global, p": {"theta_scope": "global", "theta_odds": False},
