@@ -6,8 +6,8 @@ Images of 3 x 32 x 32, T = 4, forward, cross entropy of the mean logits and back
 (`--dtype bfloat16`: autocast). "kept" is what autograd keeps between forward and backward, parameters
 apart; "peak" is the most that the step holds at once besides parameters, gradients included. "dense"
 is the network of the same shape with ReLU, one pass. SpikingJelly's rows are its own SEW-ResNet-34 and
-QKFormer-10-384 of the same shapes, in multi-step mode with its torch backend (`--peer_backend` for
-another); they are left out, and that is said, where it or the torchvision that it imports is missing.
+QKFormer-10-384 of the same shapes, in multi-step mode; each is left out, and that is said, where what
+it imports is missing: torchvision, for the ResNet.
 """
 
 from __future__ import annotations
@@ -55,33 +55,44 @@ class Ours(nn.Module):
         return self.model(x).logits
 
 
-def peers(steps: int, backend: str) -> dict[str, nn.Module]:
-    """SpikingJelly's networks, [B, C, H, W] -> logits [B, classes]."""
+class Peer(nn.Module):
+    """A network of SpikingJelly in multi-step mode, [B, C, H, W] -> logits [B, classes]."""
+
+    def __init__(self, net: nn.Module, steps: int | None = None):
+        super().__init__()
+        self.net, self.steps = net, steps
+
+    def forward(self, x):
+        from spikingjelly.activation_based import functional
+
+        functional.reset_net(self.net)
+        if self.steps is None:  # it repeats the image itself
+            return self.net(x)
+        return self.net(x.expand(self.steps, *x.shape)).mean(0)
+
+
+def peer_resnet(steps: int) -> Peer:
     from spikingjelly.activation_based import functional, neuron, surrogate
-    from spikingjelly.activation_based.model import qkformer, sew_resnet
+    from spikingjelly.activation_based.model import sew_resnet
 
-    class Peer(nn.Module):
-        def __init__(self, net: nn.Module, repeats: bool):
-            super().__init__()
-            self.net, self.repeats = net, repeats
-
-        def forward(self, x):
-            functional.reset_net(self.net)
-            if not self.repeats:
-                return self.net(x)
-            return self.net(x.expand(steps, *x.shape)).mean(0)
-
-    resnet = sew_resnet.sew_resnet34(
+    net = sew_resnet.sew_resnet34(
         cnf="ADD",
         num_classes=10,
         spiking_neuron=neuron.IFNode,
         surrogate_function=surrogate.ATan(),
         detach_reset=True,
     )
-    functional.set_step_mode(resnet, "m")
-    functional.set_backend(resnet, backend, neuron.IFNode)
-    transformer = qkformer.qkformer_10_384(T=steps, num_classes=10, backend=backend)
-    return {"SEW-ResNet-34": Peer(resnet, True), "HST-10-384": Peer(transformer, False)}
+    functional.set_step_mode(net, "m")
+    return Peer(net, steps)
+
+
+def peer_qkformer(steps: int) -> Peer:
+    from spikingjelly.activation_based.model import qkformer
+
+    return Peer(qkformer.qkformer_10_384(T=steps, num_classes=10))
+
+
+PEERS = {"SEW-ResNet-34": peer_resnet, "HST-10-384": peer_qkformer}
 
 
 def main() -> None:
@@ -90,18 +101,18 @@ def main() -> None:
     parser.add_argument("--num_timesteps", type=int, default=4)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--peer_backend", default="torch", help="torch, cupy or triton")
     options = parser.parse_args()
     if options.device == "cpu":
         keep_freed_memory()
     torch.manual_seed(0)
     x = torch.randn(options.batch, 3, 32, 32, device=options.device)
     labels = torch.arange(options.batch, device=options.device) % 10
-    try:
-        others = peers(options.num_timesteps, options.peer_backend)
-    except ImportError as error:
-        others = {}
-        print(f"SpikingJelly's rows are left out: {error}")
+    others = {}
+    for name, build in PEERS.items():
+        try:
+            others[name] = build(options.num_timesteps)
+        except ImportError as error:
+            print(f"SpikingJelly's {name} is left out: {error}")
 
     def step_of(model: nn.Module):
         model.to(options.device).train()
