@@ -14,12 +14,13 @@ event of transformers' Trainer carries the batch or the loss, and the log hides 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -72,10 +73,15 @@ def watchdogs(model: nn.Module, args: SpikingTrainingArguments) -> list[Watchdog
 
 
 @dataclass
-class _Fault:
-    what: str
-    inputs: Mapping[str, Any] | None
-    gradients: list[str] = field(default_factory=list)
+class _MicroBatch:
+    """What one left, on the device: reading it makes the host wait, which one look a step does."""
+
+    inputs: Mapping[str, Any]
+    loss: Tensor
+    broken: Tensor
+    """Whether each of loss and gradients so far is not finite, [1 + gradients]."""
+    names: list[str]
+    """Of the gradients."""
 
 
 class NonFiniteWatchdog(Watchdog):
@@ -114,8 +120,7 @@ class NonFiniteWatchdog(Watchdog):
         self.skipped: list[int] = []
         """Steps that were skipped, from 1."""
         self._in_a_row = 0
-        self._fault: _Fault | None = None
-        self._last: Mapping[str, Any] | None = None
+        self._micro_batches: list[_MicroBatch] = []
         self._buffers: list[Tensor] = []
 
     def on_train_begin(
@@ -123,12 +128,12 @@ class NonFiniteWatchdog(Watchdog):
     ) -> None:
         if self.action == "skip" and args.deepspeed:
             raise ValueError("action='skip' has no effect on DeepSpeed's optimizer: use 'stop'")
-        self._in_a_row, self._fault, self._last = 0, None, None
+        self._in_a_row = 0
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._fault, self._last = None, None
+        self._micro_batches = []
         self._buffers = [buffer.clone() for buffer in kwargs["model"].buffers()]
 
     def before_micro_batch(self, trainer: Any, inputs: Mapping[str, Any]) -> None:
@@ -138,31 +143,27 @@ class NonFiniteWatchdog(Watchdog):
 
     @torch.no_grad()
     def after_micro_batch(self, trainer: Any, inputs: Mapping[str, Any], loss: Tensor) -> None:
-        self._last = inputs
         if trainer.compute_loss_func is not None:
             trainer.compute_loss_func.non_finite = "raise"
-        if self._fault is not None:
-            return
-        scaled = trainer.accelerator.scaler is not None
-        bad_loss = not bool(loss.isfinite().all())
-        gradients = [] if scaled and not bad_loss else non_finite_gradients(trainer.model)
-        if bad_loss or gradients:
-            what = f"the loss is {loss.item()}" if bad_loss else "the gradient is not finite"
-            self._fault = _Fault(what, inputs, gradients)
+        names: list[str] = []
+        broken = [~loss.isfinite().all()[None]]
+        if trainer.accelerator.scaler is None:
+            names, gradients = broken_gradients(trainer.model)
+            broken.append(gradients)
+        self._micro_batches.append(_MicroBatch(inputs, loss, torch.cat(broken), names))
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model, scaler = kwargs["model"], getattr(kwargs.get("optimizer"), "scaler", None)
-        if self._last is None and scaler is None and (names := non_finite_gradients(model)):
-            self._fault = _Fault("the gradient is not finite", None, names)
-        faulty = self._fault is not None
-        if not _any_process(faulty, args.device):
+        broken = [batch.broken for batch in self._micro_batches]
+        if not broken and scaler is None:  # transformers' own Trainer, which tells of no batch
+            broken = [broken_gradients(model)[1]]
+        if not _any_process(broken, args.device):
             self._in_a_row = 0
             return
         step = state.global_step + 1
-        fault = self._fault or _Fault("another process' loss or gradient is not finite", self._last)
-        message = f"step {step}: {diagnose(model, fault, args)}"
+        message = f"step {step}: {self._diagnose(model, args)}"
         if scaler is None:
             model.zero_grad(set_to_none=True)  # an optimizer changes nothing without a gradient
         for buffer, before in zip(model.buffers(), self._buffers, strict=True):
@@ -179,35 +180,60 @@ class NonFiniteWatchdog(Watchdog):
                 "before them."
             )
 
+    def _diagnose(self, model: nn.Module, args: TrainingArguments) -> str:
+        for batch in self._micro_batches:
+            loss_broken, *broken = batch.broken.tolist()
+            names = [name for name, bad in zip(batch.names, broken, strict=True) if bad]
+            if loss_broken:
+                return diagnose(
+                    model, f"the loss is {batch.loss.item()}", batch.inputs, names, args
+                )
+            if names:
+                return diagnose(model, "the gradient is not finite", batch.inputs, names, args)
+        if self._micro_batches:
+            what = "another process' loss or gradient is not finite"
+            return diagnose(model, what, self._micro_batches[-1].inputs, [], args)
+        names, gradients = broken_gradients(model)
+        names = [name for name, bad in zip(names, gradients.tolist(), strict=True) if bad]
+        return diagnose(model, "the gradient is not finite", None, names, args)
 
-def non_finite_gradients(model: nn.Module) -> list[str]:
-    """Names of the parameters whose gradient holds a NaN or an infinity."""
+
+def broken_gradients(model: nn.Module) -> tuple[list[str], Tensor]:
+    """Names of the parameters that have a gradient, and whether it holds a NaN or an infinity: a
+    boolean tensor on the device."""
     found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     if not found:
-        return []
-    largest: Any = nn.utils.get_total_norm(found.values(), float("inf"))
-    largest = largest.full_tensor() if hasattr(largest, "full_tensor") else largest
-    if bool(largest.isfinite()):
-        return []
-    return [name for name, grad in found.items() if not bool(grad.isfinite().all())]
+        return [], torch.zeros(0, dtype=torch.bool, device=next(model.parameters()).device)
+    # The sum of magnitudes: the largest is not defined where a process holds no row of a parameter.
+    dtype = functools.reduce(torch.promote_types, (g.dtype for g in found.values()), torch.float32)
+    norms: Any = torch._foreach_norm(list(found.values()), 1, dtype=dtype)
+    norms = torch.stack([norm.to(norms[0].device) for norm in norms])
+    norms = norms.full_tensor() if hasattr(norms, "full_tensor") else norms
+    return list(found), ~norms.isfinite()
 
 
-def _any_process(faulty: bool, device: torch.device) -> bool:
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return faulty
-    flag = torch.tensor(float(faulty), device=device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+def _any_process(broken: list[Tensor], device: torch.device) -> bool:
+    flag = torch.cat(broken).any() if broken else torch.zeros((), dtype=torch.bool, device=device)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        flag = flag.float()
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return bool(flag)
 
 
-def diagnose(model: nn.Module, fault: _Fault, args: TrainingArguments) -> str:
+def diagnose(
+    model: nn.Module,
+    what: str,
+    batch: Mapping[str, Any] | None,
+    gradients: list[str],
+    args: TrainingArguments,
+) -> str:
     """What is wrong, where, and what a practitioner would try."""
-    said = [fault.what]
+    said = [what]
     parameters = [n for n, p in model.named_parameters() if not bool(p.isfinite().all())]
     inputs: list[str] = []
     layer = ""
-    if fault.inputs is not None:
-        layer, rows = trace_non_finite(model, fault.inputs, args.device)
+    if batch is not None:
+        layer, rows = trace_non_finite(model, batch, args.device)
         inputs = [name for name in rows if name != "logits"]
         said += [f"{name} not finite in {_rows(bad)}" for name, bad in rows.items()]
         if not rows:
@@ -216,8 +242,8 @@ def diagnose(model: nn.Module, fault: _Fault, args: TrainingArguments) -> str:
         said.append(f"the first layer to send a non-finite value is {layer}")
     if parameters:
         said.append(f"parameters not finite: {_listed(parameters)}")
-    if fault.gradients:
-        said.append(f"gradients not finite: {_listed(fault.gradients)}")
+    if gradients:
+        said.append(f"gradients not finite: {_listed(gradients)}")
     if inputs:
         advice = "take these rows out of the data, or repair them"
     elif parameters:

@@ -13,8 +13,9 @@ import torch.distributed as dist
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
-from spikenlp import SpikingTrainer
+from spikenlp import NonFiniteWatchdog, SpikingTrainer
 from spikenlp.training import checkpoint_problem
+from spikenlp.training.watchdogs import broken_gradients
 from tests.training.test_trainer import make_args, make_data, make_model
 
 
@@ -30,13 +31,28 @@ def train(folder, processes, resume=None):
         save_steps=2,
     )
     assert args.world_size == processes
-    trainer = SpikingTrainer(make_model(neuron="plif"), args, train_dataset=make_data())
+    trainer = SpikingTrainer(
+        make_model(neuron="plif"),
+        args,
+        train_dataset=make_data(),
+        callbacks=[NonFiniteWatchdog()],
+    )
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
 def losses(trainer):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def found_broken(model):
+    """Parameters whose gradient has a NaN, which the last process alone holds."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    if dist.get_rank() == dist.get_world_size() - 1:
+        model.bert.embeddings.word_embeddings.weight.grad.to_local()[-1, -1] = torch.nan
+    names, broken = broken_gradients(model)
+    return [name for name, bad in zip(names, broken.tolist(), strict=True) if bad]
 
 
 def main(folder):
@@ -54,8 +70,15 @@ def main(folder):
     dist.barrier()
     resumed = train(folder, 2, resume=True)
     resumed.save_model(f"{folder}/resumed")
+    broken = found_broken(resumed.model)
     if dist.get_rank() == 0:
-        results = {"local": local, "losses": first, "problem": problem, "resumed": losses(resumed)}
+        results = {
+            "local": local,
+            "losses": first,
+            "problem": problem,
+            "resumed": losses(resumed),
+            "broken": broken,
+        }
         torch.save(results, f"{folder}/results.pt")
     dist.destroy_process_group()
     os._exit(0)  # see two_processes

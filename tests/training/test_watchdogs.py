@@ -21,7 +21,7 @@ from spikenlp.analysis import SpikeMonitor
 from spikenlp.losses.temporal import THETA_MAX, theta_at_bound, tmc_loss
 from spikenlp.neurons import SpikingNeuron
 from spikenlp.training import TemporalLossFunction, watchdogs
-from spikenlp.training.watchdogs import trace_non_finite
+from spikenlp.training.watchdogs import broken_gradients, trace_non_finite
 from tests.training.test_trainer import make_args, make_data, make_model
 
 
@@ -256,6 +256,27 @@ def test_under_the_plain_trainer_gradients_are_seen(tmp_path):
     trainer_of(tmp_path, broken_model({3}), [watchdog, kept], cls=Trainer, data=data).train()
     assert watchdog.skipped == [3]
     assert same(kept.before[3], kept.after[3])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 6e4])
+def test_gradients_of_any_dtype_and_size(value):
+    model = nn.ParameterDict(
+        {
+            "half": torch.zeros(3, dtype=torch.float16),
+            "double": torch.zeros(3, dtype=torch.float64),
+            "empty": torch.zeros(0),
+            "without": torch.zeros(2),
+        }
+    )
+    for name in ("half", "double", "empty"):
+        model[name].grad = torch.full_like(model[name], 6e4)
+    model["half"].grad[-1] = value
+    names, broken = broken_gradients(model)
+    assert dict(zip(names, broken.tolist(), strict=True)) == {
+        "half": not math.isfinite(value),
+        "double": False,
+        "empty": False,
+    }
 
 
 def test_training_with_watchdogs_is_training_without(tmp_path):
