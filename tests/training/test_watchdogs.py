@@ -262,19 +262,19 @@ def test_under_the_plain_trainer_gradients_are_seen(tmp_path):
 def test_gradients_of_any_dtype_and_size(value):
     model = nn.ParameterDict(
         {
-            "half": torch.zeros(3, dtype=torch.float16),
-            "double": torch.zeros(3, dtype=torch.float64),
+            "fp16": torch.zeros(3, dtype=torch.float16),
+            "fp64": torch.zeros(3, dtype=torch.float64),
             "empty": torch.zeros(0),
             "without": torch.zeros(2),
         }
     )
-    for name in ("half", "double", "empty"):
+    for name in ("fp16", "fp64", "empty"):
         model[name].grad = torch.full_like(model[name], 6e4)
-    model["half"].grad[-1] = value
+    model["fp16"].grad[-1] = value
     names, broken = broken_gradients(model)
     assert dict(zip(names, broken.tolist(), strict=True)) == {
-        "half": not math.isfinite(value),
-        "double": False,
+        "fp16": not math.isfinite(value),
+        "fp64": False,
         "empty": False,
     }
 
