@@ -39,11 +39,13 @@ def run_record() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
+    """Of the checkout, and whether it was changed; records under results/ change no result."""
     root = Path(__file__).resolve().parents[2]
     git = ["git", "-C", str(root)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+        changed = [*git, "status", "--porcelain", "--", ".", ":!results"]
+        status = subprocess.run(changed, capture_output=True, text=True)
     except OSError:
         return None
     if commit.returncode:
