@@ -38,9 +38,8 @@ def run_record() -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
-    """Of the checkout, and whether it was changed; records under results/ change no result."""
-    root = Path(__file__).resolve().parents[2]
+def commit_of(root: Path) -> str | None:
+    """Of a checkout, and whether it was changed; records under results/ change no result."""
     git = ["git", "-C", str(root)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
@@ -53,7 +52,7 @@ def _commit() -> str | None:
     return commit.stdout.strip() + (" (modified)" if status.stdout.strip() else "")
 
 
-COMMIT = _commit()
+COMMIT = commit_of(Path(__file__).resolve().parents[2])
 """Of the code that this process loaded: asked when it is imported, since a checkout may move on."""
 
 

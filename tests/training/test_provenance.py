@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from spikenlp.training.provenance import commit_of
+
 ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
@@ -34,3 +36,18 @@ def test_the_commit_is_that_of_the_start(tmp_path):
     command = [sys.executable, "-c", SCRIPT]
     printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert printed.stdout.strip() == first
+
+
+def test_what_makes_a_checkout_modified(tmp_path):
+    assert commit_of(tmp_path) is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    (tmp_path / "code.py").write_text("1")
+    for command in (["init"], ["add", "."], ["commit", "-m", "first"]):
+        subprocess.run([*git, *command], check=True, capture_output=True)
+    clean = commit_of(tmp_path)
+    assert len(clean) == 40
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "record.json").write_text("{}")
+    assert commit_of(tmp_path) == clean
+    (tmp_path / "more.py").write_text("1")
+    assert commit_of(tmp_path) == f"{clean} (modified)"
