@@ -74,7 +74,7 @@ def watchdogs(model: nn.Module, args: SpikingTrainingArguments) -> list[Watchdog
 
 @dataclass
 class _MicroBatch:
-    """What one left, on the device: reading it makes the host wait, which one look a step does."""
+    """What a micro-batch left, on the device: the host reads it once a step."""
 
     inputs: Mapping[str, Any]
     loss: Tensor
