@@ -39,7 +39,7 @@ def run_record() -> dict[str, Any]:
 
 
 def commit_of(root: Path) -> str | None:
-    """Of a checkout, and whether it was changed; records under results/ change no result."""
+    """The commit of a checkout, "(modified)" if it was changed; what lies under results/ changes no result."""
     git = ["git", "-C", str(root)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)

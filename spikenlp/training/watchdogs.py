@@ -161,6 +161,7 @@ class NonFiniteWatchdog(Watchdog):
             broken = [broken_gradients(model)[1]]
         if not _any_process(broken, args.device):
             self._in_a_row = 0
+            self._micro_batches = []  # the next step's batches are loaded before it begins
             return
         step = state.global_step + 1
         message = f"step {step}: {self._diagnose(model, args)}"

@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -277,6 +278,22 @@ def test_gradients_of_any_dtype_and_size(value):
         "fp64": False,
         "empty": False,
     }
+
+
+def test_nothing_is_read_from_the_device_between_micro_batches(tmp_path):
+    """On the meta device, where there is nothing to read."""
+    model = make_model().to("meta")
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    trainer = SimpleNamespace(
+        model=model, accelerator=SimpleNamespace(scaler=None), compute_loss_func=None
+    )
+    watchdog = NonFiniteWatchdog()
+    for _ in range(2):
+        watchdog.before_micro_batch(trainer, {})
+        watchdog.after_micro_batch(trainer, {}, torch.zeros((), device="meta"))
+    with pytest.raises(RuntimeError, match="meta"):
+        watchdog.on_pre_optimizer_step(make_args(tmp_path), None, None, model=model)
 
 
 def test_training_with_watchdogs_is_training_without(tmp_path):
