@@ -153,7 +153,7 @@ class Pipeline(Phases):
         dense = BertForSequenceClassification.from_pretrained(source, **self.inputs.label_fields())
         batches = calibration_batches(self.inputs, options.calibration_batches, self.args.seed)
         model = SpikingBertForSequenceClassification.from_dense(
-            dense, calibration=batches, **fields
+            dense, calibration=batches, reconstruct=options.reconstruct, **fields
         )
         trainer = self.trainer(model, dataclasses.replace(self.args, output_dir=str(folder)))
         trainer.save_model()

@@ -242,8 +242,11 @@ class Pipeline(Phases):
         fields = options.spiking_fields()
         sentences = self.text[: CALIBRATION_BATCH * options.calibration_batches]
         if options.student is None:
-            encoder = SentenceEncoder.from_dense(self.dense, calibration=sentences, **fields)
+            encoder = SentenceEncoder.from_dense(
+                self.dense, calibration=sentences, reconstruct=options.reconstruct, **fields
+            )
         else:
+            options.check_reconstruct(f"{options.student} is spiking")
             self.check_tokenizer(options.student)
             encoder = SentenceEncoder.from_pretrained(options.student, **fields)
             batches = tokenize(

@@ -180,6 +180,7 @@ def build_model(
     if path is None:
         if model_args.dense_first:
             raise ValueError("--dense_first needs a dense model: give --model_name_or_path")
+        model_args.check_reconstruct("the model starts from scratch")
         config = SpikingBertConfig(
             vocab_size=len(inputs.tokenizer), **FROM_SCRATCH, **inputs.label_fields(), **fields
         )
@@ -192,6 +193,7 @@ def build_model(
     if source_config.model_type == "spiking_bert":
         if model_args.dense_first:
             raise ValueError(f"--dense_first needs a dense BERT, but {path} is spiking")
+        model_args.check_reconstruct(f"{path} is spiking")
         return SpikingBertForSequenceClassification.from_pretrained(
             path, **inputs.label_fields(), **fields
         )
@@ -216,6 +218,7 @@ def build_model(
     return SpikingBertForSequenceClassification.from_dense(
         dense,
         calibration=calibration_batches(inputs, model_args.calibration_batches, training_args.seed),
+        reconstruct=model_args.reconstruct,
         **fields,
     )
 

@@ -128,6 +128,7 @@ def build_model(
     path = model_args.model_name_or_path
     calibration = partial(blocks.calibration_batches, model_args.calibration_batches)
     if path is None:
+        model_args.check_reconstruct("the model starts from scratch")
         config = SpikingBertConfig(
             **{
                 **FROM_SCRATCH,
@@ -152,6 +153,7 @@ def build_model(
     source_config = AutoConfig.from_pretrained(path)
     check_length(source_config, text_args)
     if source_config.model_type == "spiking_bert":
+        model_args.check_reconstruct(f"{path} is spiking")
         return SpikingBertForMaskedLM.from_pretrained(path, **fields)
     if source_config.model_type != "bert":
         raise ValueError(
@@ -162,7 +164,9 @@ def build_model(
     check_tokenizer_fits(dense, blocks.tokenizer)
     if "BertForMaskedLM" in (source_config.architectures or []):
         results["dense"] = evaluate(dense_trainer(dense, blocks, args))
-    return SpikingBertForMaskedLM.from_dense(dense, calibration=calibration(), **fields)
+    return SpikingBertForMaskedLM.from_dense(
+        dense, calibration=calibration(), reconstruct=model_args.reconstruct, **fields
+    )
 
 
 def parse_overrides(text: str | None) -> dict[str, Any]:

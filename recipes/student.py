@@ -67,6 +67,21 @@ class StudentArguments:
         default=4,
         metadata={"help": f"Batches of {CALIBRATION_BATCH} that amplitudes are calibrated on."},
     )
+    reconstruct: bool = field(
+        default=False,
+        metadata={
+            "help": "Fit the weights of a converted model, too, to the spikes that reach them on these "
+            "batches, without training: give 16 or more."
+        },
+    )
+
+    def check_reconstruct(self, start: str) -> None:
+        """Raises ValueError where nothing is converted: `start` says what the model is instead."""
+        if self.reconstruct:
+            raise ValueError(
+                f"--reconstruct fits the weights of a dense model that is converted, but {start}: leave "
+                "it out"
+            )
 
     def spiking_fields(self) -> dict[str, Any]:
         names = ("architecture", "gradient", "num_timesteps", "nonlinearity", "neuron", "ternary")

@@ -105,6 +105,7 @@ class SentenceEncoder:
         path: str | Path,
         *,
         calibration: Sequence[str] | None = None,
+        reconstruct: bool = False,
         max_seq_length: int | None = None,
         **config_overrides: Any,
     ) -> SentenceEncoder:
@@ -114,6 +115,7 @@ class SentenceEncoder:
             path: folder or Hub id of a sentence-transformers model whose Transformer is a BERT.
             calibration: a few hundred sentences that amplitudes are fitted to. Without them they come
                 from the weights alone, and a warning says so.
+            reconstruct: as in `SpikingBertModel.from_dense`.
             max_seq_length: default: that of the dense encoder.
             config_overrides: fields of `SpikingBertConfig`, e.g. `num_timesteps=8`.
 
@@ -127,7 +129,10 @@ class SentenceEncoder:
         if calibration is not None:
             batches = tokenize(tokenizer, calibration, length, batch_size=32)
         model = SpikingBertModel.from_dense(
-            str(path), calibration=batches, **{"hidden_dropout_prob": 0.0, **config_overrides}
+            str(path),
+            calibration=batches,
+            reconstruct=reconstruct,
+            **{"hidden_dropout_prob": 0.0, **config_overrides},
         )
         return cls(model, tokenizer, max_seq_length=length, normalize=found["normalize"])
 

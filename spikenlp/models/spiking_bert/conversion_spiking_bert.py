@@ -140,7 +140,7 @@ def calibrate(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -
         ValueError: no batch, or no token that is not padding.
     """
     fit_amplitudes(
-        [_inputs(batch, model.device) for batch in batches],
+        [model_inputs(batch, model.device) for batch in batches],
         lambda batch, weighted: _tokens_of_neurons(model, batch, weighted),
         model.config.num_timesteps,
     )
@@ -172,6 +172,6 @@ def _tokens_of_neurons(model: PreTrainedModel, batch: dict[str, Tensor], weighte
     return found
 
 
-def _inputs(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+def model_inputs(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     names = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
     return {k: batch[k].to(device) for k in names if k in batch}

@@ -297,6 +297,7 @@ class SpikingBertPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
         dense: PreTrainedModel | str,
         *,
         calibration: Iterable[Mapping[str, Tensor]] | None = None,
+        reconstruct: bool = False,
         **config_overrides: Any,
     ) -> Self:
         """A spiking model with the weights of a dense BERT, its amplitudes calibrated.
@@ -306,16 +307,27 @@ class SpikingBertPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
             calibration: tokenised batches (dicts of tensors: input_ids, attention_mask, ...); a
                 few hundred sentences of the kind that the model will see are enough. Without them
                 amplitudes come from the weights alone, on random tokens, and a warning says so.
+            reconstruct: then fit the weights, too, to the spikes that reach them on these batches
+                (`spikenlp.models.spiking_bert.reconstruction`): nearer to the dense model without
+                training, and better the more sentences there are.
             config_overrides: fields of `SpikingBertConfig`, e.g. `num_timesteps=8`.
 
         Raises:
-            ValueError: `dense` is not a BERT encoder; a field that the config does not have.
+            ValueError: `dense` is not a BERT encoder; a field that the config does not have;
+                `reconstruct` without calibration data.
 
         Source: DESIGN of this toolkit; see `spikenlp.models.spiking_bert.conversion_spiking_bert`.
         """
+        from spikenlp.models.spiking_bert import reconstruction
         from spikenlp.models.spiking_bert.conversion_spiking_bert import convert_dense_bert
 
-        return convert_dense_bert(cls, dense, calibration, config_overrides)
+        if reconstruct and calibration is None:
+            raise ValueError("reconstruct=True needs calibration data: a few hundred sentences")
+        batches = None if calibration is None else list(calibration)
+        model = convert_dense_bert(cls, dense, batches, config_overrides)
+        if batches is not None and reconstruct:
+            reconstruction.reconstruct(model, batches)
+        return model
 
 
 class SpikingBertModel(SpikingBertPreTrainedModel):
