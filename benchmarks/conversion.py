@@ -1,12 +1,14 @@
-"""What a fine-tuned dense BERT loses when it is made spiking without any training, by T.
+"""What a fine-tuned dense BERT loses when it is made spiking without any training, by T: amplitudes calibrated
+alone, and its weights fitted to the spikes as well (`reconstruct`), on the same sentences.
 
     python benchmarks/conversion.py --task_name sst2 --data_dir path/to/glue \\
-        --model_name_or_path outputs/sst2/dense --output results/conversion_sst2.json
+        --model_name_or_path outputs/sst2/dense --seeds 1 2 3 --output results/conversion/sst2.json
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from transformers import AutoTokenizer, BertForSequenceClassification, DataColla
 from spikenlp import SpikingBertForSequenceClassification
 from spikenlp.data import get_task, load_task
 from spikenlp.metrics import glue_metrics
+from spikenlp.models.spiking_bert.reconstruction import reconstruct
 from spikenlp.training.provenance import run_record
 
-CALIBRATION_BATCHES, BATCH, SEED = 4, 32, 42
+BATCH = 32
 
 
 def main() -> None:
@@ -29,6 +32,10 @@ def main() -> None:
     parser.add_argument("--model_name_or_path", required=True, help="fine-tuned dense BERT")
     parser.add_argument("--num_timesteps", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--nonlinearity", nargs="+", default=["running", "step"])
+    parser.add_argument("--calibration_batches", type=int, default=16, help=f"of {BATCH} sentences")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[1], help="which sentences are drawn"
+    )
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
 
@@ -46,8 +53,6 @@ def main() -> None:
         order = sorted(range(len(split)), key=lambda i: len(split[i]["input_ids"]))
         return list(DataLoader(split.select(order), batch_size=BATCH, collate_fn=collator))
 
-    chosen = data["train"].shuffle(seed=SEED).select(range(CALIBRATION_BATCHES * BATCH))
-    calibration = batches(chosen)
     evaluation = batches(data["validation"])
     metrics = glue_metrics(task.name)
 
@@ -63,18 +68,30 @@ def main() -> None:
             for t in range(1, logits.shape[1] + 1)
         ]
 
-    results = {"task": task.name, "seed": SEED, "run": run_record(), "dense": score(dense)}
-    print("dense", results["dense"])
-    for nonlinearity in args.nonlinearity:
-        for steps in args.num_timesteps:
-            spiking = SpikingBertForSequenceClassification.from_dense(
-                dense, calibration=calibration, num_timesteps=steps, nonlinearity=nonlinearity
-            )
-            name = f"{nonlinearity}_T{steps}"
-            results[name] = score(spiking)
-            print(name, results[name][-1], flush=True)
+    found = {"task": task.name, "run": run_record(), "dense": score(dense), "converted": []}
+    print("dense", found["dense"])
+    for seed, nonlinearity, steps in itertools.product(
+        args.seeds, args.nonlinearity, args.num_timesteps
+    ):
+        chosen = data["train"].shuffle(seed=seed).select(range(args.calibration_batches * BATCH))
+        calibration = batches(chosen)
+        spiking = SpikingBertForSequenceClassification.from_dense(
+            dense, calibration=calibration, num_timesteps=steps, nonlinearity=nonlinearity
+        )
+        row = {
+            "seed": seed,
+            "nonlinearity": nonlinearity,
+            "num_timesteps": steps,
+            "calibration_samples": len(chosen),
+            "calibrated": score(spiking),
+        }
+        reconstruct(spiking, calibration)
+        row["reconstructed"] = score(spiking)
+        found["converted"].append(row)
+        for name in ("calibrated", "reconstructed"):
+            print(f"seed {seed}, {nonlinearity}, T = {steps}, {name}: {row[name][-1]}", flush=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(results, indent=1) + "\n")
+    args.output.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -181,6 +181,19 @@ def test_raw_text_and_text_without_labels_teach_as_well(options, done, tmp_path)
 
 
 @pytest.mark.slow
+def test_the_converted_weights_are_fitted_to_their_spikes_when_asked(options, done, tmp_path):
+    out = prepared(done, tmp_path / "fitted", "teacher")
+    asked = ["--phases", "converted", "--reconstruct", "True", "--output_dir", str(out)]
+    distill.distill([*options[0], *asked])
+    plain, fitted = (
+        load_file(folder / "converted" / "model.safetensors") for folder in (done[0], out)
+    )
+    changed = {k for k in plain if not torch.equal(plain[k], fitted[k])}
+    assert len(changed) == 2 * 6 * 2
+    assert all(".encoder.layer." in k and not k.endswith("amplitude") for k in changed)
+
+
+@pytest.mark.slow
 def test_a_sweep_tables_accuracy_and_energy(options, done, tmp_path, monkeypatch):
     out = prepared(done, tmp_path / "sweep", "teacher")
     arguments = [a for a in options[0] if a not in ("--spike_weight", "0.1", "--num_timesteps")]

@@ -181,6 +181,12 @@ def test_bad_input_stops_before_training(arguments, message, tmp_path):
 
 
 @pytest.mark.slow
+def test_only_a_converted_model_is_reconstructed(tmp_path):
+    said = fail("qqp_tmc.py", "--reconstruct", "True", *QUICK, "--output_dir", tmp_path)
+    assert "but the model starts from scratch: leave it out" in said
+
+
+@pytest.mark.slow
 def test_other_architectures_are_refused(qqp_files, tmp_path):
     from transformers import DistilBertConfig, DistilBertModel
 
