@@ -91,6 +91,8 @@ def rivals(found: dict[str, list[dict[str, Any]]]) -> list[str]:
         ("dense", "dense", "dense"),
         ("rounding, converted", "rounding", "before_training"),
         ("rounding, trained", "rounding", "spiking"),
+        ("rounding, reconstructed", "reconstructed", "before_training"),
+        ("rounding, reconstructed and trained", "reconstructed", "spiking"),
     ):
         if values := [100 * seed[key]["accuracy"] for seed in found.get(run, [])]:
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
@@ -114,7 +116,7 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {loss: [] for loss in args.losses}
     dense: dict[str, list[dict[str, Any]]] = {"dense": []}
     if args.rounding:
-        dense["rounding"] = []
+        dense |= {"rounding": [], "reconstructed": []}
     for seed in args.seeds:
         for loss in args.losses:
             out = args.output_dir / loss / f"seed{seed}"
@@ -124,8 +126,10 @@ def main() -> None:
         if args.rounding:
             convert = ["--neuron", "rounding", "--model_name_or_path", str(out)]
             convert += LOSSES[args.losses[0]]
-            out = args.output_dir / "rounding" / f"seed{seed}"
-            dense["rounding"].append(run_one(args.kind, [*options, *convert], out, seed))
+            for name, fitted in (("rounding", "False"), ("reconstructed", "True")):
+                asked = [*options, *convert, "--reconstruct", fitted]
+                out = args.output_dir / name / f"seed{seed}"
+                dense[name].append(run_one(args.kind, asked, out, seed))
     table = compare(runs)
     record = {
         "run": run_record(),

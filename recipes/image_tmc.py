@@ -118,6 +118,13 @@ class VisionModelArguments:
         default=8,
         metadata={"help": f"Batches of {CALIBRATION_BATCH} that amplitudes are calibrated on."},
     )
+    reconstruct: bool = field(
+        default=False,
+        metadata={
+            "help": "Fit a converted network's convolutions, too, to the spikes that reach them on these "
+            "batches, without training."
+        },
+    )
 
     def fields(self) -> dict[str, Any]:
         """Fields of the config that the options name."""
@@ -247,6 +254,8 @@ def build_model(
     """The model that is to be trained; what it came from is measured into `results`."""
     fields = {**data.config_fields, **data.label_fields(), **model_args.fields()}
     path = model_args.model_name_or_path
+    if model_args.reconstruct and fields.get("neuron") != "rounding":
+        raise ValueError("--reconstruct is for --neuron rounding, converted from a dense network")
     if path is not None:
         if model_args.dense_first or model_args.preset:
             raise ValueError("--model_name_or_path excludes --dense_first and --preset")
@@ -257,6 +266,10 @@ def build_model(
             dense = AutoModelForImageClassification.from_pretrained(path, **data.label_fields())
             results["dense"] = score(trainer_of(dense, data, training_args), data.test, "dense")
             return convert(dense, model_args, data, training_args)
+        if model_args.reconstruct:
+            raise ValueError(
+                f"--reconstruct needs a dense network to convert, but {path} is spiking"
+            )
         return AutoModelForImageClassification.from_pretrained(path, **fields)
     config_class, model_class = MODELS[model_args.model]
     if fields.get("neuron") == "rounding" and not model_args.dense_first:
@@ -307,7 +320,12 @@ def convert(
         for i in range(0, size, CALIBRATION_BATCH)
     ]
     overrides = {k: v for k, v in model_args.fields().items() if k in ("num_timesteps", "neuron")}
-    return type(dense).from_dense(dense.cpu().eval(), calibration=batches, **overrides)
+    return type(dense).from_dense(
+        dense.cpu().eval(),
+        calibration=batches,
+        reconstruct=model_args.reconstruct,
+        **overrides,
+    )
 
 
 def trainer_of(

@@ -268,6 +268,10 @@ class SpikingVisionPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
         else:
             init_neuron(module)
 
+    def neurons_of_sums(self) -> dict[str, str]:
+        """By name, the convolutions that add to a stream, each with the neuron that gets the sum."""
+        return {}
+
     def fold_batch_norm(self) -> Self:
         """A model of the same outputs in eval mode, its batch norms in the convolutions' weights.
 

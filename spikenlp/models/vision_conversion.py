@@ -48,6 +48,7 @@ class FromDense:
         dense: PreTrainedModel | str,
         *,
         calibration: Iterable[Mapping[str, Tensor]] | None = None,
+        reconstruct: bool = False,
         **config_overrides: Any,
     ) -> Self:
         """A spiking model of rounding neurons with the weights of a dense one, batch norm folded.
@@ -57,15 +58,19 @@ class FromDense:
             calibration: batches (dicts with `pixel_values`); a few hundred images of the kind that
                 the model will see are enough. Without them amplitudes come from the weights and
                 norms alone, on random images, and a warning says so.
+            reconstruct: then fit the convolutions, too, to the spikes that reach them on these batches
+                (`spikenlp.models.reconstruction`): nearer to the dense model without training.
             config_overrides: fields of the config, e.g. `num_timesteps=8`, for which amplitudes are
                 calibrated.
 
         Raises:
             ValueError: another class or neuron; a field that the config does not have; a calibration
-                without batches or a batch without `pixel_values`.
+                without batches or a batch without `pixel_values`; `reconstruct` without calibration.
 
         Source: DESIGN of this toolkit; see `spikenlp.models.vision_conversion`.
         """
+        from spikenlp.models import vision_reconstruction
+
         source = dense if isinstance(dense, PreTrainedModel) else cls.from_pretrained(dense)
         neuron = getattr(source.config, "neuron", None)
         if not isinstance(source, cls) or neuron != "relu":
@@ -80,6 +85,8 @@ class FromDense:
                 f"neuron must be 'rounding' in from_dense, got {fields['neuron']!r}: only rounding "
                 "neurons send a ReLU's value on average"
             )
+        if reconstruct and calibration is None:
+            raise ValueError("reconstruct=True needs calibration data: a few hundred images")
         model = _with_folded_weights(source, fields)
         if calibration is None:
             warnings.warn(
@@ -89,7 +96,10 @@ class FromDense:
                 stacklevel=2,
             )
             calibration = random_images(model.config)
-        calibrate(model, calibration)
+        batches = list(calibration)
+        calibrate(model, batches)
+        if reconstruct:
+            vision_reconstruction.reconstruct(model, batches)
         return model
 
 
@@ -147,14 +157,23 @@ def calibrate(model: SpikingVisionPreTrainedModel, batches: Iterable[Mapping[str
     Raises:
         ValueError: no batch, or one without `pixel_values`.
     """
+    fit_amplitudes(
+        images_of(model, batches),
+        lambda x, weighted: _activations(model, x, weighted),
+        model.config.num_timesteps,
+    )
+
+
+def images_of(
+    model: SpikingVisionPreTrainedModel, batches: Iterable[Mapping[str, Tensor]]
+) -> list[Tensor]:
+    """The `pixel_values` of calibration batches, on the model's device."""
     images = []
     for batch in batches:
         if "pixel_values" not in batch:
             raise ValueError(f"a calibration batch needs 'pixel_values', got {sorted(batch)}")
         images.append(batch["pixel_values"].to(model.device))
-    fit_amplitudes(
-        images, lambda x, weighted: _activations(model, x, weighted), model.config.num_timesteps
-    )
+    return images
 
 
 def _activations(model: SpikingVisionPreTrainedModel, pixel_values: Tensor, weighted: bool) -> Rows:

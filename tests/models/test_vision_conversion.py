@@ -1,13 +1,18 @@
 """A dense image classifier made spiking: batch norm folded, amplitudes by calibration."""
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from spikenlp import (
     SpikingResNetModel,
     SpikingVGGForImageClassification,
 )
 from spikenlp.models.calibration import neurons_of
+from spikenlp.models.vision import ConvNorm
+from spikenlp.models.vision_reconstruction import reconstruct
 from spikenlp.neurons import RoundingIF
 from tests.models.test_vision import copies, images, make
 
@@ -165,3 +170,107 @@ def test_what_cannot_be_converted_is_named():
         convert(dense, calibration=[])
     with pytest.raises(ValueError, match=r"'pixel_values', got \['pixels'\]"):
         convert(dense, calibration=[{"pixels": torch.zeros(1)}])
+
+
+RIDGE = 0.05
+
+
+def means_of_convolutions(model, batches):
+    """Of each convolution, by its own loop over time: means of input, output, and of the next sum."""
+    seen = {}
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, ConvNorm):
+            last = module.conv if module.norm is None else module.norm
+            hooks.append(
+                module.conv.register_forward_hook(
+                    lambda _, a, o, key=name: seen.setdefault((key, "in"), []).append(a[0])
+                )
+            )
+            hooks.append(
+                last.register_forward_hook(
+                    lambda _, a, o, key=name: seen.setdefault((key, "out"), []).append(o)
+                )
+            )
+        if name.endswith("neuron"):
+            hooks.append(
+                module.register_forward_pre_hook(
+                    lambda _, a, key=name: seen.setdefault((key, "in"), []).append(
+                        a[0].flatten(0, 1)
+                    )
+                )
+            )
+    with torch.no_grad():
+        for batch in batches:
+            model(**batch)
+    for hook in hooks:
+        hook.remove()
+
+    def mean(steps):
+        size = len(batches[0]["pixel_values"])
+        return sum(steps.split(size)) / (len(steps) // size)
+
+    return {k: torch.cat([mean(x) for x in v]).double() for k, v in seen.items()}
+
+
+def test_each_convolution_solves_its_normal_equations(dense):
+    data = calibration(dense)
+    before = type(dense).from_dense(dense, calibration=data, num_timesteps=3)
+    after = copy.deepcopy(before)
+    reconstruct(after, data, ridge=RIDGE)
+    found, exact = means_of_convolutions(after, data), means_of_convolutions(dense, data)
+    residual = dense.config.model_type == "spiking_resnet" and dense.config.residual != "sew"
+    checked = 0
+    for name in [n for n, m in after.named_modules() if isinstance(m, ConvNorm)]:
+        block, _, part = name.rpartition(".")
+        shortcut = getattr(after.get_submodule(block), "shortcut", None)
+        if residual and part == "last" and shortcut is not None:
+            continue  # its sum changes once more, with the shortcut
+        key = (
+            (f"{block}.neuron", "in")
+            if residual and part in ("last", "shortcut")
+            else (name, "out")
+        )
+        lacking = (exact[key] - found[key]).movedim(1, -1).flatten(0, -2)
+        conv, old = after.get_submodule(name).conv, before.get_submodule(name).conv
+        patches = F.unfold(
+            found[name, "in"], conv.kernel_size, padding=conv.padding, stride=conv.stride
+        )
+        patches = patches.movedim(1, -1).flatten(0, -2)
+        change = (conv.weight - old.weight).double().flatten(1).detach()
+        penalty = RIDGE * patches.square().sum(0).mean()
+        gradient = lacking.t() @ patches - penalty * change
+        scale = (lacking.abs().t() @ patches.abs()).max() + 1.0  # of the first, rounding of float32
+        assert gradient.abs().max() < 1e-3 * scale, name
+        assert lacking.sum(0).abs().max() < 1e-3 * lacking.abs().sum(0).max() + 1e-3, name
+        checked += change.abs().max().item() > 1e-3
+    assert checked >= 2
+
+
+def test_reconstruction_brings_the_logits_nearer(dense):
+    data = calibration(dense)
+    plain = type(dense).from_dense(dense, calibration=data, num_timesteps=4)
+    fitted = type(dense).from_dense(
+        dense, calibration=iter(data), num_timesteps=4, reconstruct=True
+    )
+    assert distance(fitted, dense) < distance(plain, dense)
+    changed = {
+        k for k, v in fitted.state_dict().items() if not torch.equal(v, plain.state_dict()[k])
+    }
+    assert changed
+    assert all(".conv." in name for name in changed)
+
+
+def test_what_cannot_be_reconstructed_is_refused():
+    dense = make("vgg", neuron="relu")
+    model = type(dense).from_dense(dense, calibration=calibration(dense))
+    with pytest.raises(ValueError, match="reconstruct=True needs calibration data"):
+        type(dense).from_dense(dense, reconstruct=True)
+    with pytest.raises(ValueError, match="neuron='relu', batch_norm=True"):
+        reconstruct(dense, calibration(dense))
+    with pytest.raises(ValueError, match="ridge must be > 0, got -1"):
+        reconstruct(model, calibration(dense), ridge=-1)
+    with pytest.raises(ValueError, match="at least one batch"):
+        reconstruct(model, [])
+    with pytest.raises(ValueError, match="needs 'pixel_values'"):
+        reconstruct(model, [{"labels": torch.zeros(2)}])

@@ -1,21 +1,4 @@
-"""Weights fitted to the spikes that reach them: layer-wise reconstruction, without training.
-
-With the weights of a dense model a layer makes of spikes what the dense one makes of activations, and in it
-carries on the errors of its input: rounding, and what neurons that saturated on the way still held back at
-step T. `reconstruct` goes through the encoder from the first layer to the last and fits each weight matrix
-that reads spikes by ridge regression on a few batches,
-
-    min_{W, b}  sum_n || W s_n + b - y_n ||^2 + lambda || W - W_0 ||^2 .
-
-s_n is the mean over time of the spikes at token n, as the layers before it, fitted already, send them; W_0
-the weight before; lambda `ridge` times the mean over channels of sum_n s_n^2. y_n is what the network
-without rounding computes there; where the result is added to the residual stream, y_n is what that sum
-lacks, so that a layer also makes good errors of the stream. There are no labels and no gradient steps, and
-amplitudes stay as they are.
-
-Layer-wise reconstruction is known from quantization (AdaRound, Nagel et al., ICML 2020) and from spiking
-convolutional networks (Li et al., ICML 2021, arXiv 2106.06984), there by gradient descent.
-"""
+"""`reconstruct` for the spiking BERT: see `spikenlp.models.reconstruction`."""
 
 from __future__ import annotations
 
@@ -28,6 +11,7 @@ from transformers import PreTrainedModel
 
 from spikenlp.models.calibration import dense_neurons
 from spikenlp.models.over_time import NONLINEARITIES
+from spikenlp.models.reconstruction import RIDGE, RidgeFit, check_ridge
 from spikenlp.models.spiking_bert.conversion_spiking_bert import model_inputs
 
 STAGES: tuple[tuple[tuple[str, ...], str | None], ...] = (
@@ -41,7 +25,7 @@ their result is added."""
 
 
 def reconstruct(
-    model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], *, ridge: float = 0.1
+    model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], *, ridge: float = RIDGE
 ) -> None:
     """Fits the encoder's weights to its own spikes, in place.
 
@@ -61,8 +45,7 @@ def reconstruct(
             "reconstruct fits weights to the spikes of the architecture 'default', got architecture="
             f"{config.architecture!r}, collapsed={config.collapsed}"
         )
-    if not ridge > 0:
-        raise ValueError(f"ridge must be > 0, got {ridge}")
+    check_ridge(ridge)
     inputs = [model_inputs(batch, model.device) for batch in batches]
     if not inputs:
         raise ValueError("reconstruction needs data: give at least one batch")
@@ -117,7 +100,7 @@ class _Walk:
         return seen
 
     def _tokens(self, x: Tensor) -> Tensor:
-        return self.time_mean(x).flatten(0, 1)[self.real].float()
+        return self.time_mean(x).flatten(0, 1)[self.real]
 
 
 def _fit(
@@ -127,23 +110,16 @@ def _fit(
     walks: Sequence[tuple[_Walk, _Walk]],
     ridge: float,
 ) -> None:
-    """Adds to the [W b] of one stage what the normal equations say: (S' S + lambda) d = S' lacking."""
-    gram: Tensor | float = 0.0
-    cross: dict[str, Tensor | float] = dict.fromkeys(names, 0.0)
+    """Fits the linear layers of one stage."""
+    fits = {name: RidgeFit() for name in names}
     for spiking, exact in walks:
         looked_at = (*names, norm) if norm else names
         found, wanted = spiking.look(index, looked_at), exact.look(index, looked_at)
-        sent = found[names[0]][0]
-        rows = torch.cat([sent, torch.ones_like(sent[:, :1])], 1)
-        gram = gram + rows.t() @ rows
-        for name in names:
+        for name, fit in fits.items():
             lacking = wanted[norm][0] - found[norm][0] if norm else wanted[name][1] - found[name][1]
-            cross[name] = cross[name] + rows.t() @ lacking
-    assert isinstance(gram, Tensor)
-    penalty = gram.diagonal().new_full((len(gram),), ridge * float(gram.diagonal()[:-1].mean()))
-    penalty[-1] = 0  # the bias is free
-    for name in names:
+            fit.add(found[name][0], lacking)
+    for name, fit in fits.items():
         linear = walks[0][0].layers[index].get_submodule(name)
-        change = torch.linalg.solve((gram + penalty.diag()).double(), cross[name].double()).t()
-        linear.weight += change[:, :-1].to(linear.weight)
-        linear.bias += change[:, -1].to(linear.bias)
+        weight, bias = fit.change(ridge)
+        linear.weight += weight.to(linear.weight)
+        linear.bias += bias.to(linear.bias)

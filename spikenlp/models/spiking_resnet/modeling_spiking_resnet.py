@@ -72,6 +72,16 @@ class SpikingResNetPreTrainedModel(FromDense, SpikingVisionPreTrainedModel):
     base_model_prefix = "resnet"
     _no_split_modules = ["SpikingResNetBlock"]
 
+    def neurons_of_sums(self) -> dict[str, str]:
+        if self.config.residual == "sew":
+            return {}
+        return {
+            f"{name}.{part}": f"{name}.neuron"
+            for name, block in self.named_modules()
+            if isinstance(block, SpikingResNetBlock)
+            for part in ("last", "shortcut")
+        }
+
 
 class SpikingResNetModel(SpikingResNetPreTrainedModel, SpikingVisionModel):
     """Features are the channels of the last stage, averaged over pixels."""
