@@ -29,6 +29,7 @@ from spikenlp import SpikingBertForSequenceClassification
 from spikenlp.analysis.plots import plot_metric_by_step
 from spikenlp.analysis.temporal import loss_oscillation, mean_off_diagonal, temporal_similarity
 from spikenlp.hub.results import MEASURED
+from spikenlp.metrics.glue import SCORES
 from spikenlp.training.provenance import run_record
 
 LOSSES = {
@@ -78,7 +79,7 @@ def run_one(options: list[str], out: Path, seed: int) -> dict[str, Any]:
 def measures(found: dict[str, Any]) -> dict[str, float]:
     """What is compared, of one run."""
     metrics = found["spiking"]
-    names = ("accuracy", "f1", "matthews_correlation", "ece", "ada_ece", "confidence", "nll")
+    names = (*SCORES, "ece", "ada_ece", "confidence", "nll")
     by_step = {k: v for k, v in metrics.items() if k.rpartition("_t")[0] in names}
     others = {k: found[k] for k in ("firing_rate", "similarity", "loss_oscillation")}
     others["energy_microjoules"] = found["energy_microjoules"][MEASURED][-1]
@@ -114,7 +115,7 @@ def markdown(table: dict[str, dict[str, Any]]) -> str:
     for loss, row in table.items():
         cells = []
         for group, names in groups.items():
-            percent = group in ("accuracy", "f1", "matthews_correlation", "confidence")
+            percent = group in (*SCORES, "confidence")
             scale, digits = (100, 1) if percent else (1, 3)
             last = row[names[-1]]
             cell = " / ".join(f"{scale * row[name]['mean']:.{digits}f}" for name in names)

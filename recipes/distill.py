@@ -49,6 +49,7 @@ from transformers import (
 from spikenlp import SpikingBertForSequenceClassification, SpikingTrainer, watchdogs
 from spikenlp.data import pack
 from spikenlp.hub.training import CONFIG_FIELDS
+from spikenlp.metrics.glue import SCORES
 from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 from spikenlp.training.distillation import DistillationArguments, DistillationTrainer
 from spikenlp.training.trainer import collapsed
@@ -239,16 +240,13 @@ class Pipeline(Phases):
             )
 
 
-MAIN_METRICS = ("accuracy", "f1", "matthews_correlation", "pearson", "spearmanr")
-
-
 def summary(results: dict[str, Any]) -> str:
     """One row a model: its main metrics at the last step, and step by step; spikes and energy."""
     lines = []
     for phase, found in results.items():
         for name in ("dense", "collapsed", "spiking"):
             metrics = found.get(name, {})
-            for key in MAIN_METRICS:
+            for key in SCORES:
                 if key in metrics:
                     steps = [v for k, v in metrics.items() if k.startswith(f"{key}_t")]
                     by_step = " / ".join(f"{100 * v:.1f}" for v in steps)

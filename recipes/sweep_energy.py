@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from distill import MAIN_METRICS, distill
+from distill import distill
 
 from spikenlp.analysis.plots import plot_energy_front
+from spikenlp.metrics.glue import SCORES
 from spikenlp.training.provenance import run_record
 
 BILLINGS = ("float32", "int8")
@@ -47,7 +48,7 @@ def run_one(
         ]
     )
     last = found.get("unrolled") or found["collapsed"]
-    metrics = {k: v for k, v in last["spiking"].items() if k in MAIN_METRICS}
+    metrics = {k: v for k, v in last["spiking"].items() if k in SCORES}
     twin = {f"quantised_{k}": last["collapsed"][k] for k in metrics}
     spent = {
         "spikes_per_neuron": last["spikes_per_neuron"],
@@ -57,7 +58,7 @@ def run_one(
 
 
 def markdown(rows: list[dict[str, Any]], dense: dict[str, float]) -> str:
-    metrics = [k for k in MAIN_METRICS if k in rows[0]]
+    metrics = [k for k in SCORES if k in rows[0]]
     spent = [k for k in rows[0] if k.startswith("microjoules")]
     heads = ["T", "spike target", *metrics, "spikes per neuron", *spent]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -72,7 +73,7 @@ def markdown(rows: list[dict[str, Any]], dense: dict[str, float]) -> str:
 
 
 def draw(rows: list[dict[str, Any]], dense: dict[str, float], out: Path) -> None:
-    metric = next(k for k in MAIN_METRICS if k in rows[0])
+    metric = next(k for k in SCORES if k in rows[0])
     for billing in BILLINGS:
         series: dict[str, list[tuple[float, float]]] = {}
         for row in rows:

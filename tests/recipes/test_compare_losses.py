@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from scipy.stats import ttest_rel
 
+from spikenlp.data import get_task
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "recipes"))
 
@@ -47,6 +49,15 @@ def test_means_deviations_and_paired_tests():
     row = next(line for line in markdown(table).splitlines() if line.startswith("| sdt"))
     assert "50.0 / 85.0 ± 1.7 *" in row
     assert "0.100 / 0.050" in row
+
+
+@pytest.mark.parametrize("task", ["cola", "stsb", "mrpc"])
+def test_the_metrics_of_the_task_are_compared(task):
+    run = made_up([], [])
+    run["spiking"] = {f"{name}_t1": 0.5 for name in get_task(task).metrics}
+    table = compare({"sdt": [run]})
+    assert set(run["spiking"]) < set(table["sdt"])
+    assert markdown(table).splitlines()[2].startswith("| sdt | 50.0 | 50.0 | 0.300")
 
 
 def test_the_losses_are_different():

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
 
-from spikenlp.data import demo_question_pairs, wordpiece_tokenizer
+from spikenlp.data import demo_question_pairs, get_task, wordpiece_tokenizer
 from spikenlp.hub.release import release
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,6 +101,14 @@ def test_the_whole_way_says_what_it_loads_and_finds(done):
     assert str(out.parent) not in json.dumps(results)
     model = AutoModelForSequenceClassification.from_pretrained(out / "unrolled")
     assert model.config.id2label[1] == "duplicate"
+
+
+@pytest.mark.parametrize("task", ["cola", "stsb", "mrpc"])
+def test_the_summary_has_the_metrics_of_the_task(task):
+    names = get_task(task).metrics
+    found = {"spiking": {k: 0.5 for name in names for k in (name, f"{name}_t1")}}
+    lines = distill.summary({"unrolled": found}).splitlines()
+    assert [line.split()[2:] for line in lines] == [[name, "50.0", "50.0"] for name in names]
 
 
 @pytest.mark.slow
