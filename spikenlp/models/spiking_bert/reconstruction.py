@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,10 @@ def reconstruct(
     model.train(training)
 
 
+class _Seen(Exception):
+    """Ends a layer's forward pass where nothing after it is needed."""
+
+
 class _Walk:
     """One batch on its way through the layers of a model."""
 
@@ -89,12 +94,15 @@ class _Walk:
         def keep(name: str):
             def hook(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
                 seen[name] = self._tokens(args[0]), self._tokens(out)
+                if len(seen) == len(names):
+                    raise _Seen
 
             return hook
 
         layer = self.layers[index]
         hooks = [layer.get_submodule(n).register_forward_hook(keep(n)) for n in names]
-        layer(self.stream, *self.rest, **self.options)
+        with suppress(_Seen):
+            layer(self.stream, *self.rest, **self.options)
         for hook in hooks:
             hook.remove()
         return seen
