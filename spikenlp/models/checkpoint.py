@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +34,8 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {0: lambda c
 such a checkpoint cannot be loaded any more. Version 0 is a config without `spikenlp_format`, which
 differs from version 1 in nothing else."""
 REMOTE_MODULE = "spikenlp_remote"
+DEPTHS = ("num_hidden_layers", "depths")
+"""Fields of configs that say how many layers there are."""
 
 REMOTE_CODE = '''"""This checkpoint is a model of the package spikenlp, which transformers finds through this file."""
 
@@ -65,6 +68,15 @@ class SpikingConfig(PreTrainedConfig):
     """Auto class -> model class, set by `register`."""
     never_left_out: ClassVar[tuple[str, ...]] = ("num_timesteps", "neuron")
     """Fields of every saved config that change results without changing the shape of any weight."""
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        found = super()._dict_from_json_file(json_file)
+        if not isinstance(found, dict):
+            raise ValueError(
+                f"{json_file} is damaged: it holds no JSON object but a {type(found).__name__}"
+            )
+        return found
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -147,7 +159,8 @@ class SpikingCheckpoint:
 
         Raises:
             ValueError: the checkpoint is dense, of a newer format, or of one too old; its weights are
-                damaged, incomplete, outside its folder, or a pickle of more than tensors;
+                damaged, incomplete, of more layers than its config says, outside its folder, or a pickle
+                of more than tensors;
                 `weights_only=False`.
             RuntimeError: weights of another shape than the config says.
             OSError: no config or no weights.
@@ -173,6 +186,14 @@ class SpikingCheckpoint:
                 "not load them in another way unless you trust who made them; ask for safetensors"
             ) from error
         check_complete(model, set(info["missing_keys"]), path)
+        if more := of_layers_without_a_place(model, info["unexpected_keys"]):
+            on_file, _ = model.config.get_config_dict(path, **kwargs)
+            if all(on_file.get(k) == getattr(model.config, k, None) for k in DEPTHS):
+                raise ValueError(
+                    f"{path} has weights of more layers than its config says, {len(more)} tensors: "
+                    f"{', '.join(more[:2])} ... It is damaged; to load fewer layers on purpose, pass "
+                    "their number (num_hidden_layers=... or depths=...)"
+                )
         neurons = {
             f"{name}.{key}"
             for name, neuron in neurons_of(model)
@@ -246,6 +267,17 @@ def check_complete(model: Any, missing: set[str], path: Any) -> None:
             f"{path} is incomplete: {len(lost)} of the {len(body)} tensors of the model's body are "
             f"missing: {', '.join(lost[:4])}{' ...' if len(lost) > 4 else ''}"
         )
+
+
+def of_layers_without_a_place(model: Any, unexpected: Iterable[str]) -> list[str]:
+    """Of the weights that the model has no use for, those that differ from ones that it has in the
+    number of a layer only."""
+
+    def kind(name: str) -> str:
+        return re.sub(r"\.\d+(?=\.)", ".N", name.removeprefix(f"{model.base_model_prefix}."))
+
+    known = {kind(name) for name in model.state_dict()}
+    return sorted(name for name in unexpected if kind(name) in known)
 
 
 def register(

@@ -25,6 +25,7 @@ from spikenlp import (
     SpikingBertForSequenceClassification,
     SpikingBertModel,
     SpikingResNetForImageClassification,
+    SpikingVGGConfig,
     SpikingVGGForImageClassification,
 )
 from spikenlp.data import wordpiece_tokenizer
@@ -194,6 +195,31 @@ def test_a_lost_field_that_changes_answers_is_not_replaced_by_a_default(folder, 
 def test_a_lost_field_that_changes_shapes_is_refused_by_the_weights(folder, field):
     edit(folder, **{field: REMOVED})
     refused(folder, (RuntimeError, ValueError), r"ignore_mismatched_sizes|is incomplete")
+
+
+@pytest.mark.parametrize("load", [SpikingBertModel, SpikingBertForSequenceClassification])
+def test_weights_of_more_layers_than_the_config_says_are_refused(folder, load):
+    fewer = load.from_pretrained(folder, num_hidden_layers=1)
+    assert fewer.config.num_hidden_layers == 1
+    edit(folder, num_hidden_layers=1)
+    refused(folder, ValueError, r"more layers than its config says, 22 tensors: .*layer\.1\.")
+    with pytest.raises(ValueError, match="more layers than its config says, 22 tensors"):
+        load.from_pretrained(folder)
+
+
+def test_a_vision_model_with_weights_of_more_layers_is_refused(tmp_path):
+    config = SpikingVGGConfig(hidden_sizes=[4, 8, 8], depths=[1, 2], image_size=8)
+    SpikingVGGForImageClassification(config).save_pretrained(tmp_path)
+    edit(tmp_path, depths=[1, 1], hidden_sizes=[4, 8])
+    with pytest.raises(ValueError, match=r"more layers than its config says, .*layers\.1\."):
+        SpikingVGGForImageClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", '["model_type"]', '"spiking_bert"', "null", "7"])
+def test_a_config_that_is_no_object_is_refused(folder, content):
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json is damaged: it holds no JSON object but a"):
+        SpikingBertForSequenceClassification.from_pretrained(folder)
 
 
 def test_a_checkpoint_that_does_not_say_what_it_is_is_refused(folder):
