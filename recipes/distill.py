@@ -146,7 +146,7 @@ class Pipeline(Phases):
         options = self.options
         before_general = options.model_name_or_path if "general" in options.phases else None
         source = options.student or before_general or self.teacher_path
-        self.announce("converted", source, "amplitudes (calibrated)")
+        self.announce("converted", source, options.created())
         self.check_tokenizer(source)
         fields = options.spiking_fields()
         if options.hidden_act is not None:

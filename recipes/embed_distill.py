@@ -238,7 +238,7 @@ class Pipeline(Phases):
 
     def run_converted(self, folder: Path) -> dict[str, Any]:
         options = self.options
-        self.announce("converted", options.student or self.dense, "amplitudes (calibrated)")
+        self.announce("converted", options.student or self.dense, options.created())
         fields = options.spiking_fields()
         sentences = self.text[: CALIBRATION_BATCH * options.calibration_batches]
         if options.student is None:

@@ -260,6 +260,8 @@ def build_model(
         if model_args.dense_first or model_args.preset:
             raise ValueError("--model_name_or_path excludes --dense_first and --preset")
         if path.endswith(ORIGINAL):
+            if model_args.reconstruct:
+                raise ValueError(f"--reconstruct converts a dense network, but {path} is spiking")
             return MODELS[model_args.model][1].from_original(path, **fields)
         config = AutoConfig.from_pretrained(path)
         if getattr(config, "neuron", None) == "relu" and fields.get("neuron") == "rounding":
@@ -267,9 +269,7 @@ def build_model(
             results["dense"] = score(trainer_of(dense, data, training_args), data.test, "dense")
             return convert(dense, model_args, data, training_args)
         if model_args.reconstruct:
-            raise ValueError(
-                f"--reconstruct needs a dense network to convert, but {path} is spiking"
-            )
+            raise ValueError(f"--reconstruct converts a dense network, but {path} is spiking")
         return AutoModelForImageClassification.from_pretrained(path, **fields)
     config_class, model_class = MODELS[model_args.model]
     if fields.get("neuron") == "rounding" and not model_args.dense_first:

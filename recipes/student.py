@@ -71,9 +71,18 @@ class StudentArguments:
         default=False,
         metadata={
             "help": "Fit the weights of a converted model, too, to the spikes that reach them on these "
-            "batches, without training: give 16 or more."
+            "batches, without training: give 16 or more. What follows is best the phase unrolled."
         },
     )
+
+    def __post_init__(self):
+        if self.reconstruct and self.architecture == "spikingbert":
+            raise ValueError("--reconstruct is for the architecture 'default', got 'spikingbert'")
+
+    def created(self) -> str:
+        """What a conversion makes anew."""
+        fitted = "; fits the weights to the spikes" if self.reconstruct else ""
+        return f"amplitudes (calibrated){fitted}"
 
     def check_reconstruct(self, start: str) -> None:
         """Raises ValueError where nothing is converted: `start` says what the model is instead."""

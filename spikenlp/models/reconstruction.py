@@ -7,21 +7,27 @@ weight that reads spikes by ridge regression on a few batches,
 
     min_{W, b}  sum_n || W s_n + b - y_n ||^2 + lambda || W - W_0 ||^2 .
 
-s_n is the mean over time of the spikes at token or pixel n, as the layers before it, fitted already, send them;
-W_0 the weight before; lambda `ridge` times the mean over channels of sum_n s_n^2. y_n is what the network
+s_n is the mean over time of the spikes that are read at token or pixel n, as the layers before it, fitted
+already, send them; W_0 the weight before; lambda `ridge` times the mean over inputs of sum_n s_n^2. y_n is what the network
 without rounding computes there; where the result is added to a residual stream, y_n is what that sum
 lacks, so that a layer also makes good errors of the stream. There are no labels and no gradient steps, and
 amplitudes stay as they are.
 
 Layer-wise reconstruction is known from quantization (AdaRound, Nagel et al., ICML 2020) and from spiking
 convolutional networks (Li et al., ICML 2021, arXiv 2106.06984), there by gradient descent.
-`reconstruct` is in `spikenlp.models.spiking_bert.reconstruction` and `spikenlp.models.vision_conversion`.
+`reconstruct` is in `spikenlp.models.spiking_bert.reconstruction` and `spikenlp.models.vision_reconstruction`.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 RIDGE = 0.1
 
@@ -42,16 +48,54 @@ class RidgeFit:
         self.cross = cross if self.cross is None else self.cross + cross
 
     def change(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """What to add to the weight [outputs, inputs] and the bias [outputs]."""
+        """What to add to the weight [outputs, inputs] and the bias [outputs].
+
+        Raises:
+            ValueError: it is not finite.
+        """
         assert self.gram is not None
         assert self.cross is not None
         gram = self.gram.double()
-        penalty = torch.full_like(gram[0], ridge * float(gram.diagonal()[:-1].mean()))
+        energy = float(gram.diagonal()[:-1].mean())
+        penalty = torch.full_like(
+            gram[0], ridge * (energy or 1.0)
+        )  # silent neurons: the bias alone
         penalty[-1] = 0
         change = torch.linalg.solve(gram + penalty.diag(), self.cross.double()).t()
+        if not change.isfinite().all():
+            raise ValueError(
+                "what the layers compute on the reconstruction data is not finite: check the dense model "
+                "and the data, or reconstruct in float32"
+            )
         return change[:, :-1], change[:, -1]
 
 
-def check_ridge(ridge: float) -> None:
+@contextmanager
+def fitting(model: PreTrainedModel, ridge: float) -> Iterator[PreTrainedModel]:
+    """The twin of `model` that keeps its weights while they are fitted. Both in eval mode, without
+    gradients and autocast.
+
+    Raises:
+        ValueError: `ridge` not above 0; weights in int8.
+    """
     if not ridge > 0:
         raise ValueError(f"ridge must be > 0, got {ridge}")
+    if getattr(model, "is_quantized", False):
+        raise ValueError(
+            "reconstruct fits float weights, these are int8: reconstruct, then quantize"
+        )
+    training = model.training
+    try:
+        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+            yield copy.deepcopy(model.eval())
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def removed_after(hooks: Sequence[RemovableHandle]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -59,7 +59,7 @@ class FromDense:
                 the model will see are enough. Without them amplitudes come from the weights and
                 norms alone, on random images, and a warning says so.
             reconstruct: then fit the convolutions, too, to the spikes that reach them on these batches
-                (`spikenlp.models.reconstruction`): nearer to the dense model without training.
+                (`spikenlp.models.reconstruction`), without training.
             config_overrides: fields of the config, e.g. `num_timesteps=8`, for which amplitudes are
                 calibrated.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -10,19 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spikenlp.models.calibration import dense_neurons
-from spikenlp.models.reconstruction import RIDGE, RidgeFit, check_ridge
+from spikenlp.models.reconstruction import RIDGE, RidgeFit, fitting, removed_after
 from spikenlp.models.vision import ConvNorm, SpikingVisionPreTrainedModel
 from spikenlp.models.vision_conversion import images_of
 
 
-@torch.no_grad()
 def reconstruct(
     model: SpikingVisionPreTrainedModel,
     batches: Iterable[Mapping[str, Tensor]],
     *,
     ridge: float = RIDGE,
 ) -> None:
-    """Fits the convolutions of a converted `model` to its own spikes, in place. The head stays.
+    """Fits the convolutions of a converted `model` to its own spikes, in place, but for the first, which
+    reads none; the head stays. Once: the weights are the target as well.
 
     The network and its dense twin run once for each convolution.
 
@@ -31,8 +30,8 @@ def reconstruct(
         ridge: > 0; the smaller, the farther the weights go from where they were.
 
     Raises:
-        ValueError: no rounding neurons, or batch norm; no batch, or one without `pixel_values`; `ridge`
-            not above 0.
+        ValueError: no rounding neurons, or batch norm; weights in int8; no batch, or one without
+            `pixel_values`; `ridge` not above 0; activations that are not finite.
     """
     config = model.config
     if config.neuron != "rounding" or config.batch_norm:
@@ -40,25 +39,22 @@ def reconstruct(
             "reconstruct fits rounding neurons without batch norm, what from_dense makes: got neuron="
             f"{config.neuron!r}, batch_norm={config.batch_norm}"
         )
-    check_ridge(ridge)
     images = images_of(model, batches)
     if not images:
         raise ValueError("reconstruction needs data: give at least one batch")
-    training = model.training
-    exact = copy.deepcopy(model.eval())
     sums = model.neurons_of_sums()
-    for name in [name for name, m in model.named_modules() if isinstance(m, ConvNorm)]:
-        fit = RidgeFit()
-        for x in images:
-            patches, made = _look(model, x, name, sums.get(name))
-            with dense_neurons(exact, lambda _, current: current.relu()):
+    names = [name for name, module in model.named_modules() if isinstance(module, ConvNorm)]
+    with fitting(model, ridge) as exact, dense_neurons(exact, lambda _, x: x.relu()):
+        for name in names[1:]:
+            fit = RidgeFit()
+            for x in images:
+                patches, made = _look(model, x, name, sums.get(name))
                 _, wanted = _look(exact, x, name, sums.get(name))
-            fit.add(patches, wanted - made)
-        conv = model.get_submodule(name).conv
-        weight, bias = fit.change(ridge)
-        conv.weight += weight.view_as(conv.weight).to(conv.weight)
-        conv.bias += bias.to(conv.bias)
-    model.train(training)
+                fit.add(patches, wanted - made)
+            conv = model.get_submodule(name).conv
+            weight, bias = fit.change(ridge)
+            conv.weight += weight.view_as(conv.weight).to(conv.weight)
+            conv.bias += bias.to(conv.bias)
 
 
 def _look(
@@ -80,8 +76,7 @@ def _look(
                 lambda _, args: seen.update(made=args[0].mean(0))
             )
         )
-    model(pixel_values)
-    for hook in hooks:
-        hook.remove()
+    with removed_after(hooks):
+        model(pixel_values)
     patches = F.unfold(seen["read"], conv.kernel_size, padding=conv.padding, stride=conv.stride)
     return patches.transpose(1, 2).flatten(0, 1), seen["made"].movedim(1, -1).flatten(0, -2)

@@ -308,21 +308,23 @@ class SpikingBertPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
                 few hundred sentences of the kind that the model will see are enough. Without them
                 amplitudes come from the weights alone, on random tokens, and a warning says so.
             reconstruct: then fit the weights, too, to the spikes that reach them on these batches
-                (`spikenlp.models.spiking_bert.reconstruction`): nearer to the dense model without
-                training, and better the more sentences there are.
+                (`spikenlp.models.reconstruction`), without training. Better the more sentences there are.
             config_overrides: fields of `SpikingBertConfig`, e.g. `num_timesteps=8`.
 
         Raises:
             ValueError: `dense` is not a BERT encoder; a field that the config does not have;
-                `reconstruct` without calibration data.
+                `reconstruct` without calibration data, collapsed, or in "spikingbert".
 
         Source: DESIGN of this toolkit; see `spikenlp.models.spiking_bert.conversion_spiking_bert`.
         """
         from spikenlp.models.spiking_bert import reconstruction
         from spikenlp.models.spiking_bert.conversion_spiking_bert import convert_dense_bert
 
-        if reconstruct and calibration is None:
-            raise ValueError("reconstruct=True needs calibration data: a few hundred sentences")
+        if reconstruct:
+            if calibration is None:
+                raise ValueError("reconstruct=True needs calibration data: a few hundred sentences")
+            asked = {"architecture": "default", "collapsed": False} | config_overrides
+            reconstruction.check_config(asked["architecture"], asked["collapsed"])
         batches = None if calibration is None else list(calibration)
         model = convert_dense_bert(cls, dense, batches, config_overrides)
         if batches is not None and reconstruct:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spikenlp.models.calibration import dense_neurons
 from spikenlp.models.over_time import NONLINEARITIES
-from spikenlp.models.reconstruction import RIDGE, RidgeFit, check_ridge
+from spikenlp.models.reconstruction import RIDGE, RidgeFit, fitting, removed_after
 from spikenlp.models.spiking_bert.conversion_spiking_bert import model_inputs
 
 STAGES: tuple[tuple[tuple[str, ...], str | None], ...] = (
@@ -28,7 +26,8 @@ their result is added."""
 def reconstruct(
     model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], *, ridge: float = RIDGE
 ) -> None:
-    """Fits the encoder's weights to its own spikes, in place.
+    """Fits the encoder's weights to its own spikes, in place. Once: they are the target as well, so that
+    another call would fit to what this one has left.
 
     Args:
         model: a spiking BERT of the architecture "default", converted and calibrated, at the T that it
@@ -38,32 +37,33 @@ def reconstruct(
         ridge: > 0; the smaller, the farther the weights go from where they were.
 
     Raises:
-        ValueError: another architecture; a collapsed model; no batch; `ridge` not above 0.
+        ValueError: another architecture; a collapsed model; weights in int8; no batch, or one without
+            a token; `ridge` not above 0; activations that are not finite.
     """
     config = model.config
-    if config.architecture != "default" or config.collapsed:
-        raise ValueError(
-            "reconstruct fits weights to the spikes of the architecture 'default', got architecture="
-            f"{config.architecture!r}, collapsed={config.collapsed}"
-        )
-    check_ridge(ridge)
+    check_config(config.architecture, config.collapsed)
     inputs = [model_inputs(batch, model.device) for batch in batches]
     if not inputs:
         raise ValueError("reconstruction needs data: give at least one batch")
-    training = model.training
-    exact = copy.deepcopy(model.eval())
-    with torch.no_grad(), dense_neurons(exact, lambda *_: None):
+    with fitting(model, ridge) as exact, dense_neurons(exact, lambda *_: None):
         walks = [(_Walk(model, batch), _Walk(exact, batch)) for batch in inputs]
         for index in range(config.num_hidden_layers):
             for names, norm in STAGES:
                 _fit(index, names, norm, walks, ridge)
             for walk in (walk for pair in walks for walk in pair):
                 walk.advance(index)
-    model.train(training)
+
+
+def check_config(architecture: str, collapsed: bool) -> None:
+    if architecture != "default" or collapsed:
+        raise ValueError(
+            "reconstruct fits weights to the spikes of the architecture 'default', got "
+            f"architecture={architecture!r}, collapsed={collapsed}"
+        )
 
 
 class _Seen(Exception):
-    """Ends a layer's forward pass where nothing after it is needed."""
+    """Ends a forward pass where nothing after it is needed."""
 
 
 class _Walk:
@@ -76,13 +76,14 @@ class _Walk:
         if mask is not None and not mask.any():
             raise ValueError("reconstruction data holds only padding: check its attention_mask")
         self.real = slice(None) if mask is None else mask.flatten().bool()
-        calls: list = []
-        hook = self.layers[0].register_forward_pre_hook(
-            lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
-        )
-        model.base_model(**batch)
-        hook.remove()
-        ((self.stream, *self.rest), self.options) = calls[0]
+
+        def keep(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            (self.stream, *self.rest), self.options = args, kwargs
+            raise _Seen
+
+        hook = self.layers[0].register_forward_pre_hook(keep, with_kwargs=True)
+        with removed_after([hook]), suppress(_Seen):
+            model.base_model(**batch)
 
     def advance(self, index: int) -> None:
         self.stream, _ = self.layers[index](self.stream, *self.rest, **self.options)
@@ -101,10 +102,8 @@ class _Walk:
 
         layer = self.layers[index]
         hooks = [layer.get_submodule(n).register_forward_hook(keep(n)) for n in names]
-        with suppress(_Seen):
+        with removed_after(hooks), suppress(_Seen):
             layer(self.stream, *self.rest, **self.options)
-        for hook in hooks:
-            hook.remove()
         return seen
 
     def _tokens(self, x: Tensor) -> Tensor:

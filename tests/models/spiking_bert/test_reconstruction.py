@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification, SpikingBertModel
-from spikenlp.models.calibration import neurons_of
+from spikenlp.models.quantization import Int8Config
 from spikenlp.models.spiking_bert.reconstruction import reconstruct
 
 RIDGE = 0.05
@@ -108,7 +108,7 @@ def test_only_weights_that_read_spikes_change(dense, batches):
     model.train()
     reconstruct(model, batches)
     assert model.training
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert no_hooks(model)
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {
         f"bert.encoder.layer.{index}.{name}.{kind}"
@@ -150,9 +150,13 @@ def test_from_dense_reconstructs_when_asked(dense, batches):
     )
     for (name, p), q in zip(plain.named_parameters(), asked.parameters(), strict=True):
         assert torch.equal(p, q), name
-    assert [n for n, _ in neurons_of(asked)]
     with pytest.raises(ValueError, match="reconstruct=True needs calibration data"):
         SpikingBertForSequenceClassification.from_dense(dense, reconstruct=True)
+    for other in ({"collapsed": True}, {"architecture": "spikingbert"}):
+        with pytest.raises(ValueError, match="reconstruct fits weights to the spikes of"):
+            SpikingBertForSequenceClassification.from_dense(
+                dense, calibration=[], reconstruct=True, **other
+            )
 
 
 def test_a_model_without_a_head_and_batches_without_a_mask(dense, batches):
@@ -183,6 +187,62 @@ def test_what_cannot_be_reconstructed_is_refused(fields, options, message, batch
     )
     with pytest.raises(ValueError, match=message):
         reconstruct(SpikingBertModel(config), batches, **options)
+
+
+def no_hooks(model):
+    return not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("part", ["intermediate.dense", "attention.self.neuron"])
+def test_an_interrupted_fit_leaves_a_model_that_runs(dense, batches, part, monkeypatch):
+    model = SpikingBertForSequenceClassification.from_dense(dense, calibration=batches).train()
+
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.bert.encoder.layer[1].get_submodule(part), "forward", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            reconstruct(model, batches)
+    assert model.training
+    assert no_hooks(model)
+    assert model(**batches[0]).logits.isfinite().all()
+
+
+def test_autocast_changes_nothing(dense, batches):
+    model = SpikingBertForSequenceClassification.from_dense(dense, calibration=batches)
+    inside = copy.deepcopy(model)
+    reconstruct(model, batches)
+    with torch.autocast("cpu", torch.bfloat16):
+        reconstruct(inside, batches)
+    for p, q in zip(model.parameters(), inside.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_silent_neurons_get_a_bias(dense, batches):
+    with torch.no_grad():
+        for parameter in dense.bert.encoder.layer[1].attention.self.value.parameters():
+            parameter.zero_()
+    model = SpikingBertForSequenceClassification.from_dense(dense, calibration=batches)
+    reader = model.bert.encoder.layer[1].attention.output.dense
+    weight, bias = reader.weight.clone(), reader.bias.clone()
+    reconstruct(model, batches)
+    assert torch.equal(reader.weight, weight)
+    assert not torch.equal(reader.bias, bias)
+
+
+def test_a_model_in_int8_or_not_finite_is_refused(dense, batches, tmp_path):
+    model = SpikingBertForSequenceClassification.from_dense(dense, calibration=batches)
+    model.save_pretrained(tmp_path)
+    int8 = SpikingBertForSequenceClassification.from_pretrained(
+        tmp_path, quantization_config=Int8Config()
+    )
+    with pytest.raises(ValueError, match="these are int8"):
+        reconstruct(int8, batches)
+    with torch.no_grad():
+        model.bert.encoder.layer[1].intermediate.dense.weight[0, 0] = torch.inf
+    with pytest.raises(ValueError, match="not finite"):
+        reconstruct(model, batches)
 
 
 def test_data_without_a_token_is_refused(dense, batches):
