@@ -7,8 +7,8 @@
 
 Options that are not named here go to `image_tmc.py` or `dvs_tmc.py`. All runs of a seed start from the
 same weights and see the same order of data. `dense` is the network of the same shape and budget, trained
-with the cross entropy; `--rounding` also converts it to rounding neurons, and trains them on with the
-first of the losses. A run that is done is not repeated, and one that was stopped goes on, when the same
+with the cross entropy; `--rounding` also converts it to rounding neurons, once plainly and once with its
+convolutions fitted to the spikes, and trains both on with the first of the losses. A run that is done is not repeated, and one that was stopped goes on, when the same
 command is given again.
 
 The output folder gets comparison.json, comparison.md and charts: accuracy and calibration on the test

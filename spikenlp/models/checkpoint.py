@@ -186,7 +186,8 @@ class SpikingCheckpoint:
                 "not load them in another way unless you trust who made them; ask for safetensors"
             ) from error
         check_complete(model, set(info["missing_keys"]), path)
-        if more := of_layers_without_a_place(model, info["unexpected_keys"]):
+        more = of_layers_without_a_place(model, info["unexpected_keys"])
+        if more and path is not None:
             on_file, _ = model.config.get_config_dict(path, **kwargs)
             if all(on_file.get(k) == getattr(model.config, k, None) for k in DEPTHS):
                 raise ValueError(

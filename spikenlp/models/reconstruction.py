@@ -8,10 +8,10 @@ weight that reads spikes by ridge regression on a few batches,
     min_{W, b}  sum_n || W s_n + b - y_n ||^2 + lambda || W - W_0 ||^2 .
 
 s_n is the mean over time of the spikes that are read at token or pixel n, as the layers before it, fitted
-already, send them; W_0 the weight before; lambda `ridge` times the mean over inputs of sum_n s_n^2. y_n is what the network
-without rounding computes there; where the result is added to a residual stream, y_n is what that sum
-lacks, so that a layer also makes good errors of the stream. There are no labels and no gradient steps, and
-amplitudes stay as they are.
+already, send them; W_0 the weight before; lambda `ridge` times the mean over inputs of sum_n s_n^2. y_n is
+what the network without rounding computes there; where the result is added to a residual stream, y_n is
+what that sum lacks, so that a layer also makes good errors of the stream. There are no labels and no
+gradient steps, and amplitudes stay as they are.
 
 Layer-wise reconstruction is known from quantization (AdaRound, Nagel et al., ICML 2020) and from spiking
 convolutional networks (Li et al., ICML 2021, arXiv 2106.06984), there by gradient descent.
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -56,10 +56,8 @@ class RidgeFit:
         assert self.gram is not None
         assert self.cross is not None
         gram = self.gram.double()
-        energy = float(gram.diagonal()[:-1].mean())
-        penalty = torch.full_like(
-            gram[0], ridge * (energy or 1.0)
-        )  # silent neurons: the bias alone
+        scale = float(gram.diagonal()[:-1].mean()) or 1.0  # 0 of silent neurons: the bias alone
+        penalty = torch.full_like(gram[0], ridge * scale)
         penalty[-1] = 0
         change = torch.linalg.solve(gram + penalty.diag(), self.cross.double()).t()
         if not change.isfinite().all():
@@ -92,10 +90,16 @@ def fitting(model: PreTrainedModel, ridge: float) -> Iterator[PreTrainedModel]:
         model.train(training)
 
 
+class Seen(Exception):
+    """A hook has what it is there for."""
+
+
 @contextmanager
-def removed_after(hooks: Sequence[RemovableHandle]) -> Iterator[None]:
+def until_seen(hooks: Sequence[RemovableHandle]) -> Iterator[None]:
+    """A forward pass that ends where one of its `hooks` raises `Seen`; they are removed in any case."""
     try:
-        yield
+        with suppress(Seen):
+            yield
     finally:
         for hook in hooks:
             hook.remove()

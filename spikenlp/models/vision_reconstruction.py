@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikenlp.models.calibration import dense_neurons
-from spikenlp.models.reconstruction import RIDGE, RidgeFit, fitting, removed_after
+from spikenlp.models.reconstruction import RIDGE, RidgeFit, Seen, fitting, until_seen
 from spikenlp.models.vision import ConvNorm, SpikingVisionPreTrainedModel
 from spikenlp.models.vision_conversion import images_of
 
@@ -23,7 +22,7 @@ def reconstruct(
     """Fits the convolutions of a converted `model` to its own spikes, in place, but for the first, which
     reads none; the head stays. Once: the weights are the target as well.
 
-    The network and its dense twin run once for each convolution.
+    The network and its dense twin run once for each convolution, as far as that.
 
     Args:
         batches: dicts with `pixel_values`, a few hundred images of the kind that the model will see.
@@ -65,18 +64,20 @@ def _look(
     conv = model.get_submodule(name).conv
     seen: dict[str, Tensor] = {}
 
-    def keep(_: torch.nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+    def keep(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
         read, made = (x.unflatten(0, (-1, len(pixel_values))).mean(0) for x in (args[0], out))
         seen.update(read=read, made=made)
+        if neuron is None:
+            raise Seen
+
+    def keep_sum(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.update(made=args[0].mean(0))
+        raise Seen
 
     hooks = [conv.register_forward_hook(keep)]
     if neuron is not None:
-        hooks.append(
-            model.get_submodule(neuron).register_forward_pre_hook(
-                lambda _, args: seen.update(made=args[0].mean(0))
-            )
-        )
-    with removed_after(hooks):
+        hooks.append(model.get_submodule(neuron).register_forward_pre_hook(keep_sum))
+    with until_seen(hooks):
         model(pixel_values)
     patches = F.unfold(seen["read"], conv.kernel_size, padding=conv.padding, stride=conv.stride)
     return patches.transpose(1, 2).flatten(0, 1), seen["made"].movedim(1, -1).flatten(0, -2)

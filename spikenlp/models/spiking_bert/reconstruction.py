@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spikenlp.models.calibration import dense_neurons
 from spikenlp.models.over_time import NONLINEARITIES
-from spikenlp.models.reconstruction import RIDGE, RidgeFit, fitting, removed_after
+from spikenlp.models.reconstruction import RIDGE, RidgeFit, Seen, fitting, until_seen
 from spikenlp.models.spiking_bert.conversion_spiking_bert import model_inputs
 
 STAGES: tuple[tuple[tuple[str, ...], str | None], ...] = (
@@ -62,10 +61,6 @@ def check_config(architecture: str, collapsed: bool) -> None:
         )
 
 
-class _Seen(Exception):
-    """Ends a forward pass where nothing after it is needed."""
-
-
 class _Walk:
     """One batch on its way through the layers of a model."""
 
@@ -79,10 +74,10 @@ class _Walk:
 
         def keep(_: nn.Module, args: tuple, kwargs: dict) -> None:
             (self.stream, *self.rest), self.options = args, kwargs
-            raise _Seen
+            raise Seen
 
         hook = self.layers[0].register_forward_pre_hook(keep, with_kwargs=True)
-        with removed_after([hook]), suppress(_Seen):
+        with until_seen([hook]):
             model.base_model(**batch)
 
     def advance(self, index: int) -> None:
@@ -96,13 +91,13 @@ class _Walk:
             def hook(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
                 seen[name] = self._tokens(args[0]), self._tokens(out)
                 if len(seen) == len(names):
-                    raise _Seen
+                    raise Seen
 
             return hook
 
         layer = self.layers[index]
         hooks = [layer.get_submodule(n).register_forward_hook(keep(n)) for n in names]
-        with removed_after(hooks), suppress(_Seen):
+        with until_seen(hooks):
             layer(self.stream, *self.rest, **self.options)
         return seen
 
