@@ -41,7 +41,8 @@ def temporal_similarity(
     """Cosine similarity of a layer's features between time steps; lower is more heterogeneous.
 
     Features are what the layer sends at each step; of a model of running means, the increments. A
-    position that sends nothing at a step has no direction, and is left out of that step's pairs.
+    position that sends nothing at a step has no direction, and is left out of that step's pairs. A
+    text classifier's last layer has the first token alone.
 
     Args:
         model: any module; it runs in eval mode.

@@ -371,21 +371,23 @@ class _Recorder(TorchFunctionMode):
         self._add("matmul", origin, macs, steps, sops, 0, ".matmul")
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor) -> None:
-        """Query [T B, heads, L, d]: each query of a sample meets each real key of it."""
+        """Query [T B, heads, L, d], or of the first token alone [T B, heads, 1, d]: each real query
+        of a sample meets each real key of it."""
         steps = len(query) // self.samples
         lengths = self.lengths
         if lengths is None:
-            lengths = torch.full((self.samples,), query.shape[2])
-        macs = steps * lengths**2 * query.shape[1] * query.shape[3]
+            lengths = torch.full((self.samples,), key.shape[2])
+        queries = lengths if query.shape[2] == key.shape[2] else torch.ones_like(lengths)
+        macs = steps * queries * lengths * query.shape[1] * query.shape[3]
         for operand, kind in ((key, "attention scores"), (value, "attention context")):
             origin = self.origin(operand)
             # The running mean of spikes is no spike: the product multiplies.
             if origin is not None and origin.source.running:
                 origin = None
-            sops = self._spikes_by_sample(origin, operand) * lengths
+            sops = self._spikes_by_sample(origin, operand) * queries
             self._add(kind, origin, macs, steps, sops, 0, "." + kind.split()[1])
-        streams = 4 * steps * lengths * query.shape[1] * query.shape[3]
-        self._elementwise("softmax", steps * lengths**2 * query.shape[1], streams)
+        streams = 2 * steps * (queries + lengths) * query.shape[1] * query.shape[3]
+        self._elementwise("softmax", steps * queries * lengths * query.shape[1], streams)
 
     def _spikes_by_sample(self, carried: Carried | None, x: Tensor) -> Tensor:
         """Spikes behind `x`, whose first dimensions are time and batch, int64 [B] on the CPU."""

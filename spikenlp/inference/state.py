@@ -145,7 +145,7 @@ def advance(model: SpikingBertForSequenceClassification, state: AnytimeState) ->
         if state.energy is not None:
             seen = stack.enter_context(_record(model, state.real))
         carrier = stack.enter_context(Carrier(before, constant=state.embedding))
-        stream = model.bert.encoder(state.embedding[None], state.mask)
+        stream = model.bert.encoder(state.embedding[None], state.mask, first_token_only=True)
         pooled = model.bert.pooler(stream)[0]
         current, pooled_sum = pooled, None
         if NONLINEARITIES[model.config.nonlinearity].running:
@@ -185,8 +185,9 @@ def _check(
             "model: go on with the model that made it"
         )
     running = NONLINEARITIES[model.config.nonlinearity].running
+    of_one_token = (shape[0], 1)  # the last layer's, of what only the first token goes through
     for name, neuron in state.neurons.items():
-        if neuron.membrane is None or neuron.membrane.shape[:2] != shape[:2]:
+        if neuron.membrane is None or neuron.membrane.shape[:2] not in (shape[:2], of_one_token):
             found = None if neuron.membrane is None else tuple(neuron.membrane.shape)
             raise ValueError(
                 f"the state of {name} must be [{shape[0]}, {shape[1]}, ...], as its embedding, got "

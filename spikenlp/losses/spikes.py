@@ -41,6 +41,12 @@ def spikes_per_neuron(sent: Tensor, attention_mask: Tensor | None = None) -> Ten
     >>> spikes_per_neuron(neuron(torch.full((4, 1, 1), 0.5, requires_grad=True))).item()
     2.0
     """
+    count, neurons = _count(sent, attention_mask)
+    return count / neurons.clamp_min(1)
+
+
+def _count(sent: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Spikes of what a neuron sent, differentiable, and the neurons that could have sent them."""
     record = getattr(sent, "spike_record", None)
     if record is None:
         raise ValueError(
@@ -48,33 +54,30 @@ def spikes_per_neuron(sent: Tensor, attention_mask: Tensor | None = None) -> Ten
             "this tensor has no record of its spikes (gradient checkpointing leaves none either)"
         )
     mask = None
-    sites: Tensor | int = sent[0].numel()
+    neurons = torch.tensor(float(sent[0].numel()), device=sent.device)
     if attention_mask is not None:
         mask = attention_mask.to(sent.device, torch.float32)[..., None]
-        sites = mask.sum().clamp_min(1) * sent.shape[-1]
-    return (
-        _SpikeCount.apply(
-            sent, record.state, record.amplitude, record.offset, mask, _options(record)
-        )
-        / sites
+        neurons = mask.sum() * sent.shape[-1]
+    count = _SpikeCount.apply(
+        sent, record.state, record.amplitude, record.offset, mask, _options(record)
     )
+    return count, neurons
 
 
 class CountedSpikes:
     """What the neurons of a model sent in one forward pass."""
 
     def __init__(self) -> None:
-        self._means: list[Tensor] = []
-        self._neurons: list[int] = []
+        self._counts: list[Tensor] = []
+        self._neurons: list[Tensor] = []
 
-    def add(self, mean: Tensor, neurons: int) -> None:
-        self._means.append(mean)
+    def add(self, count: Tensor, neurons: Tensor) -> None:
+        self._counts.append(count)
         self._neurons.append(neurons)
 
     def mean(self) -> Tensor:
         """Spikes per neuron and inference over all neurons, float32 scalar, differentiable."""
-        weights = torch.tensor(self._neurons, dtype=torch.float32, device=self._means[0].device)
-        return (torch.stack(self._means) * weights).sum() / weights.sum()
+        return torch.stack(self._counts).sum() / torch.stack(self._neurons).sum().clamp_min(1)
 
 
 @contextmanager
@@ -98,8 +101,9 @@ def count_spikes(model: nn.Module, attention_mask: Tensor | None = None) -> Iter
     counted = CountedSpikes()
 
     def count(module: nn.Module, args: Any, sent: Tensor) -> None:
-        mask = attention_mask if sent.dim() == 4 else None
-        counted.add(spikes_per_neuron(sent, mask), sent.shape[2:].numel())
+        of_tokens = attention_mask is not None and sent.shape[1:-1] == attention_mask.shape
+        mask = attention_mask if of_tokens else None
+        counted.add(*_count(sent, mask))
 
     with ExitStack() as stack:
         for neuron in neurons:

@@ -44,6 +44,16 @@ def remember(
     return sent
 
 
+def first_token(sent: Tensor) -> Tensor:
+    """The first token [..., 1, C] of what a neuron sent, [..., L, C], for a `SpikingLinear` to read."""
+    first = sent[..., :1, :]
+    record: SpikeRecord | None = getattr(sent, "spike_record", None)
+    if record is not None:
+        state = record.state[..., :1, :].contiguous()
+        first.spike_record = record._replace(state=state)  # type: ignore[attr-defined]
+    return first
+
+
 class _SpikingLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, spikes, weight, bias, state, amplitude, offset, again, options):

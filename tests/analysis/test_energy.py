@@ -28,7 +28,8 @@ def bert(**fields):
 
 @pytest.mark.parametrize("fields", [{}, {"nonlinearity": "step"}, {"num_timesteps": 7}])
 def test_counts_of_a_bert(fields, batches):
-    """MACs from the sizes, SOPs from a monitor's spikes; both at true lengths."""
+    """MACs from the sizes, SOPs from a monitor's spikes; both at true lengths. The last of the two layers
+    makes keys and values for all tokens, the rest for the first."""
     model, batch = bert(**fields), batches[0]
     found = energy_report(model, batch)
     with SpikeMonitor(model) as monitor, torch.no_grad():
@@ -36,18 +37,23 @@ def test_counts_of_a_bert(fields, batches):
     lengths = batch["attention_mask"].sum(1).tolist()
     tokens, samples, steps = sum(lengths), len(lengths), model.config.num_timesteps
     width, inner = model.config.hidden_size, model.config.intermediate_size
-    macs = {
-        "attention.self.query": tokens * width * width,
-        "intermediate.dense": tokens * width * inner,
-        "output.dense": tokens * inner * width,
-        "attention.self.scores": sum(n * n for n in lengths) * width,
-        "attention.self.context": sum(n * n for n in lengths) * width,
-    }
+    pairs = sum(n * n for n in lengths)
     layers = {layer.name: layer for layer in found.layers}
-    for name, expected in macs.items():
-        layer = layers[f"bert.encoder.layer.1.{name}"]
-        assert layer.dense_macs * samples == expected
-        assert layer.steps == steps
+    for index, read, met in ((0, tokens, pairs), (1, samples, tokens)):
+        macs = {
+            "attention.self.query": read * width * width,
+            "attention.self.key": tokens * width * width,
+            "attention.self.value": tokens * width * width,
+            "attention.output.dense": read * width * width,
+            "intermediate.dense": read * width * inner,
+            "output.dense": read * inner * width,
+            "attention.self.scores": met * width,
+            "attention.self.context": met * width,
+        }
+        for name, expected in macs.items():
+            layer = layers[f"bert.encoder.layer.{index}.{name}"]
+            assert layer.dense_macs * samples == expected
+            assert layer.steps == steps
     assert layers["bert.pooler.dense"].float_macs == steps * width * width
     assert layers["classifier"].dense_macs == width * 2
     counts = monitor.layers["bert.encoder.layer.1.intermediate.neuron"]
@@ -55,18 +61,19 @@ def test_counts_of_a_bert(fields, batches):
     layer = layers["bert.encoder.layer.1.intermediate.dense"]
     assert layer.sops * samples == spikes * inner
     assert layer.rate == pytest.approx(counts.rate)
-    floats, streams = found.elementwise, tokens * width * steps
-    assert floats["layer norm"] * samples == 2 * 2 * streams
-    assert floats["GELU"] * samples == 2 * tokens * inner * steps
+    floats, streams = found.elementwise, (tokens + samples) * width * steps
+    assert floats["layer norm"] * samples == 2 * streams
+    assert floats["GELU"] * samples == (tokens + samples) * inner * steps
     heads = model.config.num_attention_heads
-    assert floats["softmax"] * samples == 2 * sum(n * n for n in lengths) * heads * steps
-    assert floats["residual"] * samples == 2 * 2 * streams
+    assert floats["softmax"] * samples == (pairs + tokens) * heads * steps
+    assert floats["residual"] * samples == 2 * streams
     # Three embeddings are added, then normalised, once.
     assert floats["input"] * samples == 3 * tokens * width
     running = model.config.nonlinearity == "running"
     assert ("running means" in floats) == running
-    neurons = 2 * (5 * width + inner)
-    assert found.membrane_updates * samples == neurons * tokens * steps
+    keys_and_values, others = 3 * width, 2 * width + inner
+    neurons = 2 * keys_and_values * tokens + others * (tokens + samples)
+    assert found.membrane_updates * samples == neurons * steps
 
 
 def test_attention_of_spikes_counts_each_key_and_value_once_a_query(batches):

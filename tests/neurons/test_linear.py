@@ -1,10 +1,13 @@
 """A linear layer that keeps a neuron's state in place of its spikes."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from spikenlp.neurons import LIF, RoundingIF, SpikingLinear
+from spikenlp.neurons.linear import first_token
 
 NEURONS = {
     "rounding": lambda: RoundingIF(6),
@@ -73,6 +76,34 @@ def test_the_pair_keeps_two_bytes_a_neuron_and_step(neuron):
     assert size <= 2.1 * x.numel()
     _, plain_size = kept(lambda: nn.Linear(6, 5)(neuron(x)), *parameters)
     assert plain_size >= 6 * x.numel()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"running": True}, {"num_timesteps": 3, "collapsed": True}]
+)
+def test_the_first_token_of_spikes(neuron, options):
+    """[T, B, L, C] and, collapsed, [1, B, L, C]: the value, the gradients, and what is kept."""
+    if "collapsed" in options and isinstance(neuron, LIF):
+        pytest.skip("only rounding neurons collapse")
+    linear, plain = SpikingLinear(6, 5), nn.Linear(6, 5)
+    plain.load_state_dict(linear.state_dict())
+    x = current(1 if "collapsed" in options else 4, 7, 300, 6)
+    parameters = [p for m in (neuron, linear, plain) for p in m.parameters()]
+    results, sizes = [], []
+
+    def forward(layer, choose, leaf):
+        return layer(choose(neuron(leaf, **options)))
+
+    for layer, choose in ((linear, first_token), (plain, lambda sent: sent[:, :, :1])):
+        leaf = x.clone().requires_grad_()
+        out, size = kept(partial(forward, layer, choose, leaf), *parameters)
+        learned = [p for p in neuron.parameters() if p.requires_grad]
+        wanted = [leaf, *layer.parameters(), *learned]
+        results.append([out, *torch.autograd.grad(out.square().sum(), wanted)])
+        sizes.append(size)
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+    assert sizes[0] <= 2.1 * x.numel() < 6 * x.numel() <= sizes[1]
 
 
 def test_other_tensors_than_a_neurons_output_are_multiplied_as_they_are(neuron):

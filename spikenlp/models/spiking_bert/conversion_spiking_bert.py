@@ -147,7 +147,8 @@ def calibrate(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -
 
 
 def _tokens_of_neurons(model: PreTrainedModel, batch: dict[str, Tensor], weighted: bool) -> Rows:
-    """What each neuron gets in the dense network, for the N real tokens: input [N, C], weight [N, 1]."""
+    """What each neuron gets in the dense network, for the N real tokens (weighted: those that the head
+    reads): input [N, C], weight [N, 1]."""
     inputs: dict[SpikingNeuron, Tensor] = {}
 
     def observe(neuron: SpikingNeuron, x: Tensor) -> None:
@@ -161,13 +162,14 @@ def _tokens_of_neurons(model: PreTrainedModel, batch: dict[str, Tensor], weighte
     mask = batch.get("attention_mask")
     found = {}
     for (neuron, x), grad in zip(inputs.items(), grads or [None] * len(inputs), strict=True):
-        real = x.detach()[0].flatten(0, 1) if mask is None else x.detach()[0][mask.bool()]
+        of_tokens = mask is not None and x.shape[1:3] == mask.shape
+        chosen = mask.bool() if of_tokens else torch.ones_like(x[0, ..., 0], dtype=torch.bool)
+        real = x.detach()[0][chosen]
         if not len(real):
             raise ValueError("calibration data holds only padding: check its attention_mask")
         weight = torch.ones_like(real[:, :1])
         if grad is not None:
-            grad = grad[0].flatten(0, 1) if mask is None else grad[0][mask.bool()]
-            weight = position_weights(grad)
+            weight = position_weights(grad[0][chosen])
         found[neuron] = real.float(), weight
     return found
 

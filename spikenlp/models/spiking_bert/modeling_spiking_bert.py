@@ -59,6 +59,7 @@ from spikenlp.models.spiking_bert.parts import (
     check_tokens,
 )
 from spikenlp.neurons import PLIF, SpikingLinear
+from spikenlp.neurons.linear import first_token
 
 if TYPE_CHECKING:
     from spikenlp.inference import AnytimeStep
@@ -119,10 +120,14 @@ class SpikingQuestionAnsweringOutput(QuestionAnsweringModelOutput):
 
 class SpikingBertSelfAttention(SpikingSelfAttention):
     def forward(
-        self, stream: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+        self,
+        stream: Tensor,
+        attention_mask: Tensor | None = None,
+        first_token_only: bool = False,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         spikes = self.fire(self.neuron, stream)
-        query = self.query(spikes)
+        query = self.query(first_token(spikes) if first_token_only else spikes)
         key = self.fire(self.key_neuron, self.key(spikes))
         value = self.fire(self.value_neuron, self.value(spikes))
         time_mean = self.over_time.time_mean
@@ -153,9 +158,15 @@ class SpikingBertAttention(nn.Module):
         self.self = SpikingBertSelfAttention(config)
         self.output = SpikingBertResidual(config, config.hidden_size)
 
-    def forward(self, stream: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Tensor:
-        context, _ = self.self(stream, attention_mask, **kwargs)
-        return self.output(context, stream)
+    def forward(
+        self,
+        stream: Tensor,
+        attention_mask: Tensor | None,
+        first_token_only: bool = False,
+        **kwargs: Any,
+    ) -> Tensor:
+        context, _ = self.self(stream, attention_mask, first_token_only, **kwargs)
+        return self.output(context, stream[:, :, :1] if first_token_only else stream)
 
 
 class SpikingBertIntermediate(SpikingBlock):
@@ -171,7 +182,8 @@ class SpikingBertIntermediate(SpikingBlock):
 
 class SpikingBertLayer(GradientCheckpointingLayer):
     """Maps the stream, [T, B, L, D], or [1, B, L, D] if it is the same at each step, to (stream, its
-    mean over time [B, L, D])."""
+    mean over time [B, L, D]); with `first_token_only` to those of the first token, L = 1, which read
+    keys and values of all tokens."""
 
     def __init__(self, config: SpikingBertConfig):
         super().__init__()
@@ -196,10 +208,17 @@ class SpikingBertEncoder(nn.Module):
             SpikingBertLayer(config) for _ in range(config.num_hidden_layers)
         )
 
-    def forward(self, stream: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Tensor:
+    def forward(
+        self,
+        stream: Tensor,
+        attention_mask: Tensor | None,
+        first_token_only: bool = False,
+        **kwargs: Any,
+    ) -> Tensor:
         stream = self.initial(stream[0])[None]
         for layer in self.layer:
-            stream, _ = layer(stream, attention_mask, **kwargs)
+            only = first_token_only and layer is self.layer[-1]
+            stream, _ = layer(stream, attention_mask, first_token_only=only, **kwargs)
         return stream
 
 
@@ -387,6 +406,7 @@ class SpikingBertModel(SpikingBertPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         output_timesteps: bool = False,
         timestep_readout: Callable[[Tensor], Tensor] | None = None,
+        first_token_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor] | SpikingBertModelOutput:
         """Args as in transformers' BertModel, and
@@ -394,6 +414,9 @@ class SpikingBertModel(SpikingBertPreTrainedModel):
         output_timesteps: also return what each step sends.
         timestep_readout: with gradient="implicit", a head [B, L, D] -> [B, ...] that is evaluated as
             the time steps run, so that no step's hidden state needs to be kept.
+        first_token_only: compute what the pooler reads and no more: in the last layer, query, attention
+            output and feed-forward part of the first token. Hidden states of the last layer are then
+            [..., 1, D]. For the architecture "default".
         output_attention_scores: also return `attention_scores`.
 
         Raises:
@@ -422,7 +445,7 @@ class SpikingBertModel(SpikingBertPreTrainedModel):
             readouts = self._readouts(output_timesteps, timestep_readout)
             stream, by_step = self.encoder(embedding[None], mask, real, readouts, **kwargs)
         else:
-            stream = self.encoder(embedding[None], mask, **kwargs)
+            stream = self.encoder(embedding[None], mask, first_token_only, **kwargs)
         pooled = None if self.pooler is None else self.pooler(stream)
         over_time = self.head_over_time
         output = SpikingBertModelOutput(
@@ -547,7 +570,8 @@ class SpikingBertForSequenceClassification(SpikingBertPreTrainedModel):
     ) -> tuple[Tensor] | SpikingSequenceClassifierOutput:
         """`labels`: [B] classes, [B] floats with one output, or [B, C] floats (multi-label).
 
-        The loss is that of BERT on the mean logits (SDT); temporal losses are the Trainer's.
+        The loss is that of BERT on the mean logits (SDT); temporal losses are the Trainer's. The last
+        layer is computed for the first token alone, unless hidden states or attentions are asked for.
         """
         outputs = self.bert(
             input_ids,
@@ -555,6 +579,7 @@ class SpikingBertForSequenceClassification(SpikingBertPreTrainedModel):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            first_token_only=self._first_token_only(kwargs),
             **self._by_step(lambda x: self.classifier(self.dropout(self.bert.pooler(x[None])[0]))),
             **kwargs,
         )
@@ -585,6 +610,12 @@ class SpikingBertForSequenceClassification(SpikingBertPreTrainedModel):
         from spikenlp.inference import anytime
 
         return anytime(self, inputs, **options)
+
+    def _first_token_only(self, asked: Mapping[str, Any]) -> bool:
+        """Whether nobody sees what the last layer makes of the other tokens."""
+        outputs = ("output_hidden_states", "output_attentions", "output_attention_scores")
+        seen = any(asked.get(name, getattr(self.config, name, False)) for name in outputs)
+        return self.config.architecture == "default" and not seen
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.config.problem_type is None:

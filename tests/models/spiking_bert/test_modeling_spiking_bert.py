@@ -216,6 +216,29 @@ def test_compiles_whole_and_exports(batches):
     torch.testing.assert_close(exported.module()(**fewer).logits, model(**fewer).logits)
 
 
+@pytest.mark.parametrize("fields", [f for f in KINDS if "architecture" not in f], ids=str)
+def test_the_last_layer_answers_for_the_first_token(fields, batches):
+    """The same logits and gradients as with all tokens, which whoever asks for hidden states gets."""
+    model, tokens, found = make(**fields).train(), {}, []
+    for index, layer in enumerate(model.bert.encoder.layer):
+        layer.intermediate.register_forward_hook(
+            lambda module, args, out, index=index: tokens.setdefault(index, []).append(out.shape[2])
+        )
+    for asked in ({}, {"output_hidden_states": True}, {"output_attention_scores": True}):
+        model.zero_grad()
+        outputs = model(**batches[0], **asked, labels=torch.arange(8) % 2)
+        outputs.loss.backward()
+        grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        found.append((outputs.logits.detach(), grads))
+        if "output_hidden_states" in asked:
+            assert [tuple(h.shape) for h in outputs.hidden_states] == 3 * [(8, 12, 32)]
+    assert tokens == {0: [12, 12, 12], 1: [1, 12, 12]}
+    for logits, grads in found[1:]:
+        torch.testing.assert_close(logits, found[0][0])
+        for name, grad in grads.items():
+            torch.testing.assert_close(grad, found[0][1][name], rtol=1e-3, atol=1e-5)
+
+
 def test_collapsed_has_no_time_axis(batches):
     outputs = make(collapsed=True)(**batches[0])
     assert outputs.get("timestep_logits") is None

@@ -36,7 +36,7 @@ def observe(model, batches):
             hooks.append(layer.get_submodule(name).register_forward_hook(keep((index, name))))
     with torch.no_grad():
         for batch in batches:
-            model(**batch)
+            model.base_model(**batch)
     for hook in hooks:
         hook.remove()
     masks = [batch["attention_mask"].bool() for batch in batches]
