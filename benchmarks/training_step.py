@@ -5,7 +5,9 @@
 Forward, loss and backward in float32 (`--dtype bfloat16`: autocast), no dropout, all positions real.
 "kept" is what autograd keeps between forward and backward, parameters apart; "peak" is the most that
 the step holds at once besides parameters, gradients included. "plain autograd" is the
-same spiking network with every neuron and every linear layer left to autograd. On CPU freed memory
+same spiking network with every neuron and every linear layer left to autograd. "all tokens" computes the
+last layer for all of them, as the dense model does, and not for the first alone, which is all that is
+read. On CPU freed memory
 is kept for the next step, as the recipes do (`spikenlp.training.cpu`), for all rows; `--return_memory`
 leaves the C library's default.
 """
@@ -131,6 +133,8 @@ def main() -> None:
     for steps in args.num_timesteps:
         rows[f"step, T = {steps}"] = spiking(num_timesteps=steps, nonlinearity="step")
         rows[f"running, T = {steps}"] = spiking(num_timesteps=steps)
+    if 4 in args.num_timesteps:
+        rows["step, T = 4, all tokens"] = rows["step, T = 4"]
     rows["collapsed, T = 4"] = spiking(collapsed=True)
     if 4 in args.num_timesteps and not args.compile:
         rows["running, T = 4, plain autograd"] = plain_autograd(spiking())
@@ -139,9 +143,12 @@ def main() -> None:
     parameters = {name: list(model.parameters()) for name, model in rows.items()}
 
     def forward(name, model):
+        all_tokens = "all tokens" in name
+
         def run():
             with torch.autocast(args.device, dtype=dtype, enabled=autocast):
-                return F.cross_entropy(model(input_ids=inputs).logits.float(), labels)
+                logits = model(input_ids=inputs, output_hidden_states=all_tokens).logits
+                return F.cross_entropy(logits.float(), labels)
 
         return run
 
