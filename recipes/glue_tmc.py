@@ -158,12 +158,9 @@ def spending(model: PreTrainedModel, inputs: Inputs, size: int) -> dict[str, Any
         for name, by_step in microjoules(energy_by_step(model, batch)).items():
             before = energies.get(name, [0.0] * len(by_step))
             energies[name] = [a + share * b for a, b in zip(before, by_step, strict=True)]
-    layers = monitor.layers.values()
-    neurons = sum(counts.positive.shape[1] for counts in layers)
-    spikes = sum(counts.spikes_per_neuron * counts.positive.shape[1] for counts in layers)
     return {
-        "firing_rate": statistics.mean(counts.rate for counts in layers),
-        "spikes_per_neuron": spikes / neurons,
+        "firing_rate": statistics.mean(counts.rate for counts in monitor.layers.values()),
+        "spikes_per_neuron": monitor.spikes_per_neuron,
         "energy_samples": samples,
         "energy_microjoules": energies,
     }

@@ -118,6 +118,14 @@ class SpikeMonitor:
         seen.negative += negative
         seen.sites += sites
 
+    @property
+    def spikes_per_neuron(self) -> float:
+        """Spikes per neuron and inference over all layers, where a channel is a neuron at each of its
+        real positions."""
+        spikes = sum(int((c.positive + c.negative).sum()) for c in self.layers.values())
+        neurons = sum(c.sites * c.positive.shape[1] for c in self.layers.values())
+        return spikes / max(neurons, 1)
+
     def table(self) -> str:
         """One row a layer: rate at each step, silent and saturated shares, balance of signs."""
         steps = max((len(counts.positive) for counts in self.layers.values()), default=0)

@@ -81,7 +81,8 @@ def _energy(answer: Answer) -> str:
 
 
 def _spikes(answer: Answer) -> str:
-    """A row for each layer of neurons, a column a token, darker the more spikes each sent."""
+    """A row for each layer of neurons, a column a token, darker the more spikes each sent; in the last layer
+    most neurons are there for the first token alone."""
     steps = len(answer.probabilities)
     head = "".join(f"<th>{escape(token)}</th>" for token in answer.tokens)
     body = []
@@ -96,7 +97,8 @@ def _spikes(answer: Answer) -> str:
     return (
         "<h3>Spikes by layer and token</h3>"
         f"<p>{answer.spike_count:,} spikes, {answer.spike_count / answer.neurons:.2f} per neuron in {steps} "
-        f'steps; in the table, spikes per neuron.</p><div class="scroll"><table class="map">'
+        "steps; in the table, spikes per neuron. After its keys and values the last layer works for the first "
+        'token alone: that is where the answer is read.</p><div class="scroll"><table class="map">'
         f'<tr class="tokens"><th></th>{head}</tr>{"".join(body)}</table></div>'
     )
 

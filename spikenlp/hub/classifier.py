@@ -23,10 +23,11 @@ class Answer:
     probabilities: list[list[float]]
     """[T][C]: of the mean of the logits up to each step, i.e. of a model that stops there."""
     spikes: dict[str, list[list[float]]]
-    """Layer of neurons -> [T][L]: spikes per neuron at each step and token, in [0, 1]."""
+    """Layer of neurons -> [T][L], or [T][1] where only the first token is computed (in the last layer):
+    spikes per neuron at each step and token, in [0, 1]."""
     spike_count: int
     neurons: int
-    """Neurons that sent them: channels x tokens, over all layers."""
+    """Neurons that sent them: channels x tokens that are computed, over all layers."""
     energy_microjoules: list[float]
     """[T]: of an inference that stops at each step (float32, 45 nm, arithmetic alone)."""
     dense_microjoules: float

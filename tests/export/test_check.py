@@ -37,8 +37,13 @@ def changed(tensors, index, edit):
 def test_the_same_tensors_agree_on_every_real_decision(traced):
     order, tensors, real = traced
     agreement = compare(order, tensors, tensors, real)
-    channels = sum(x.shape[-1] for x in tensors[2::2])
-    assert agreement == Agreement(8, 0.0, 3 * int(real.sum()) * channels)
+    sites = {
+        real.shape[1]: int(real.sum()),
+        1: len(real),
+    }  # the last layer has the first token alone
+    assert {x.shape[2] for x in tensors[2::2]} == set(sites)
+    decisions = sum(3 * sites[x.shape[2]] * x.shape[-1] for x in tensors[2::2])
+    assert agreement == Agreement(8, 0.0, decisions)
     assert [firing.name for firing in order][:3] == [
         f"bert.encoder.layer.0.attention.self.{n}" for n in ("neuron", "key_neuron", "value_neuron")
     ]
@@ -76,9 +81,10 @@ def test_padding_is_not_compared(traced):
     def shift(current):
         current[sample, :, -1] += 1.0
 
-    compare(order, tensors, changed(tensors, place(order), shift), real)
+    found = changed(tensors, place(order, NEURON.replace("layer.1", "layer.0")), shift)
+    compare(order, tensors, found, real)
     with pytest.raises(ValueError, match="reads differs"):
-        compare(order, tensors, changed(tensors, place(order), shift), torch.ones_like(real))
+        compare(order, tensors, found, torch.ones_like(real))
 
 
 def test_other_logits_are_found_at_any_step(traced):

@@ -72,6 +72,7 @@ def test_it_counts_what_the_monitor_counts(dense, batches, nonlinearity):
     neurons = [counts.sites * counts.positive.shape[1] for counts in layers]
     assert len(set(neurons)) > 2  # the last layer answers for the first token alone
     spikes = sum(int((c.positive + c.negative).sum()) for c in layers)
+    assert monitor.spikes_per_neuron == spikes / sum(neurons)
     assert counted.mean().item() == pytest.approx(spikes / sum(neurons), rel=1e-5)
 
 
