@@ -4,10 +4,9 @@
     python recipes/compare_losses.py --task_name sst2 --data_dir glue --max_steps 300 \\
         --model_name_or_path outputs/sst2/dense --seeds 1 2 3 --output_dir outputs/compare_sst2
 
-Options that are not named here, which a YAML file may begin, go to `glue_tmc.py` (without a task:
-`qqp_tmc.py` on demo pairs). A run that is done is not repeated, and one that was stopped goes on, when
-the same command is given again.
-The output folder gets comparison.json, comparison.md and charts: mean and standard deviation over
+Other options, or a YAML file of them and then options, go to `glue_tmc.py` (without a task: to
+`qqp_tmc.py`, on demo pairs). A run that is done is not repeated, and one that was stopped goes on, when
+the same command is given again. The output folder gets comparison.json, comparison.md and charts: mean and standard deviation over
 seeds, and a paired t test of each loss against the first (differences of the same seed).
 """
 
