@@ -74,7 +74,10 @@ def test_onnxruntime_gives_the_models_steps_for_any_batch_and_length(text_model,
     path = tmp_path / "model.onnx"
     batch = {**example(text_model, 5, 11), "labels": torch.zeros(5)}
     agreement = export(text_model, path, "onnx", batch=batch)
-    keys_and_values, others = 3 * 32, 2 * 32 + 64  # of the one layer, others for the first token alone
+    keys_and_values, others = (
+        3 * 32,
+        2 * 32 + 64,
+    )  # of the one layer, others for the first token alone
     tokens = int(batch["attention_mask"].sum())
     assert agreement.neurons == 2 * (keys_and_values * tokens + others * 5)
     assert len(agreement.ties) < 5

@@ -416,12 +416,12 @@ class SpikingBertModel(SpikingBertPreTrainedModel):
             the time steps run, so that no step's hidden state needs to be kept.
         first_token_only: compute what the pooler reads and no more: in the last layer, query, attention
             output and feed-forward part of the first token. Hidden states of the last layer are then
-            [..., 1, D]. For the architecture "default".
+            [..., 1, D].
         output_attention_scores: also return `attention_scores`.
 
         Raises:
             ValueError: neither or both of input_ids and inputs_embeds, or what `check_tokens` refuses;
-                T < 1; a `timestep_readout` without gradient="implicit".
+                T < 1; a `timestep_readout` without gradient="implicit"; `first_token_only` in "spikingbert".
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -431,6 +431,8 @@ class SpikingBertModel(SpikingBertPreTrainedModel):
                 "timestep_readout needs config.gradient='implicit': with 'bptt' apply the head to "
                 "what output_timesteps=True returns"
             )
+        if first_token_only and self.config.architecture != "default":
+            raise ValueError("first_token_only is for the architecture 'default'")
         steps = 1 if self.config.collapsed else self.config.num_timesteps
         if steps < 1:
             raise ValueError(f"config.num_timesteps must be >= 1, got {steps}")

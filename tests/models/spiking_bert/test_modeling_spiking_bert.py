@@ -239,6 +239,11 @@ def test_the_last_layer_answers_for_the_first_token(fields, batches):
             torch.testing.assert_close(grad, found[0][1][name], rtol=1e-3, atol=1e-5)
 
 
+def test_spikingbert_computes_all_tokens(batches):
+    with pytest.raises(ValueError, match="first_token_only is for the architecture 'default'"):
+        make(SpikingBertModel, architecture="spikingbert")(**batches[0], first_token_only=True)
+
+
 def test_collapsed_has_no_time_axis(batches):
     outputs = make(collapsed=True)(**batches[0])
     assert outputs.get("timestep_logits") is None
