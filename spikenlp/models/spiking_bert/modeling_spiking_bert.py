@@ -218,6 +218,8 @@ class SpikingBertEncoder(nn.Module):
         stream = self.initial(stream[0])[None]
         for layer in self.layer:
             only = first_token_only and layer is self.layer[-1]
+            if only and isinstance(attention_mask, Tensor):
+                attention_mask = attention_mask[:, :, :1]  # of the first token's query
             stream, _ = layer(stream, attention_mask, first_token_only=only, **kwargs)
         return stream
 

@@ -239,6 +239,20 @@ def test_the_last_layer_answers_for_the_first_token(fields, batches):
             torch.testing.assert_close(grad, found[0][1][name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_mask_with_a_row_for_each_query(attention, batches):
+    """The first token may look at the first half alone, the others at all tokens."""
+    model = make(attn_implementation=attention)
+    mask = torch.ones(8, 1, 12, 12, dtype=torch.bool)
+    mask[:, :, 0, 6:] = False
+    if attention == "eager":
+        mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    ids = batches[0]["input_ids"]
+    expected = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).logits
+    torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits, expected)
+    assert not torch.allclose(model(input_ids=ids).logits, expected)
+
+
 def test_spikingbert_computes_all_tokens(batches):
     with pytest.raises(ValueError, match="first_token_only is for the architecture 'default'"):
         make(SpikingBertModel, architecture="spikingbert")(**batches[0], first_token_only=True)
