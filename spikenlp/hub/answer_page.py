@@ -81,9 +81,15 @@ def _energy(answer: Answer) -> str:
 
 
 def _spikes(answer: Answer) -> str:
-    """A row for each layer of neurons, a column a token, darker the more spikes each sent; in the last layer
-    most neurons are there for the first token alone."""
+    """A row for each layer of neurons, a column a token, darker the more spikes each sent; neurons that
+    are there for the first token alone have one cell."""
     steps = len(answer.probabilities)
+    columns = len(answer.tokens)
+    partly = any(len(by_step[0]) < columns for by_step in answer.spikes.values())
+    why = (
+        " After its keys and values the last layer works for the first token alone: that is where the "
+        "answer is read."
+    )
     head = "".join(f"<th>{escape(token)}</th>" for token in answer.tokens)
     body = []
     for layer, by_step in answer.spikes.items():
@@ -97,8 +103,8 @@ def _spikes(answer: Answer) -> str:
     return (
         "<h3>Spikes by layer and token</h3>"
         f"<p>{answer.spike_count:,} spikes, {answer.spike_count / answer.neurons:.2f} per neuron in {steps} "
-        "steps; in the table, spikes per neuron. After its keys and values the last layer works for the first "
-        'token alone: that is where the answer is read.</p><div class="scroll"><table class="map">'
+        f"steps; in the table, spikes per neuron.{why if partly else ''}</p>"
+        '<div class="scroll"><table class="map">'
         f'<tr class="tokens"><th></th>{head}</tr>{"".join(body)}</table></div>'
     )
 

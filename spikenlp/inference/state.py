@@ -185,9 +185,9 @@ def _check(
             "model: go on with the model that made it"
         )
     running = NONLINEARITIES[model.config.nonlinearity].running
-    of_one_token = (shape[0], 1)  # the last layer's, of what only the first token goes through
+    of_first_token = (shape[0], 1)  # in the last layer, behind its keys and values
     for name, neuron in state.neurons.items():
-        if neuron.membrane is None or neuron.membrane.shape[:2] not in (shape[:2], of_one_token):
+        if neuron.membrane is None or neuron.membrane.shape[:2] not in (shape[:2], of_first_token):
             found = None if neuron.membrane is None else tuple(neuron.membrane.shape)
             raise ValueError(
                 f"the state of {name} must be [{shape[0]}, {shape[1]}, ...], as its embedding, got "

@@ -35,7 +35,8 @@ def spikes_per_neuron(sent: Tensor, attention_mask: Tensor | None = None) -> Ten
         float32 scalar in [0, T], differentiable. 0 where nothing is real.
 
     Raises:
-        ValueError: `sent` is not what a neuron returned, or no gradient was asked for.
+        ValueError: `sent` is not what a neuron returned, no gradient was asked for, or a mask of other
+            positions.
 
     >>> neuron = RoundingIF()
     >>> spikes_per_neuron(neuron(torch.full((4, 1, 1), 0.5, requires_grad=True))).item()
@@ -53,9 +54,15 @@ def _count(sent: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]
             "spikes_per_neuron needs what a spiking neuron returned with gradients on, untouched: "
             "this tensor has no record of its spikes (gradient checkpointing leaves none either)"
         )
-    mask = None
-    neurons = torch.tensor(float(sent[0].numel()), device=sent.device)
-    if attention_mask is not None:
+    if attention_mask is None:
+        mask = None
+        neurons = sent.new_full((), sent[0].numel(), dtype=torch.float32)
+    elif attention_mask.shape != sent.shape[1:-1]:
+        raise ValueError(
+            f"attention_mask {list(attention_mask.shape)} must be [B, L] of a neuron that sent [T, B, L, C], "
+            f"got {list(sent.shape)}"
+        )
+    else:
         mask = attention_mask.to(sent.device, torch.float32)[..., None]
         neurons = mask.sum() * sent.shape[-1]
     count = _SpikeCount.apply(
@@ -86,10 +93,12 @@ def count_spikes(model: nn.Module, attention_mask: Tensor | None = None) -> Iter
 
     Args:
         model: any module that holds neurons of `spikenlp.neurons`, in training mode.
-        attention_mask: [B, L] of the batch: padding is left out.
+        attention_mask: [B, L] of the batch: padding is left out. What is computed for the first token
+            alone, [T, B, 1, C], counts whole.
 
     Raises:
-        ValueError: a model without spiking neurons; see `spikes_per_neuron`.
+        ValueError: a model without spiking neurons; a mask of other positions than a neuron's; see
+            `spikes_per_neuron`.
 
     >>> with count_spikes(model, batch["attention_mask"]) as counted:
     ...     loss = model(**batch).loss
@@ -101,9 +110,8 @@ def count_spikes(model: nn.Module, attention_mask: Tensor | None = None) -> Iter
     counted = CountedSpikes()
 
     def count(module: nn.Module, args: Any, sent: Tensor) -> None:
-        of_tokens = attention_mask is not None and sent.shape[1:-1] == attention_mask.shape
-        mask = attention_mask if of_tokens else None
-        counted.add(*_count(sent, mask))
+        of_first_token = attention_mask is not None and sent.shape[1:-1] == (len(attention_mask), 1)
+        counted.add(*_count(sent, None if of_first_token else attention_mask))
 
     with ExitStack() as stack:
         for neuron in neurons:

@@ -41,7 +41,8 @@ def run_compiled(
     """`function(first, *rest, **static)`, compiled where the first tensor is large enough to gain.
 
     The first tensor is [T, ...]; `static` holds the Python values (flags, dtypes) that the loop is
-    specialised for. Batch and sequence lengths stay symbolic: they cause no recompilation.
+    specialised for. Batch and sequence lengths stay symbolic: they cause no recompilation, but for a
+    length of 1 (the first token alone), which is one more.
     """
     global _compiler_works
     # Where nothing is said of running means there is no loop over time.

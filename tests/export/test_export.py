@@ -67,6 +67,17 @@ def test_a_program_gives_the_bits_of_the_model_for_any_batch_and_length(text_mod
 
 
 @pytest.mark.slow
+def test_a_program_of_token_ids_alone(text_model, tmp_path):
+    ids = {"input_ids": example(text_model, 3, 8)["input_ids"]}
+    export(text_model, tmp_path / "model.pt2", "torch", batch=ids)
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    for inputs in sizes(text_model):
+        with torch.no_grad():
+            expected = text_model(input_ids=inputs["input_ids"]).timestep_logits
+            assert torch.equal(program(inputs["input_ids"])[0], expected)
+
+
+@pytest.mark.slow
 def test_onnxruntime_gives_the_models_steps_for_any_batch_and_length(text_model, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="extra `export` is not installed")
     import onnx

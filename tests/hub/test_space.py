@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,9 @@ def test_what_is_shown_is_the_answer(checkpoint):
         expected, abs=0.006
     )
     assert f"{answer.spike_count:,} spikes" in page
+    assert "for the first token alone" in page
+    of_all_tokens = {k: v for k, v in answer.spikes.items() if len(v[0]) == len(answer.tokens)}
+    assert "first token" not in answer_page(replace(answer, spikes=of_all_tokens))
 
 
 def test_a_token_or_label_cannot_write_the_page(checkpoint):

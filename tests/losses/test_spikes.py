@@ -86,6 +86,16 @@ def test_what_has_no_record_is_refused():
         pass
 
 
+def test_a_mask_of_other_positions_is_refused(dense, batches):
+    sent = make_neuron("rounding", True)(torch.randn(4, 3, 6, 5, requires_grad=True))
+    with pytest.raises(ValueError, match=r"attention_mask \[3, 5\] must be \[B, L\]"):
+        spikes_per_neuron(sent, torch.ones(3, 5))
+    model = SpikingBertForSequenceClassification.from_dense(dense, calibration=batches).train()
+    mask = batches[0]["attention_mask"][:, 1:]
+    with pytest.raises(ValueError, match="must be"), count_spikes(model, mask):
+        model(**batches[0])
+
+
 def test_descending_on_it_silences_a_neuron():
     neuron = make_neuron("rounding", True)
     x = torch.randn(4, 8, 6, 5)

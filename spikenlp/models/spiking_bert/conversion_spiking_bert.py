@@ -162,8 +162,9 @@ def _tokens_of_neurons(model: PreTrainedModel, batch: dict[str, Tensor], weighte
     mask = batch.get("attention_mask")
     found = {}
     for (neuron, x), grad in zip(inputs.items(), grads or [None] * len(inputs), strict=True):
-        of_tokens = mask is not None and x.shape[1:3] == mask.shape
-        chosen = mask.bool() if of_tokens else torch.ones_like(x[0, ..., 0], dtype=torch.bool)
+        of_first_token = mask is not None and x.shape[1:3] == (len(mask), 1)
+        everything = mask is None or of_first_token
+        chosen = torch.ones_like(x[0, ..., 0], dtype=torch.bool) if everything else mask.bool()
         real = x.detach()[0][chosen]
         if not len(real):
             raise ValueError("calibration data holds only padding: check its attention_mask")

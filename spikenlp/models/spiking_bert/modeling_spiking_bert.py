@@ -417,8 +417,9 @@ class SpikingBertModel(SpikingBertPreTrainedModel):
         timestep_readout: with gradient="implicit", a head [B, L, D] -> [B, ...] that is evaluated as
             the time steps run, so that no step's hidden state needs to be kept.
         first_token_only: compute what the pooler reads and no more: in the last layer, query, attention
-            output and feed-forward part of the first token. Hidden states of the last layer are then
-            [..., 1, D].
+            output and feed-forward part of the first token. `last_hidden_state` and
+            `timestep_hidden_state`, the last of `hidden_states`, `attentions` and `attention_scores` are
+            then of that token: a length of 1 where its index was.
         output_attention_scores: also return `attention_scores`.
 
         Raises:

@@ -146,7 +146,8 @@ class SpikingSelfAttention(SpikingBlock):
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """[T, B, L, D] each -> context [T, B, L, D]; with eager attention, maps [T, B, heads, L, L]."""
+        """Key and value [T, B, L, D], query [T, B, Q, D] -> context [T, B, Q, D]; with eager attention,
+        maps [T, B, heads, Q, L]. Q is L, or 1 for the first token's query alone."""
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
