@@ -45,7 +45,10 @@ def temporal_loss_of(args: SpikingTrainingArguments) -> str:
 
 
 def train(trainer: SpikingTrainer, args: SpikingTrainingArguments) -> dict[str, Any]:
-    """Trains on from the last checkpoint, if there is one, and saves; what results.json says of it."""
+    """Trains on from the last checkpoint, if there is one, and saves; what results.json says of it.
+
+    How long a run took that was stopped and went on is not known: `seconds` is then None.
+    """
     resume = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
     if resume and trainer.is_world_process_zero():
         print(f"resuming from {resume}", flush=True)
@@ -54,7 +57,7 @@ def train(trainer: SpikingTrainer, args: SpikingTrainingArguments) -> dict[str, 
     trainer.save_state()
     return {
         "steps": trainer.state.global_step,
-        "seconds": trained.metrics["train_runtime"],
+        "seconds": None if resume else trained.metrics["train_runtime"],
         "loss": trained.metrics["train_loss"],
         "temporal_loss": temporal_loss_of(args),
         **({} if args.collapsed else args.temporal_loss_options()),

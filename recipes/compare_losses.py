@@ -83,18 +83,21 @@ def measures(found: dict[str, Any]) -> dict[str, float]:
     by_step = {k: v for k, v in metrics.items() if k.rpartition("_t")[0] in names}
     others = {k: found[k] for k in ("firing_rate", "similarity", "loss_oscillation")}
     others["energy_microjoules"] = found["energy_microjoules"][MEASURED][-1]
-    seconds = {"seconds_per_step": found["training"]["seconds"] / found["training"]["steps"]}
-    return {k: v for k, v in {**by_step, **others, **seconds}.items() if v is not None}
+    seconds, steps = found["training"]["seconds"], found["training"]["steps"]
+    others["seconds_per_step"] = None if seconds is None else seconds / steps
+    return {k: v for k, v in {**by_step, **others}.items() if v is not None}
 
 
 def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Mean, standard deviation and paired p value against the first loss, by loss and measure."""
+    """Mean, standard deviation and paired p value against the first loss, by loss and measure; of
+    what is known of every run."""
     values = {loss: [measures(found) for found in seeds] for loss, seeds in runs.items()}
+    known = set.intersection(*(set(row) for seeds in values.values() for row in seeds))
     reference = next(iter(values))
     table: dict[str, dict[str, Any]] = {}
     for loss, seeds in values.items():
         table[loss] = {}
-        for name in seeds[0]:
+        for name in (name for name in seeds[0] if name in known):
             row = [seed[name] for seed in seeds]
             entry = {"mean": statistics.mean(row), "values": row}
             if len(row) > 1:

@@ -356,7 +356,7 @@ def train(trainer: SpikingTrainer, args: SpikingTrainingArguments) -> dict[str, 
     return {
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
-        "seconds": trained.metrics["train_runtime"],
+        "seconds": None if resume else trained.metrics["train_runtime"],
         "loss": trained.metrics["train_loss"],
         "temporal_loss": trainer.args.temporal_loss,
         **trainer.args.temporal_loss_options(),

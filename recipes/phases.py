@@ -92,14 +92,16 @@ class Phases:
         return self.train("unrolled", args)
 
     def fit(self, trainer: SpikingTrainer) -> dict[str, Any]:
-        """Trains on from the last checkpoint, if there is one, and saves; what the record says of it."""
+        """Trains on from the last checkpoint, if there is one, and saves; what the record says of it,
+        `seconds` only of a run that was not stopped."""
         args = trainer.args
-        trained = trainer.train(resume_from_checkpoint=last_checkpoint(str(args.output_dir)))
+        resume = last_checkpoint(str(args.output_dir))
+        trained = trainer.train(resume_from_checkpoint=resume)
         trainer.save_model()
         trainer.save_state()
         return {
             "steps": trainer.state.global_step,
-            "seconds": trained.metrics["train_runtime"],
+            "seconds": None if resume else trained.metrics["train_runtime"],
             **{name: getattr(args, name) for name in self.recorded},
         }
 

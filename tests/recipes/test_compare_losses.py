@@ -49,6 +49,8 @@ def test_means_deviations_and_paired_tests():
     row = next(line for line in markdown(table).splitlines() if line.startswith("| sdt"))
     assert "50.0 / 85.0 ± 1.7 *" in row
     assert "0.100 / 0.050" in row
+    runs["sdt"][1]["training"]["seconds"] = None  # a run that was stopped and went on
+    assert all("seconds_per_step" not in measured for measured in compare(runs).values())
 
 
 @pytest.mark.parametrize("task", ["cola", "stsb", "mrpc"])
