@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
 from spikenlp import SpikingTrainer, SpikingTrainingArguments
 from spikenlp.training import last_checkpoint
@@ -69,11 +70,47 @@ def base_model(path: str | None) -> str | None:
     return Path(path).name if path is not None and Path(path).exists() else path
 
 
-def save_records(output_dir: Path, results: dict[str, Any], *arguments: Any) -> None:
+def save_records(output_dir: Path, results: dict[str, Any]) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    used = {k: v for part in arguments for k, v in part_to_dict(part).items()}
-    (output_dir / "arguments.yaml").write_text(yaml.safe_dump(used))
+
+
+def record_options(*arguments: Any) -> None:
+    """Writes arguments.yaml into the output folder, at the start of a run: one that goes on from a
+    checkpoint there must be asked for the same model, data, loss and seed.
+
+    Raises:
+        ValueError: other options than those of the run that it would go on with.
+    """
+    (args,) = (part for part in arguments if isinstance(part, SpikingTrainingArguments))
+    if args.process_index > 0:
+        return
+    out = Path(args.output_dir)
+    of_trainer = {f.name for f in dataclasses.fields(TrainingArguments)} - {"seed"}
+    if last_checkpoint(args.output_dir) and (out / "arguments.yaml").exists():
+        check_same_options(out, arguments, ignored=of_trainer)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "arguments.yaml").write_text(yaml.safe_dump(all_options(arguments)))
+
+
+def check_same_options(output_dir: Path, arguments: Sequence[Any], ignored: Set[str]) -> None:
+    """Raises ValueError where the run in `output_dir` was made with other options than `arguments`."""
+    before = yaml.safe_load((output_dir / "arguments.yaml").read_text())
+    now = yaml.safe_load(yaml.safe_dump(all_options(arguments)))
+    changed = [
+        f"{k} {before[k]!r} -> {now[k]!r}"
+        for k in sorted(before.keys() & now.keys() - ignored)
+        if before[k] != now[k]
+    ]
+    if changed:
+        raise ValueError(
+            f"{output_dir} holds a run with other options ({'; '.join(changed)}): give the same options, or "
+            "another --output_dir"
+        )
+
+
+def all_options(arguments: Sequence[Any]) -> dict[str, Any]:
+    return {k: v for part in arguments for k, v in part_to_dict(part).items()}
 
 
 def part_to_dict(part: Any) -> dict[str, Any]:

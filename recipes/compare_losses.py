@@ -5,9 +5,10 @@
         --model_name_or_path outputs/sst2/dense --seeds 1 2 3 --output_dir outputs/compare_sst2
 
 Other options, or a YAML file of them and then options, go to `glue_tmc.py` (without a task: to
-`qqp_tmc.py`, on demo pairs). A run that is done is not repeated, and one that was stopped goes on, when
-the same command is given again. The output folder gets comparison.json, comparison.md and charts: mean and standard deviation over
-seeds, and a paired t test of each loss against the first (differences of the same seed).
+`qqp_tmc.py`, on demo pairs); those of the loss are set here. A run that is done is not repeated, and
+one that was stopped goes on, when the same command is given again. The output folder gets
+comparison.json, comparison.md and charts: mean and standard deviation over seeds, and a paired t test of
+each loss against the first (differences of the same seed).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from common import parse_arguments
+from common import check_same_options, parse_arguments
 from glue_tmc import ARGUMENTS, LOOKED_INTO, run
 from qqp_tmc import load_pairs
 from scipy.stats import ttest_rel
@@ -32,18 +33,30 @@ from spikenlp.hub.results import MEASURED
 from spikenlp.metrics.glue import SCORES
 from spikenlp.training.provenance import run_record
 
-LOSSES = {
-    "sdt": ["--temporal_loss", "sdt"],
-    "tet": ["--temporal_loss", "tet"],
-    "tet_mse": ["--temporal_loss", "tet", "--tet_mse_weight", "1e-3"],
-    "trt": ["--temporal_loss", "trt"],
-    "tmc_batch": [],
-    "tmc_batch_literal": ["--theta_weight", "1"],
-    "tmc_sample": ["--theta_reduction", "sample"],
-    "tmc_sample_literal": ["--theta_reduction", "sample", "--theta_weight", "1"],
-    "tmc_constant_lambda": ["--theta_lambda", "constant"],
-    "tmc_no_odds": ["--theta_odds", "False"],
+USUAL = {
+    "temporal_loss": "tmc",
+    "theta_reduction": "batch",
+    "theta_weight": "auto",
+    "theta_lambda": "linear",
+    "theta_odds": "True",
+    "tet_mse_weight": "0",
 }
+LOSSES = {
+    name: {**USUAL, **changed}
+    for name, changed in {
+        "sdt": {"temporal_loss": "sdt"},
+        "tet": {"temporal_loss": "tet"},
+        "tet_mse": {"temporal_loss": "tet", "tet_mse_weight": "1e-3"},
+        "trt": {"temporal_loss": "trt"},
+        "tmc_batch": {},
+        "tmc_batch_literal": {"theta_weight": "1"},
+        "tmc_sample": {"theta_reduction": "sample"},
+        "tmc_sample_literal": {"theta_reduction": "sample", "theta_weight": "1"},
+        "tmc_constant_lambda": {"theta_lambda": "constant"},
+        "tmc_no_odds": {"theta_odds": "False"},
+    }.items()
+}
+"""Every option of a loss, so that none is left to what else is on the command line or in a file."""
 WINDOW = 5
 """Of the moving average that the loss's oscillation is measured against, in logged values."""
 
@@ -51,12 +64,13 @@ WINDOW = 5
 def run_one(options: list[str], out: Path, seed: int) -> dict[str, Any]:
     """One training, and what the trained model does; read from disk if it is done."""
     done = out / "run.json"
-    if done.exists():
-        return json.loads(done.read_text())
     argv = [*options, "--seed", str(seed), "--output_dir", str(out)]
     demo = "--task_name" not in options
     defaults = {"task_name": "qqp"} if demo else {}
     arguments = parse_arguments(argv, ARGUMENTS, **defaults)
+    if done.exists():
+        check_same_options(out, arguments, ignored={"output_dir", "disable_tqdm"})
+        return json.loads(done.read_text())
     load_data = load_pairs if demo else load_task_data
     results = run(*arguments, load_data=load_data)
     model_args, data_args, training_args = arguments
@@ -81,8 +95,12 @@ def measures(found: dict[str, Any]) -> dict[str, float]:
     metrics = found["spiking"]
     names = (*SCORES, "ece", "ada_ece", "confidence", "nll")
     by_step = {k: v for k, v in metrics.items() if k.rpartition("_t")[0] in names}
-    others = {k: found[k] for k in ("firing_rate", "similarity", "loss_oscillation")}
-    others["energy_microjoules"] = found["energy_microjoules"][MEASURED][-1]
+    others = {k: found[k] for k in ("similarity", "loss_oscillation")}
+    for name, values in (
+        ("firing_rate", found["firing_rate_by_step"]),
+        ("energy_microjoules", found["energy_microjoules"][MEASURED]),
+    ):
+        others |= {f"{name}_t{t}": value for t, value in enumerate(values, 1)}
     seconds, steps = found["training"]["seconds"], found["training"]["steps"]
     others["seconds_per_step"] = None if seconds is None else seconds / steps
     return {k: v for k, v in {**by_step, **others}.items() if v is not None}
@@ -109,11 +127,17 @@ def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     return table
 
 
-def markdown(table: dict[str, dict[str, Any]]) -> str:
-    """One row a loss; what is measured at each step in one cell, with the deviation of the last."""
+def measures_by_step(table: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """What was measured -> its names in the table: one a time step, or one."""
     groups: dict[str, list[str]] = {}
     for name in next(iter(table.values())):
         groups.setdefault(name.rpartition("_t")[0] or name, []).append(name)
+    return groups
+
+
+def markdown(table: dict[str, dict[str, Any]]) -> str:
+    """One row a loss; what is measured at each step in one cell, with the deviation of the last."""
+    groups = measures_by_step(table)
     lines = ["| loss | " + " | ".join(groups) + " |", "|---" * (len(groups) + 1) + "|"]
     for loss, row in table.items():
         cells = []
@@ -146,16 +170,17 @@ def main() -> None:
     for seed in args.seeds:
         for loss in args.losses:
             out = args.output_dir / loss / f"seed{seed}"
-            runs[loss].append(run_one([*options, *LOSSES[loss]], out, seed))
+            of_loss = [x for name, value in LOSSES[loss].items() for x in (f"--{name}", value)]
+            runs[loss].append(run_one([*options, *of_loss], out, seed))
     table = compare(runs)
     commits = sorted({found["run"]["commit"] or "" for seeds in runs.values() for found in seeds})
     record = {"run": run_record(), "trained_at": commits, "seeds": args.seeds, "losses": table}
     (args.output_dir / "comparison.json").write_text(json.dumps(record, indent=1) + "\n")
     (args.output_dir / "comparison.md").write_text(markdown(table) + "\n")
-    for name in ("accuracy", "ece"):
-        steps = [k for k in next(iter(table.values())) if k.startswith(f"{name}_t")]
-        by_step = {loss: [row[k]["mean"] for k in steps] for loss, row in table.items()}
-        plot_metric_by_step(by_step, name).savefig(args.output_dir / f"{name}.svg")
+    for name, steps in measures_by_step(table).items():
+        if len(steps) > 1:
+            by_step = {loss: [row[k]["mean"] for k in steps] for loss, row in table.items()}
+            plot_metric_by_step(by_step, name).savefig(args.output_dir / f"{name}.svg")
     print(markdown(table))
 
 

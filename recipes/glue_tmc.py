@@ -34,6 +34,7 @@ import transformers
 from common import (
     base_model,
     parse_arguments,
+    record_options,
     save_records,
     summary,
     temporal_loss_of,
@@ -144,7 +145,7 @@ def dense_trainer(
 
 
 def spending(model: PreTrainedModel, inputs: Inputs, size: int) -> dict[str, Any]:
-    """Rates, and energy by time step, of `LOOKED_INTO` dev samples that are read in batches of `size`."""
+    """Rates (means over layers), and energy by time step, of `LOOKED_INTO` dev samples that are read in batches of `size`."""
     model.eval()
     batches = evaluation_batches(inputs, LOOKED_INTO, size)
     batches = [{k: v.to(model.device) for k, v in batch.items()} for batch in batches]
@@ -160,6 +161,9 @@ def spending(model: PreTrainedModel, inputs: Inputs, size: int) -> dict[str, Any
             energies[name] = [a + share * b for a, b in zip(before, by_step, strict=True)]
     return {
         "firing_rate": statistics.mean(counts.rate for counts in monitor.layers.values()),
+        "firing_rate_by_step": torch.stack([c.rate_by_step for c in monitor.layers.values()])
+        .mean(0)
+        .tolist(),
         "spikes_per_neuron": monitor.spikes_per_neuron,
         "energy_samples": samples,
         "energy_microjoules": energies,
@@ -271,6 +275,7 @@ def run(
             f"{inputs.task.name} is a regression, which has no confidence for TMC to calibrate: "
             "use --temporal_loss sdt or tet"
         )
+    record_options(model_args, data_args, training_args)
     results: dict[str, Any] = {
         **inputs.facts(),
         "base_model": base_model(model_args.model_name_or_path),
@@ -298,7 +303,7 @@ def run(
     results["spiking"] = evaluate(trainer, inputs, "eval")
     if trainer.is_world_process_zero():
         results |= spending(trainer.model, inputs, training_args.per_device_eval_batch_size)
-        save_records(output_dir, results, model_args, data_args, training_args)
+        save_records(output_dir, results)
         print(summary(results), flush=True)
     if training_args.push_to_hub:
         trainer.push_to_hub(results=results)

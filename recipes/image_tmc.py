@@ -31,7 +31,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import transformers
-from common import parse_arguments, save_records, summary
+from common import parse_arguments, record_options, save_records, summary
 from torch.utils.data import Dataset
 from transformers import (
     AutoConfig,
@@ -404,6 +404,7 @@ def run(
     set_seed(training_args.seed)
     with training_args.main_process_first(desc="data"):
         data = load_data(model_args, data_args)
+    record_options(model_args, data_args, training_args)
     results: dict[str, Any] = {
         "data": data.source,
         "samples": {k: len(getattr(data, k)) for k in ("train", "validation", "test")},
@@ -428,7 +429,7 @@ def run(
     name = "dense" if model.config.neuron == "relu" else "spiking"
     results[name] = score(trainer, data.test, "test")
     if trainer.is_world_process_zero():
-        save_records(output_dir, results, model_args, data_args, training_args)
+        save_records(output_dir, results)
         print(summary(results), flush=True)
     return results
 

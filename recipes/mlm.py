@@ -27,7 +27,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from common import parse_arguments, save_records, temporal_loss_of, train
+from common import parse_arguments, record_options, save_records, temporal_loss_of, train
 from corpus import CorpusArguments
 from student import CALIBRATION_BATCH, FROM_SCRATCH, StudentArguments
 from transformers import (
@@ -253,6 +253,7 @@ def run(
     set_seed(training_args.seed)
     with training_args.main_process_first(desc="text"):
         blocks = load_blocks(model_args, text_args, training_args.seed)
+    record_options(model_args, text_args, training_args)
     results: dict[str, Any] = {
         "text": blocks.source,
         "blocks": {"train": len(blocks.train), "validation": len(blocks.validation)},
@@ -277,7 +278,7 @@ def run(
     results["spiking"] = evaluate(trainer)
     if trainer.is_world_process_zero():
         output_dir = Path(training_args.output_dir)
-        save_records(output_dir, results, model_args, text_args, training_args)
+        save_records(output_dir, results)
         print(summary(results), flush=True)
     return results
 

@@ -13,6 +13,7 @@ from spikenlp.metrics.calibration import (
 )
 from spikenlp.metrics.embeddings import accuracy_at, nearest, recall_at, similarity_correlation
 from spikenlp.metrics.glue import GlueMetric, glue_metrics
+from spikenlp.metrics.timesteps import scores_by_timestep
 
 __all__ = [
     "GlueMetric",
@@ -28,6 +29,7 @@ __all__ = [
     "negative_log_likelihood",
     "recall_at",
     "reliability_curve",
+    "scores_by_timestep",
     "similarity_correlation",
 ]
 

@@ -149,7 +149,7 @@ def negative_log_likelihood(logits: Array, labels: Array) -> float:
 def calibration_by_timestep(
     timestep_logits: Array, labels: Array, *, bins: int = 15
 ) -> dict[str, float]:
-    """Calibration at every time step, of softmax(mean of the logits of steps 1 ... t).
+    """Accuracy and calibration at every time step, of softmax(mean of the logits of steps 1 ... t).
 
     Args:
         timestep_logits: [B, T, C] with C >= 2.
@@ -157,9 +157,9 @@ def calibration_by_timestep(
         bins: of the calibration errors, >= 1.
 
     Returns:
-        `ece_t1` ... `ece_tT`, likewise `ada_ece_t*`, `nll_t*`, `brier_t*` and `confidence_t*`, and
-        `ece`, `ada_ece`, `nll`, `brier` and `confidence`, which are those at step T. `confidence` is the
-        mean of max_c p_c: above the accuracy the model is overconfident, below it underconfident.
+        `accuracy_t1` ... `accuracy_tT`, likewise `ece_t*`, `ada_ece_t*`, `nll_t*`, `brier_t*` and
+        `confidence_t*`, and each of them without `_t*`, which is that of step T. `confidence` is the mean
+        of max_c p_c: above the accuracy the model is overconfident, below it underconfident.
 
     Raises:
         ValueError: as `negative_log_likelihood`; `bins` < 1.
@@ -174,6 +174,7 @@ def calibration_by_timestep(
         logits = z[:, :t].mean(1)
         probabilities = softmax(logits, axis=1)
         scores = {
+            "accuracy": float((probabilities.argmax(1) == y).mean()),
             "ece": expected_calibration_error(probabilities, y, bins=bins),
             "ada_ece": adaptive_calibration_error(probabilities, y, bins=bins),
             "nll": negative_log_likelihood(logits, y),
@@ -206,7 +207,7 @@ def _probabilities(probabilities: Array, labels: Array) -> tuple[np.ndarray, np.
 
 def _kept(name: str, values: Array, labels: Array, axes: str) -> tuple[np.ndarray, np.ndarray]:
     """Checked values in float64 and labels in int64, without the samples labelled -100."""
-    x, y = _to_numpy(values).astype(np.float64), _to_numpy(labels)
+    x, y = to_numpy(values).astype(np.float64), to_numpy(labels)
     expected = f"[{', '.join(axes)}]"
     if x.ndim != len(axes) or x.shape[-1] < 2 or 0 in x.shape:
         raise ValueError(
@@ -232,7 +233,7 @@ def _kept(name: str, values: Array, labels: Array, axes: str) -> tuple[np.ndarra
     return x, y
 
 
-def _to_numpy(values: Array) -> np.ndarray:
+def to_numpy(values: Array) -> np.ndarray:
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         values = (values.double() if values.is_floating_point() else values).numpy()

@@ -17,7 +17,7 @@ from spikenlp.hub.training import PublishingTrainer
 from spikenlp.losses import trt_weight_penalty
 from spikenlp.losses.spikes import count_spikes
 from spikenlp.losses.temporal import IGNORE_INDEX
-from spikenlp.metrics.calibration import calibration_by_timestep
+from spikenlp.metrics import calibration_by_timestep, scores_by_timestep
 from spikenlp.neurons import SpikingNeuron
 from spikenlp.training.arguments import SpikingTrainingArguments
 from spikenlp.training.checkpoints import ResumableTrainer
@@ -188,7 +188,8 @@ def collapsed(config: Any) -> Iterator[None]:
 
 
 class TimestepMetrics:
-    """Applies `compute_metrics` to the mean logits and to the running mean at each time step."""
+    """Applies `compute_metrics` to the mean logits and to the running mean at each time step; for
+    classes, accuracy and calibration beside them."""
 
     def __init__(self, compute_metrics: ComputeMetrics | None = None):
         self.compute_metrics = compute_metrics
@@ -197,16 +198,14 @@ class TimestepMetrics:
         logits, timestep_logits = prediction.predictions[:2]
         labels = prediction.label_ids
         metrics = self._metrics(logits, labels)
-        steps = np.arange(1, timestep_logits.shape[1] + 1)
-        steps = steps.reshape(-1, *[1] * (timestep_logits.ndim - 2))
-        running_mean = timestep_logits.astype(np.float32).cumsum(1) / steps
-        for t in range(timestep_logits.shape[1]):
-            at_step = running_mean[:, t]
-            metrics |= {f"{k}_t{t + 1}": v for k, v in self._metrics(at_step, labels).items()}
-            metrics[f"loss_t{t + 1}"] = _loss(at_step, labels)
+        metrics |= scores_by_timestep(self._with_loss, timestep_logits, labels)
         if np.ndim(labels) == 1 and timestep_logits.shape[-1] > 1:
-            metrics |= calibration_by_timestep(timestep_logits, labels)
+            calibration = calibration_by_timestep(timestep_logits, labels)
+            metrics |= {k: v for k, v in calibration.items() if k not in metrics}
         return metrics
+
+    def _with_loss(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        return self._metrics(logits, labels) | {"loss": _loss(logits, labels)}
 
     def _metrics(self, logits: Any, labels: Any) -> dict[str, float]:
         if self.compute_metrics is None:

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import brier_score_loss
+from sklearn.metrics import accuracy_score, brier_score_loss, f1_score
 from transformers import EvalPrediction
 
+import spikenlp
 from spikenlp import (
     SpikingBertConfig,
     SpikingBertForSequenceClassification,
@@ -21,9 +22,11 @@ from spikenlp.metrics import (
     brier_score,
     calibration_by_timestep,
     expected_calibration_error,
+    glue_metrics,
     metric_path,
     negative_log_likelihood,
     reliability_curve,
+    scores_by_timestep,
 )
 from spikenlp.training.trainer import TimestepMetrics
 from tests.conftest import TINY_DENSE
@@ -160,7 +163,8 @@ def test_each_step_is_judged_by_the_running_mean():
             F.cross_entropy(mean, torch.tensor(labels)).item()
         )
         assert found[f"confidence_t{t}"] == pytest.approx(np.mean([max(row) for row in p]))
-    for name in ("ece", "ada_ece", "nll", "brier", "confidence"):
+        assert found[f"accuracy_t{t}"] == (p.argmax(1) == labels).mean()
+    for name in ("accuracy", "ece", "ada_ece", "nll", "brier", "confidence"):
         assert found[name] == found[f"{name}_t3"]
 
 
@@ -206,6 +210,35 @@ def test_the_trainer_reports_calibration_at_every_time_step(tmp_path):
         assert found[f"eval_nll_t{t}"] == pytest.approx(found[f"eval_loss_t{t}"], rel=1e-5)
     for name in ("ece", "ada_ece", "nll", "brier"):
         assert found[f"eval_{name}"] == found[f"eval_{name}_t3"]
+
+
+def test_ece_of_the_shipped_checkpoint_is_that_of_a_loop():
+    """Real weights, sentences of random words with labels that follow its answers nine times in ten."""
+    model = spikenlp.pretrained("sst2-small").model
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1000, model.config.vocab_size, (90, 12), generator=generator)
+    with torch.no_grad():
+        z = model(input_ids=ids).timestep_logits
+    labels = ((z.mean(1).argmax(-1) + (torch.arange(90) % 10 == 0)) % 2).numpy()
+    found = TimestepMetrics()(EvalPrediction((z.mean(1).numpy(), z.numpy()), labels))
+    for t in (1, 2, 3, 4):
+        p = z[:, :t].double().mean(1).softmax(-1).numpy()
+        assert found[f"ece_t{t}"] == pytest.approx(ece_by_hand(p, labels, 15), abs=1e-6)
+        assert found[f"ece_t{t}"] > 0.01
+        assert found[f"accuracy_t{t}"] == (p.argmax(1) == labels).mean()
+
+
+def test_any_metric_at_every_step():
+    rng = np.random.default_rng(0)
+    z, labels = rng.standard_normal((50, 3, 2)), np.arange(50) % 2
+    found = scores_by_timestep(glue_metrics("qqp"), torch.tensor(z), labels)
+    assert list(found) == [f"{name}_t{t}" for t in (1, 2, 3) for name in ("accuracy", "f1")]
+    for t in (1, 2, 3):
+        predictions = z[:, :t].mean(1).argmax(1)
+        assert found[f"accuracy_t{t}"] == accuracy_score(labels, predictions)
+        assert found[f"f1_t{t}"] == f1_score(labels, predictions)
+    with pytest.raises(ValueError, match=r"\[B, T, ..., C\]"):
+        scores_by_timestep(glue_metrics("qqp"), z[:, 0], labels)
 
 
 @pytest.mark.parametrize("task", ["regression", "tokens"])

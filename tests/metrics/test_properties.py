@@ -39,7 +39,7 @@ def predictions(draw, scale=1e4):
 def test_scores_are_in_range_at_every_step(drawn, bins):
     z, labels = drawn
     scores = calibration_by_timestep(z, labels, bins=bins)
-    assert len(scores) == 5 * (z.shape[1] + 1)
+    assert len(scores) == 6 * (z.shape[1] + 1)
     for name, score in scores.items():
         highest = {"nll": math.inf, "brier": 2.0}.get(name.split("_t")[0], 1.0)
         assert 0 <= score <= highest + 1e-9, name

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from scipy.stats import ttest_rel
 
+from spikenlp import SpikingTrainingArguments
 from spikenlp.data import get_task
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "recipes"))
 
+from common import parse_arguments  # noqa: E402
 from compare_losses import LOSSES, compare, markdown  # noqa: E402
 
 
@@ -23,7 +25,7 @@ def made_up(accuracy, ece):
     return {
         "spiking": {**metrics, "accuracy": 0.9, "loss_t1": 5.0},
         "training": {"seconds": 20.0, "steps": 40},
-        "firing_rate": 0.3,
+        "firing_rate_by_step": [0.2, 0.4],
         "similarity": 0.5,
         "energy_microjoules": {"spiking, float32": [1.0, 2.0]},
         "loss_oscillation": None,
@@ -59,11 +61,26 @@ def test_the_metrics_of_the_task_are_compared(task):
     run["spiking"] = {f"{name}_t1": 0.5 for name in get_task(task).metrics}
     table = compare({"sdt": [run]})
     assert set(run["spiking"]) < set(table["sdt"])
-    assert markdown(table).splitlines()[2].startswith("| sdt | 50.0 | 50.0 | 0.300")
+    assert markdown(table).splitlines()[2].startswith("| sdt | 50.0 | 50.0 | 0.500 |")
+    assert "| 0.200 / 0.400 | 1.000 / 2.000 |" in markdown(table), "rate and energy by step"
 
 
 def test_the_losses_are_different():
-    assert len({tuple(options) for options in LOSSES.values()}) == len(LOSSES) == 10
+    assert len({tuple(options.items()) for options in LOSSES.values()}) == len(LOSSES) == 10
+
+
+def test_a_loss_does_not_depend_on_other_options(tmp_path):
+    config = tmp_path / "job.yaml"
+    config.write_text("temporal_loss: tet\ntheta_weight: '0.3'\ntheta_reduction: sample\n")
+    options = {}
+    for name, of_loss in LOSSES.items():
+        argv = [str(config), "--output_dir", "x", *(f"--{k}={v}" for k, v in of_loss.items())]
+        (args,) = parse_arguments(argv, (SpikingTrainingArguments,))
+        options[name] = {"loss": args.temporal_loss, **args.temporal_loss_options()}
+    assert options["tmc_batch"]["loss"] == "tmc"
+    assert options["tmc_batch"]["theta_weight"] == "auto"
+    assert options["tmc_sample_literal"]["theta_weight"] == 1
+    assert len({str(o) for o in options.values()}) == 10
 
 
 @pytest.mark.slow
@@ -91,5 +108,10 @@ def test_a_comparison_on_demo_pairs_goes_on_where_it_was(tmp_path):
     run()
     assert runs["tmc_batch"].stat().st_mtime_ns == written["tmc_batch"], "done is done"
     assert runs["tet"].stat().st_mtime_ns > written["tet"]
+    other = subprocess.run(
+        [*command, "--learning_rate", "1e-3"], env=environment, capture_output=True, text=True
+    )
+    assert "learning_rate 5e-05 -> 0.001" in other.stderr, "not passed off as that run"
     again = json.loads((tmp_path / "comparison.json").read_text())["losses"]
+    assert {"accuracy.svg", "ece.svg", "firing_rate.svg"} <= {p.name for p in tmp_path.iterdir()}
     assert again["tet"]["accuracy_t4"] == record["losses"]["tet"]["accuracy_t4"]

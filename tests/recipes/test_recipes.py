@@ -123,6 +123,8 @@ def test_the_same_command_again_goes_on_instead_of_starting_over(demo):
     assert "resuming from" in printed
     training = json.loads((folder / "results.json").read_text())["training"]
     assert (training["steps"], training["seconds"]) == (4, None)
+    said = fail("qqp_tmc.py", "--output_dir", folder, *QUICK, "--temporal_loss", "tet")
+    assert "temporal_loss 'tmc' -> 'tet'" in said
 
 
 @pytest.mark.slow
