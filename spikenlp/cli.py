@@ -1,6 +1,7 @@
 """The command `spikenlp`.
 
-spikenlp inspect MODEL       what it is and the memory that training takes; only its config is read
+spikenlp inspect MODEL       what it is, what drives its products, and the memory that training takes;
+                             only its config is read
 spikenlp report MODEL ...    one page: accuracy, calibration, spikes and energy over time steps
 spikenlp compare A.json ...  the numbers of several reports side by side
 spikenlp space CHECKPOINT    writes a Gradio Space: the answer, spikes and energy step by step
@@ -11,6 +12,7 @@ spikenlp doctor              what is installed, and what will be slow and why
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.metadata
 import importlib.util
 import json
@@ -18,36 +20,62 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
 
 import spikenlp
-from spikenlp.analysis import estimate_memory
+from spikenlp.analysis import describe_spikes, estimate_memory, spikes_table
+from spikenlp.analysis.spikes import Driver
+from spikenlp.models.checkpoint import SpikingConfig
 from spikenlp.models.spiking_bert.conversion_spiking_bert import spiking_config
 
 
 def inspect_model(args: argparse.Namespace) -> str:
     config = AutoConfig.from_pretrained(args.model)
-    if config.model_type not in ("bert", "spiking_bert"):
+    if config.model_type == "bert":
+        spiking = spiking_config(config, {})
+        return "\n".join([*_bert(args, config, spiking), "", *_memory(args, config, spiking)])
+    if not isinstance(config, SpikingConfig):
         raise ValueError(
             f"{args.model} is of model_type {config.model_type!r}: give a spiking checkpoint or a "
             "dense BERT"
         )
-    dense = config.model_type == "bert"
-    spiking = spiking_config(config, {}) if dense else config
-    lines = [
+    if config.model_type == "spiking_bert":
+        lines = [*_bert(args, config, config), "", *_memory(args, config, config)]
+    else:
+        lines = [
+            f"{args.model}: {config.model_type}, images of {config.num_channels} x "
+            f"{config.image_size} x {config.image_size}",
+            f"neurons: {config.neuron}, T = {config.num_timesteps}",
+        ]
+    if config.neuron != "relu":
+        lines += ["", spikes_table(_drivers(config))]
+    return "\n".join(lines)
+
+
+def _bert(
+    args: argparse.Namespace, config: PreTrainedConfig, spiking: PreTrainedConfig
+) -> list[str]:
+    return [
         f"{args.model}: {config.model_type}, {config.num_hidden_layers} layers of "
         f"{config.hidden_size}, {config.num_attention_heads} heads",
-        f"{'as a spiking model' if dense else 'neurons'}: {spiking.neuron}, spikes "
+        f"{'neurons' if config is spiking else 'as a spiking model'}: {spiking.neuron}, spikes "
         f"{'{-1, 0, 1}' if spiking.ternary else '{0, 1}'}, nonlinearity {spiking.nonlinearity}, "
         f"T = {spiking.num_timesteps}",
-        "",
+    ]
+
+
+def _memory(
+    args: argparse.Namespace, config: PreTrainedConfig, spiking: PreTrainedConfig
+) -> list[str]:
+    lines = [
         f"training step, batch {args.batch}, {args.length} tokens, AdamW, "
         f"{'bfloat16 autocast' if args.bf16 else 'float32'} (estimate, MB)",
         f"{'':12}{'parameters':>12}{'optimizer':>12}{'activations':>12}{'peak':>12}",
     ]
-    rows: dict[str, PreTrainedConfig] = {"dense": config} if dense else {}
+    rows: dict[str, PreTrainedConfig] = {} if config is spiking else {"dense": config}
     for steps in args.num_timesteps or [spiking.num_timesteps]:
         rows[f"T = {steps}"] = spiking.__class__(**{**spiking.to_dict(), "num_timesteps": steps})
     for name, row in rows.items():
@@ -56,43 +84,140 @@ def inspect_model(args: argparse.Namespace) -> str:
         )
         sizes = (found.parameters, found.optimizer, found.activations, found.peak)
         lines.append(f"{name:12}" + "".join(f"{size / 1e6:12,.0f}" for size in sizes))
-    return "\n".join(lines)
+    return lines
+
+
+def _drivers(config: PreTrainedConfig) -> list[Driver]:
+    """What drives each product; neither the weights nor how many steps there are matter to it."""
+    from spikenlp.export.program import example
+
+    one_step = copy.deepcopy(config)
+    one_step.num_timesteps = 1
+    if getattr(one_step, "collapsed", False):
+        one_step.collapsed = False
+    name = next(iter(config.architectures or []), "")
+    if name in spikenlp.__all__:
+        model = getattr(spikenlp, name)(one_step)
+    else:
+        model = AutoModel.from_config(one_step)
+    return describe_spikes(model, example(model, 1, 8))
 
 
 def report_model(args: argparse.Namespace) -> str:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     from spikenlp.analysis.report import report
-    from spikenlp.data import get_task, load_task
+    from spikenlp.metrics import glue_metrics
 
     if args.batch < 1 or args.max_samples < 1:
         raise ValueError("--batch and --max_samples must be >= 1")
     config = AutoConfig.from_pretrained(args.model)
-    if config.model_type != "spiking_bert":
+    kind = next(iter(config.architectures or []), None)
+    if kind != "SpikingBertForSequenceClassification":
         raise ValueError(
-            f"{args.model} is of model_type {config.model_type!r}, not a spiking model"
+            f"a report reads spiking text classifiers, but {args.model} holds a {kind} "
+            f"({config.model_type}); `spikenlp inspect` describes every model of spikenlp"
         )
-    task = get_task(args.task_name)
-    splits = load_task(task.name, data_dir=args.data_dir, dataset=args.dataset)
-    split = next(data for name, data in splits.items() if name.startswith("validation"))
-    split = split.select(range(min(args.max_samples, len(split))))
+    columns, labels = _labelled_texts(args, config)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForSequenceClassification.from_pretrained(args.model)
     longest, batches = min(128, config.max_position_embeddings), []
-    for start in range(0, len(split), args.batch):
-        rows = split[start : start + args.batch]
-        texts = [list(rows[column]) for column in task.text_columns]
+    for start in range(0, len(labels), args.batch):
+        rows = slice(start, start + args.batch)
         batch = tokenizer(
-            *texts, truncation=True, max_length=longest, padding=True, return_tensors="pt"
+            *(texts[rows] for texts in columns),
+            truncation=True,
+            max_length=longest,
+            padding=True,
+            return_tensors="pt",
         )
-        batches.append({**batch, "labels": torch.tensor(rows["label"])})
-    title = f"{Path(args.model).name} on {task.name}"
-    values = report(model, batches, args.out, tokenizer=tokenizer, title=title)
-    return (
-        f"{values['spiking']}\naccuracy {100 * values['accuracy'][-1]:.1f} %, ECE "
-        f"{values['calibration']['ece']:.3f} on {values['samples']} samples\n"
-        f"written: {args.out} and {Path(args.out).with_suffix('.json')}"
+        batches.append({**batch, "labels": torch.tensor(labels[rows])})
+    values = report(
+        model,
+        batches,
+        args.out,
+        tokenizer=tokenizer,
+        title=f"{Path(args.model).name} on {args.task_name or args.data.name}",
+        metrics=glue_metrics(args.task_name) if args.task_name else None,
     )
+    scores = "".join(f", {name} {score[-1]:.3f}" for name, score in values["scores"].items())
+    return (
+        f"{values['spiking']}\naccuracy {100 * values['accuracy'][-1]:.1f} %{scores}, ECE "
+        f"{values['calibration']['ece']:.3f} on {values['samples']} samples\n"
+        f"written: {args.out} and {args.out.with_suffix('.json')}"
+    )
+
+
+def _labelled_texts(
+    args: argparse.Namespace, config: PreTrainedConfig
+) -> tuple[list[list[str]], list[int]]:
+    """The columns of text and the class ids of the first `--max_samples` samples.
+
+    Raises:
+        ValueError: options or data that do not fit each other or the model.
+    """
+    from spikenlp.data import get_task, load_task
+
+    if args.data is not None:
+        if args.data_dir or args.dataset:
+            raise ValueError("--data_dir and --dataset belong to --task_name, not to --data")
+        return _own_data(args, config)
+    task = get_task(args.task_name)
+    if task.labels is None or len(task.labels) != config.num_labels:
+        classes = "a regression" if task.labels is None else f"of {len(task.labels)} classes"
+        raise ValueError(
+            f"{task.name} is {classes}, and {args.model} tells {config.num_labels} classes apart"
+        )
+    splits = load_task(task.name, data_dir=args.data_dir, dataset=args.dataset)
+    split = next(data for name, data in splits.items() if name.startswith("validation"))
+    rows = split[: args.max_samples]
+    return [list(rows[column]) for column in task.text_columns], list(rows["label"])
+
+
+READERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".csv": ("csv", {"keep_default_na": False}),
+    ".tsv": ("csv", {"keep_default_na": False, "delimiter": "\t"}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+}
+"""Ending of a file -> how `datasets` reads it."""
+
+
+def _own_data(
+    args: argparse.Namespace, config: PreTrainedConfig
+) -> tuple[list[list[str]], list[int]]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    path, text_columns, label_column = args.data, args.text_columns, args.label_column
+    if path.suffix not in READERS:
+        raise ValueError(f"--data must end with one of {', '.join(READERS)}, got {path}")
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    if len(text_columns) > 2:
+        raise ValueError(f"--text_columns takes one or two, got {text_columns}")
+    reader, options = READERS[path.suffix]
+    try:
+        split = load_dataset(reader, data_files=str(path), split="train", **options)
+    except (DatasetsError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error.__cause__ or error}") from error
+    columns = [*text_columns, label_column]
+    if missing := [column for column in columns if column not in split.column_names]:
+        raise ValueError(
+            f"{path} has no column {missing}, but {split.column_names}: name --text_columns and "
+            "--label_column"
+        )
+    rows = split[: args.max_samples]
+    ids = {str(i): i for i in config.id2label or {}} | (config.label2id or {})
+    for i, values in enumerate(zip(*(rows[column] for column in columns), strict=True), 1):
+        if None in values:
+            raise ValueError(f"{path}, row {i} has no {columns[values.index(None)]!r}")
+        if str(values[-1]) not in ids:
+            raise ValueError(
+                f"{path}, row {i}: label {values[-1]!r} is none of the model's classes {list(ids)}"
+            )
+    texts = [[str(text) for text in rows[column]] for column in text_columns]
+    return texts, [ids[str(label)] for label in rows[label_column]]
 
 
 def compare_reports(args: argparse.Namespace) -> str:
@@ -106,10 +231,11 @@ def compare_reports(args: argparse.Namespace) -> str:
         steps = range(1, len(values["accuracy"]) + 1)
         accuracy = " ".join(f"{100 * a:5.1f}" for a in values["accuracy"])
         ece = " ".join(f"{values['calibration'][f'ece_t{t}']:.3f}" for t in steps)
+        scores = "".join(f"  {k} {v[-1]:.3f}" for k, v in values.get("scores", {}).items())
         energy = values["energy_microjoules"]["spiking, float32"][-1]
         ratio = values["energy"]["ratios"]["spiking, float32 / dense, float32"]
         lines.append(
-            f"{path.stem:{width}}  accuracy {accuracy}  ECE {ece}  {energy:.1f} uJ "
+            f"{path.stem:{width}}  accuracy {accuracy}{scores}  ECE {ece}  {energy:.1f} uJ "
             f"({ratio:.2f} of dense, float32)"
         )
     return "\n".join(lines)
@@ -195,8 +321,18 @@ def main(argv: list[str] | None = None) -> None:
 
     report = commands.add_parser("report", help="one HTML page about a spiking classifier")
     report.add_argument("model", help="folder or Hub id of a spiking classifier")
+    source = report.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--data", type=Path, help="your labelled texts: .csv, .tsv, .json or .jsonl"
+    )
+    source.add_argument("--task_name", help="or a task, of its dev set: sst2, qqp, r8, ...")
     report.add_argument(
-        "--task_name", required=True, help="task of its dev set: sst2, qqp, r8, ..."
+        "--text_columns", nargs="+", default=["text"], help="one or two of --data (default: text)"
+    )
+    report.add_argument(
+        "--label_column",
+        default="label",
+        help="of --data, with names or ids of the model's classes (default: label)",
     )
     report.add_argument("--data_dir", help="folder with the task's files")
     report.add_argument("--dataset", help="Hub data set with GLUE's configurations: nyu-mll/glue")

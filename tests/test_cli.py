@@ -1,8 +1,25 @@
+import importlib.metadata
+
 import pytest
+import torch
 from transformers import BertConfig, GPT2Config
 
-from spikenlp import SpikingBertConfig
+import spikenlp
+from spikenlp import (
+    QKFormerConfig,
+    QKFormerForImageClassification,
+    SpikingBertConfig,
+    SpikingBertForMaskedLM,
+    SpikingBertForSequenceClassification,
+    SpikingResNetConfig,
+    SpikingResNetForImageClassification,
+    SpikingVGGConfig,
+    SpikingVGGForImageClassification,
+    cli,
+)
+from spikenlp.analysis import describe_spikes, spikes_table
 from spikenlp.cli import main
+from spikenlp.export.program import example
 
 TINY = {
     "vocab_size": 100,
@@ -18,7 +35,10 @@ def test_inspect_a_spiking_checkpoint(tmp_path, capsys):
     main(["inspect", str(tmp_path), "--batch", "4", "--length", "16"])
     printed = capsys.readouterr().out
     assert "rounding, spikes {0, 1}, nonlinearity running, T = 3" in printed
-    assert printed.splitlines()[-1].startswith("T = 3")
+    memory, _, products = printed.partition("\n\nproduct")
+    assert memory.splitlines()[-1].startswith("T = 3")
+    assert "encoder.layer.1.output.dense" in products
+    assert "binary     0, 1      encoder.layer.1.output.neuron" in products
 
 
 def test_inspect_a_dense_bert_compares_it_with_its_spiking_twin(tmp_path, capsys):
@@ -39,3 +59,68 @@ def test_inspect_says_what_is_wrong(tmp_path):
         main(["inspect", str(tmp_path / "bert"), "--length", "600"])
     with pytest.raises(SystemExit, match="spikenlp: "):
         main(["inspect", str(tmp_path / "nothing")])
+
+
+SMALL = {"image_size": 16, "num_timesteps": 3}
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config"),
+    [
+        (SpikingBertForSequenceClassification, SpikingBertConfig(**TINY)),
+        (SpikingBertForMaskedLM, SpikingBertConfig(**TINY, nonlinearity="step")),
+        (
+            SpikingBertForSequenceClassification,
+            SpikingBertConfig(**TINY, architecture="spikingbert", num_timesteps=6),
+        ),
+        (
+            SpikingVGGForImageClassification,
+            SpikingVGGConfig(hidden_sizes=[4, 8], depths=[1, 1], **SMALL),
+        ),
+        (
+            SpikingResNetForImageClassification,
+            SpikingResNetConfig(hidden_sizes=[4, 8], depths=[1, 1], **SMALL),
+        ),
+        (QKFormerForImageClassification, QKFormerConfig(hidden_sizes=[6, 12, 24], **SMALL)),
+    ],
+)
+def test_inspect_says_what_drives_each_product_of_every_model(
+    tmp_path, capsys, model_class, config
+):
+    model = model_class(config)
+    model.save_pretrained(tmp_path)
+    main(["inspect", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert f"T = {config.num_timesteps}" in printed
+    expected = spikes_table(describe_spikes(model, example(model, 2, 9)))
+    assert printed.rstrip().endswith(expected)
+    assert "float" in expected
+    assert "0, 1" in expected
+
+
+def test_inspect_a_collapsed_and_a_dense_twin(tmp_path, capsys):
+    SpikingBertConfig(**TINY, collapsed=True).save_pretrained(tmp_path / "collapsed")
+    main(["inspect", str(tmp_path / "collapsed"), "--length", "16"])
+    assert "ternary" in capsys.readouterr().out
+    SpikingVGGConfig(neuron="relu").save_pretrained(tmp_path / "dense")
+    main(["inspect", str(tmp_path / "dense")])
+    assert "neurons: relu" in capsys.readouterr().out
+
+
+def test_doctor_says_what_is_installed_and_what_is_slow(capsys, monkeypatch):
+    main(["doctor"])
+    lines = capsys.readouterr().out.splitlines()
+    found = {line[:14].strip(): line[14:] for line in lines[: lines.index("")]}
+    assert found["spikenlp"] == spikenlp.__version__
+    for name in ("torch", "transformers", "accelerate", "datasets", "evaluate"):
+        assert found[name] == importlib.metadata.version(name)
+    assert found["extra plots"] == "installed"
+    assert {"python", "accelerator", "C++ compiler", "extra space", "extra export"} <= set(found)
+    assert any("T times as long" in line for line in lines[lines.index("slow here:") :])
+
+    monkeypatch.setattr(cli, "_cpp_compiler", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    main(["doctor"])
+    printed = capsys.readouterr().out
+    assert "C++ compiler  none" in printed
+    assert "no C++ compiler was found" in printed

@@ -6,6 +6,7 @@ from spikenlp.analysis.energy import (
     energy_by_step,
     energy_report,
     microjoules,
+    pooled,
 )
 from spikenlp.analysis.equilibrium import RateConvergence, rate_convergence
 from spikenlp.analysis.memory import MemoryEstimate, estimate_memory
@@ -22,6 +23,7 @@ from spikenlp.analysis.temporal import (
     loss_oscillation,
     loss_residual,
     mean_off_diagonal,
+    rate_by_depth,
     scaling_factor_distribution,
     temporal_similarity,
     weight_rank,
@@ -45,6 +47,8 @@ __all__ = [
     "loss_residual",
     "mean_off_diagonal",
     "microjoules",
+    "pooled",
+    "rate_by_depth",
     "rate_convergence",
     "scaling_factor_distribution",
     "spikes_table",

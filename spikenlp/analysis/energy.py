@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spikenlp.analysis.tracing import Trace, trace
+from spikenlp.analysis.watching import Sent
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ class LayerCost:
     name: str
     kind: str
     driver: str
-    """binary, ternary or float."""
+    """binary, ternary, integer (sums or averages of spikes) or float."""
     dense_macs: float
     """Of one pass, as a dense model makes it."""
     steps: int
     rate: float | None
-    """Spikes per neuron and step that it reads; None where floats drive it."""
+    """Spikes per input and step that it reads; None where floats drive it."""
     sops: float
     float_macs: float
     energy: float
@@ -80,7 +81,8 @@ class EnergyReport:
     rate: float
     """rho, the mean rate of the inputs of what spikes drive, weighted by MACs."""
     spikes_per_neuron: float
-    """T rho."""
+    """Of an inference, mean over all neurons, where a channel is one at each of its real positions; what
+    `SpikeMonitor.spikes_per_neuron` counts. rho weighs neurons by what they reach, so that T rho differs."""
     energies: dict[str, float]
     memory: dict[str, float]
     """No reuse: each operation fetches its weight, a neuron reads and writes 4 bytes each step."""
@@ -100,6 +102,11 @@ class EnergyReport:
         """E_spiking / E_dense of the products alone in float32, counted operation by operation."""
         spent = sum(layer.energy for layer in self.layers)
         return spent / (self.constants.float_mac * sum(layer.dense_macs for layer in self.layers))
+
+    def products_ratio_by_formula(self) -> float:
+        """T (rho f r + 1 - f): the same, as if every product ran at every step."""
+        c, f = self.constants, self.driven_share
+        return self.num_timesteps * (self.rate * f * c.float_ac / c.float_mac + 1 - f)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"ratios": self.ratios(), "products_ratio": self.products_ratio()}
@@ -128,8 +135,8 @@ class EnergyReport:
         lines += [
             "",
             f"per sample, T = {self.num_timesteps}: f = {self.driven_share:.3f} of the MACs are "
-            f"driven by spikes, at a rate of {self.rate:.3f}: {self.spikes_per_neuron:.2f} spikes "
-            "per neuron",
+            f"driven by spikes, at a rate of {self.rate:.3f}; {self.spikes_per_neuron:.2f} spikes per "
+            "neuron",
             f"float operations between products: {others}; {self.membrane_updates:,.0f} membrane "
             "updates",
             "",
@@ -182,14 +189,19 @@ def energy_report(
     """Counts the operations of `model` on `batch`, per sample, at true lengths.
 
     Args:
-        batch: the model's inputs [B, ...] in a dict, or its one input [T, B, ...]; positions where attention_mask is 0 are not counted.
+        batch: the model's inputs [B, ...] in a dict, or its one input [T, B, ...]; positions where
+            attention_mask [B, L] is 0 are not counted, whether `model` or a transformers model inside it
+            gets the mask.
         constants: picojoules of operations.
 
     Raises:
-        ValueError: a model without neurons, or a collapsed one.
+        ValueError: a model without neurons, a collapsed one, one without a matrix product, or with one by
+            a function that is not counted (named: einsum, ...); an attention mask that is not [B, L].
     """
     constants = constants or EnergyConstants()
     seen = trace(model, batch)
+    if not any(product.macs.any() for product in seen.products):
+        raise ValueError(f"{type(model).__name__} makes no matrix product in this batch")
     steps = len(seen.neurons[0].levels)
     ternary = any(sent.neuron.ternary for sent in seen.neurons)
     layers = []
@@ -197,14 +209,11 @@ def energy_report(
         macs, sops = float(product.macs.sum()), float(product.sops.sum())
         macs, sops = macs / seen.samples, sops / seen.samples
         driven = product.source is not None
-        driver = "float"
-        if product.source is not None:
-            driver = "ternary" if product.source.neuron.ternary else "binary"
         layers.append(
             LayerCost(
                 name=product.name,
                 kind=product.kind,
-                driver=driver,
+                driver=product.driver,
                 dense_macs=macs / product.steps,
                 steps=product.steps,
                 rate=sops / macs if driven else None,
@@ -238,7 +247,7 @@ def energy_report(
         membrane_updates=updates,
         driven_share=driven_macs / dense,
         rate=rate,
-        spikes_per_neuron=rate * steps,
+        spikes_per_neuron=_spikes_per_neuron(seen.neurons),
         energies={
             "spiking, float32": float(spiking_energy(seen, c).mean()),
             "dense, float32": dense * c.float_mac + between_dense,
@@ -259,7 +268,17 @@ def energy_report(
     )
 
 
-def energy_by_step(model: PreTrainedModel, batch: Mapping[str, Any] | Tensor) -> list[EnergyReport]:
+def _spikes_per_neuron(sent: Sequence[Sent]) -> float:
+    spikes = sum(int(s.spikes().count_nonzero()) for s in sent)
+    return spikes / max(sum(s.sites() * s.levels.shape[s.neuron.channel_dim] for s in sent), 1)
+
+
+def energy_by_step(
+    model: PreTrainedModel,
+    batch: Mapping[str, Any] | Tensor,
+    *,
+    constants: EnergyConstants | None = None,
+) -> list[EnergyReport]:
     """`energy_report` of the model stopped after 1, ..., T steps: it has then done what one of so many
     steps does. The model has `config.num_timesteps`, which is T again afterwards."""
     longest = model.config.num_timesteps
@@ -267,10 +286,49 @@ def energy_by_step(model: PreTrainedModel, batch: Mapping[str, Any] | Tensor) ->
         reports = []
         for steps in range(1, longest + 1):
             model.config.num_timesteps = steps
-            reports.append(energy_report(model, batch))
+            reports.append(energy_report(model, batch, constants=constants))
         return reports
     finally:
         model.config.num_timesteps = longest
+
+
+def pooled(reports: Sequence[EnergyReport]) -> EnergyReport:
+    """One report of the samples of all `reports`, which are of one model and T."""
+    samples = sum(r.samples for r in reports)
+
+    def mean(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        pairs = list(zip(reports, counts, strict=True))
+        return {k: sum(r.samples * c[k] for r, c in pairs) / samples for k in counts[0]}
+
+    layers = []
+    for same in zip(*(r.layers for r in reports), strict=True):
+        counted = ("dense_macs", "sops", "float_macs", "energy")
+        counts = mean([{k: getattr(layer, k) for k in counted} for layer in same])
+        reads = same[0].steps * counts["dense_macs"]
+        rate = None if same[0].rate is None else counts["sops"] / reads
+        layers.append(replace(same[0], rate=rate, **counts))
+    steps = reports[0].num_timesteps
+    dense = sum(layer.dense_macs for layer in layers)
+    driven = sum(layer.dense_macs for layer in layers if layer.rate is not None)
+    rate = sum(layer.sops for layer in layers) / (steps * driven) if driven else 0.0
+    per_sample = mean(
+        [
+            {"updates": r.membrane_updates, "spikes": r.spikes_per_neuron * r.membrane_updates}
+            for r in reports
+        ]
+    )
+    return replace(
+        reports[0],
+        samples=samples,
+        layers=layers,
+        elementwise=mean([r.elementwise for r in reports]),
+        membrane_updates=per_sample["updates"],
+        driven_share=driven / dense,
+        rate=rate,
+        spikes_per_neuron=per_sample["spikes"] / per_sample["updates"],
+        energies=mean([r.energies for r in reports]),
+        memory=mean([r.memory for r in reports]),
+    )
 
 
 def microjoules(reports: Sequence[EnergyReport]) -> dict[str, list[float]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from spikenlp.analysis.temporal import NORM_KEY
+from spikenlp.analysis.temporal import NORM_KEY, loss_residual
 from spikenlp.metrics.calibration import ReliabilityCurve
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 LINE_STYLES = ["-", "--", ":"]
+NOT_RUN = 2
+"""In a raster: where a layer does not run. Spikes are -1, 0 and 1."""
 
 
 def _figure(width: float = 6.0, height: float = 3.6) -> Any:
@@ -115,16 +117,116 @@ def plot_firing_rates(rates: Mapping[str, Sequence[float]]) -> Figure:
         ValueError: nothing to draw.
     """
     _require(rates)
+    figure, axes, steps = _heat_map(rates)
+    axes.set(
+        xlabel="time step", xticks=range(steps), xticklabels=[str(t + 1) for t in range(steps)]
+    )
+    return figure
+
+
+def plot_head_rates(rates: Mapping[str, ArrayLike]) -> Figure:
+    """Heat map of firing rates in [0, 1]: heads and, within each, time steps to the right.
+
+    Args:
+        rates: [T, heads] by name of layer, as `SpikeCounts.rate_by_head` gives them.
+
+    Raises:
+        ValueError: nothing to draw.
+    """
+    _require(rates)
+    by_head = {name: np.asarray(values).T for name, values in rates.items()}
+    heads, steps = next(iter(by_head.values())).shape
+    figure, axes, _ = _heat_map({name: values.ravel() for name, values in by_head.items()})
+    axes.set_xticks(steps * (np.arange(heads) + 0.5) - 0.5, [str(h + 1) for h in range(heads)])
+    for head in range(1, heads):
+        axes.axvline(steps * head - 0.5, color="white", linewidth=1)
+    axes.set(xlabel=f"head, {steps} time steps in each")
+    return figure
+
+
+def _heat_map(rates: Mapping[str, ArrayLike]) -> tuple[Any, Any, int]:
+    """A figure, its axes and the number of columns: one row a name, rates [columns]."""
     values = np.array(list(rates.values()))
     figure = _figure(7.0, 1.5 + 0.22 * len(rates))
     axes = figure.subplots()
     image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=max(values.max(), 1e-9))
-    steps = values.shape[1]
-    axes.set(
-        xlabel="time step", xticks=range(steps), xticklabels=[str(t + 1) for t in range(steps)]
-    )
     axes.set_yticks(range(len(rates)), list(rates), fontsize=8)
     figure.colorbar(image, label="spikes per neuron and step")
+    return figure, axes, values.shape[1]
+
+
+def plot_rate_by_depth(rates: Mapping[str, Sequence[float]]) -> Figure:
+    """Firing rate against depth, one line a time step, from dark (the first) to bright.
+
+    Args:
+        rates: [T] by name of module, from the input on, as `rate_by_depth` gives them.
+
+    Raises:
+        ValueError: nothing to draw.
+    """
+    _require(rates)
+    from matplotlib import colormaps
+
+    values = np.array(list(rates.values()))
+    figure = _figure(max(6.0, 0.5 * len(rates)), 4.2)
+    axes = figure.subplots()
+    colours = colormaps["viridis"](np.linspace(0, 0.9, values.shape[1]))
+    for t, (by_depth, colour) in enumerate(zip(values.T, colours, strict=True), 1):
+        axes.plot(range(len(rates)), by_depth, marker="o", color=colour, label=f"step {t}")
+    axes.set_xticks(range(len(rates)), list(rates), rotation=30, ha="right", fontsize=8)
+    axes.set(ylabel="spikes per neuron and step", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def plot_weight_rank(ranks: Mapping[str, float]) -> Figure:
+    """Effective rank of each weight matrix, from the input (top) to the output.
+
+    Args:
+        ranks: by name of parameter, as `weight_rank` gives them.
+
+    Raises:
+        ValueError: nothing to draw.
+    """
+    _require(ranks)
+    figure = _figure(7.0, 1.0 + 0.2 * len(ranks))
+    axes = figure.subplots()
+    axes.barh(range(len(ranks)), list(ranks.values()), color=COLOURS[0])
+    axes.set_yticks(range(len(ranks)), list(ranks), fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="effective rank")
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def plot_loss_oscillation(losses: Sequence[float], window: int = 21) -> Figure:
+    """A training loss, its centred moving average, and a band of `loss_oscillation` on either side.
+
+    Args, Raises: as `loss_residual`.
+    """
+    residual = loss_residual(losses, window)
+    swing = residual.std()
+    half = window // 2
+    steps = np.arange(1, len(losses) + 1)
+    inner, trend = steps[half : len(losses) - half], np.asarray(losses)[half : len(losses) - half]
+    trend = trend - residual
+    figure = _figure()
+    axes = figure.subplots()
+    axes.plot(steps, losses, color="#999999", linewidth=0.8, label="loss")
+    axes.plot(inner, trend, color=COLOURS[0], label=f"mean of {window}")
+    axes.fill_between(
+        inner,
+        trend - swing,
+        trend + swing,
+        color=COLOURS[0],
+        alpha=0.25,
+        label=f"oscillation, {swing:.3g}",
+    )
+    axes.set(xlabel="logged step", ylabel="training loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
     return figure
 
 
@@ -210,26 +312,48 @@ def plot_gradient_norms(log_history: Sequence[Mapping[str, float]]) -> Figure:
 
 
 def plot_raster(spikes: Mapping[str, ArrayLike], tokens: Sequence[str]) -> Figure:
-    """Spikes as dots: tokens and, within each, time steps to the right; layers and channels upwards.
+    """Spikes as marks: tokens and, within each, time steps to the right; layers and channels upwards.
 
     Args:
-        spikes: {-1, 0, 1}, [T, L, channels] by name of layer.
+        spikes: {-1, 0, 1}, [T, L, channels] by name of layer; where a layer runs for the first tokens
+            alone, fewer than L.
         tokens: L names.
+
+    Raises:
+        ValueError: nothing to draw.
     """
-    figure = _figure(max(7.0, 0.45 * len(tokens)), 1.5 + 0.3 * len(spikes))
-    axes = figure.subplots()
-    ticks, start, steps = [], 0, 1
-    for values in spikes.values():
-        layer = np.asarray(values)
-        steps, _, channels = layer.shape
-        for sign, colour in ((1, COLOURS[0]), (-1, COLOURS[1])):
-            t, token, channel = np.nonzero(layer == sign)
-            axes.scatter(token + (t + 0.5) / steps, start + channel, s=1.2, color=colour)
+    _require(spikes)
+    from matplotlib.colors import ListedColormap
+
+    layers = [np.asarray(values) for values in spikes.values()]
+    steps = len(layers[0])
+    gap = np.zeros((3, len(tokens) * steps), dtype=np.int8)
+    rows, ticks, start = [], [], 0
+    for layer in layers:
+        absent = ((0, 0), (0, len(tokens) - layer.shape[1]), (0, 0))
+        whole = np.pad(layer, absent, constant_values=NOT_RUN)
+        channels = layer.shape[2]
+        rows += [whole.transpose(2, 1, 0).reshape(channels, -1), gap]
         ticks.append(start + channels / 2)
-        start += channels + 3
+        start += channels + len(gap)
+    figure = _figure(max(7.0, 1.5 + 0.22 * len(tokens)), 1.5 + 0.3 * len(layers))
+    axes = figure.subplots()
+    axes.imshow(
+        np.concatenate(rows),
+        cmap=ListedColormap([COLOURS[1], "white", COLOURS[0], "#e4e4e4"]),
+        vmin=-1,
+        vmax=NOT_RUN,
+        origin="lower",
+        aspect="auto",
+        interpolation="none",
+        extent=(0, len(tokens), 0, start),
+    )
     axes.set_xticks(np.arange(len(tokens)) + 0.5, tokens, rotation=60, ha="right", fontsize=8)
-    axes.set_yticks(ticks, list(spikes), fontsize=7)
+    axes.set_yticks(ticks, list(spikes), fontsize=8)
     for edge in range(1, len(tokens)):
         axes.axvline(edge, color="#cccccc", linewidth=0.5)
-    axes.set(xlim=(0, len(tokens)), ylim=(-2, start), xlabel=f"token, {steps} time steps in each")
+    axes.set(
+        ylim=(-1, start),
+        xlabel=f"token, {steps} time steps in each (blue: spike, orange: negative, grey: not run)",
+    )
     return figure

@@ -8,7 +8,10 @@ from __future__ import annotations
 import html
 import io
 import json
-from collections.abc import Iterable, Mapping
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,69 +20,142 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spikenlp.analysis.energy import EnergyReport, energy_by_step, microjoules
-from spikenlp.analysis.spikes import SpikeMonitor, assert_spiking, describe_spikes, spikes_table
+from spikenlp.analysis.energy import (
+    EnergyConstants,
+    EnergyReport,
+    energy_by_step,
+    microjoules,
+    pooled,
+)
+from spikenlp.analysis.spikes import (
+    SpikeMonitor,
+    assert_spiking,
+    describe_spikes,
+    spikes_table,
+)
 from spikenlp.analysis.temporal import mean_off_diagonal, temporal_similarity
-from spikenlp.analysis.tracing import Sent, unrolled, watch_neurons
-from spikenlp.metrics.calibration import calibration_by_timestep, reliability_curve
+from spikenlp.analysis.watching import Sent, unrolled, watch_neurons
+from spikenlp.metrics import calibration_by_timestep, reliability_curve, scores_by_timestep
+
+Metrics = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 
 EXAMPLE_CHANNELS = 12
 """Channels of each layer whose spikes the example shows."""
+ENERGY_SAMPLES = 128
+"""Energy is counted on the first batches, up to the one that completes so many samples."""
+BY_HEAD = ("self.key_neuron", "self.value_neuron", "attention.output.neuron")
+"""Neurons whose channels belong to heads: those of keys, values and context."""
+SMALLEST_TEXT = 8.0
+"""CSS pixels of a chart's smallest letters; a chart that needs more room for it scrolls in its frame."""
 
 
-def collect(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Any]:
-    """The numbers of the report; see `report` for the arguments."""
-    batches = [dict(batch) for batch in batches]
-    if not batches:
-        raise ValueError("a report needs at least one batch")
-    if missing := [i for i, batch in enumerate(batches) if "labels" not in batch]:
-        raise ValueError(f"a report needs labels, which batch {missing[0]} has not")
-    if model.config.num_labels < 2:
-        raise ValueError("a report is about confidence, which a regression has none of")
-    first = {k: v.to(model.device) for k, v in batches[0].items() if k != "labels"}
+def collect(
+    model: PreTrainedModel,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    constants: EnergyConstants | None = None,
+) -> dict[str, Any]:
+    """What the report is made of; see `report` for the arguments."""
+    batches = list(batches)
+    _check(model, batches)
+    labels = [batch["labels"].cpu() for batch in batches]
+    inputs = [{k: v.to(model.device) for k, v in b.items() if k != "labels"} for b in batches]
     try:
-        assert_spiking(model, first)
+        assert_spiking(model, inputs[0])
         spiking = "every neuron sends spikes, and every layer that claims to read spikes does"
     except AssertionError as error:
         spiking = f"NOT SPIKING: {error}"
-    logits, labels = [], []
     training = model.training
     model.eval()
     with SpikeMonitor(model) as monitor, torch.no_grad():
-        for batch in batches:
-            inputs = {k: v.to(model.device) for k, v in batch.items() if k != "labels"}
-            logits.append(model(**inputs).timestep_logits.float().cpu())
-            labels.append(batch["labels"].cpu())
+        logits = [model(**batch).timestep_logits.float().cpu() for batch in inputs]
     model.train(training)
+    samples = np.cumsum([len(of_batch) for of_batch in labels])
+    counted = inputs[: int(np.searchsorted(samples, ENERGY_SAMPLES)) + 1]
     return {
         "spiking": spiking,
         "timestep_logits": torch.cat(logits),
         "labels": torch.cat(labels),
         "spikes": monitor.layers,
-        "drivers": describe_spikes(model, first),
-        "similarity": temporal_similarity(model, first),
-        "energy": energy_by_step(model, first),
+        "heads": model.config.num_attention_heads,
+        "drivers": describe_spikes(model, inputs[0]),
+        "similarity_samples": len(labels[0]),
+        "similarity": temporal_similarity(model, inputs[0]),
+        "energy": [
+            pooled(of_step)
+            for of_step in zip(
+                *(energy_by_step(model, batch, constants=constants) for batch in counted),
+                strict=True,
+            )
+        ],
     }
 
 
-def numbers(found: dict[str, Any]) -> dict[str, Any]:
-    """What `collect` found as plain numbers, for JSON."""
-    means = _running_mean(found["timestep_logits"])
-    labels = found["labels"]
-    energies: list[EnergyReport] = found["energy"]
-    return {
-        "spiking": found["spiking"],
-        "samples": len(labels),
-        "accuracy": [float((m.argmax(-1) == labels).double().mean()) for m in means.unbind(1)],
-        "calibration": calibration_by_timestep(found["timestep_logits"], labels),
-        "firing_rate": {name: c.rate_by_step.tolist() for name, c in found["spikes"].items()},
-        "silent": {name: c.silent for name, c in found["spikes"].items()},
-        "saturated": {name: c.saturated for name, c in found["spikes"].items()},
-        "similarity": {name: m.tolist() for name, m in found["similarity"].items()},
-        "mean_similarity": {k: mean_off_diagonal(m) for k, m in found["similarity"].items()},
-        "energy_microjoules": microjoules(energies),
-        "energy": energies[-1].to_dict(),
-    }
+def _check(model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]) -> None:
+    if not batches:
+        raise ValueError("a report needs at least one batch")
+    if missing := [i for i, batch in enumerate(batches) if "labels" not in batch]:
+        raise ValueError(f"a report needs labels, which batch {missing[0]} has not")
+    classes = model.config.num_labels
+    if classes < 2:
+        raise ValueError("a report is about confidence, which a regression has none of")
+    for i, batch in enumerate(batches):
+        low, high = batch["labels"].min(), batch["labels"].max()
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"labels must lie in [0, {classes}), those of batch {i} in {low} ... {high}"
+            )
+
+
+def numbers(found: dict[str, Any], metrics: Metrics | None = None) -> dict[str, Any]:
+    """What `collect` found as plain numbers, for JSON: None where there is no value."""
+    logits, labels = found["timestep_logits"], found["labels"]
+    means = _running_mean(logits)
+    spikes, energies = found["spikes"], found["energy"]
+    scores: dict[str, list[float]] = {}
+    if metrics is not None:
+        for name, score in scores_by_timestep(metrics, logits, labels).items():
+            scores.setdefault(name.rpartition("_t")[0], []).append(score)
+        scores.pop("accuracy", None)
+    return _plain(
+        {
+            "spiking": found["spiking"],
+            "samples": len(labels),
+            "accuracy": [float((m.argmax(-1) == labels).double().mean()) for m in means.unbind(1)],
+            "scores": scores,
+            "calibration": calibration_by_timestep(logits, labels),
+            "reliability": [
+                {k: v.tolist() for k, v in asdict(reliability_curve(m.softmax(-1), labels)).items()}
+                for m in means.unbind(1)
+            ],
+            "firing_rate": {name: c.rate_by_step.tolist() for name, c in spikes.items()},
+            "firing_rate_by_head": {
+                name: c.rate_by_head(found["heads"]).tolist()
+                for name, c in spikes.items()
+                if name.endswith(BY_HEAD)
+            },
+            "silent": {name: c.silent for name, c in spikes.items()},
+            "saturated": {name: c.saturated for name, c in spikes.items()},
+            "similarity_samples": found["similarity_samples"],
+            "similarity": {name: m.tolist() for name, m in found["similarity"].items()},
+            "mean_similarity": {k: mean_off_diagonal(m) for k, m in found["similarity"].items()},
+            "drivers": [asdict(driver) for driver in found["drivers"]],
+            "energy_microjoules": microjoules(energies),
+            "energy": {
+                **energies[-1].to_dict(),
+                "products_ratio_formula": energies[-1].products_ratio_by_formula(),
+            },
+        }
+    )
+
+
+def _plain(value: Any) -> Any:
+    """`value` with None for the floats that JSON has no word for."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def report(
@@ -89,37 +165,56 @@ def report(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     title: str = "Spiking model",
+    metrics: Metrics | None = None,
+    constants: EnergyConstants | None = None,
 ) -> dict[str, Any]:
     """Writes the page `out` and, beside it, its numbers with the ending .json.
 
     Args:
         model: a sequence classifier of ours.
-        batches: tokenised batches with `labels` [B]; energy, similarity and the example are taken from
-            the first, everything else from all.
+        batches: tokenised batches with `labels` [B] in [0, C); similarity, what drives each product and
+            the example are taken from the first, energy from the first `ENERGY_SAMPLES` samples (whole
+            batches), everything else from all.
         tokenizer: names the example's tokens.
+        metrics: further scores by name of logits [N, C] and labels [N], as `glue_metrics("qqp")`.
+        constants: picojoules of operations.
 
     Returns:
-        The numbers.
+        The numbers; None where there is no value, such as a similarity at T = 1.
 
     Raises:
-        ValueError: no batch, no labels, a regression, a collapsed model.
+        ValueError: no batch, no labels or others, a regression, a collapsed model; `out` is a folder or
+            ends with .json.
         ImportError: matplotlib is not installed (extra `plots`).
     """
     from spikenlp.analysis import plots
     from spikenlp.training.provenance import run_record
 
-    batches = [dict(batch) for batch in batches]
-    found = collect(model, batches)
-    values = {"title": title, "run": run_record(), **numbers(found)}
+    plots._figure()  # that matplotlib is missing is found out before the model runs
+    out = Path(out)
+    if out.suffix == ".json" or out.is_dir():
+        raise ValueError(f"out must be the page's file, such as report.html, got {out}")
+    batches = list(batches)
+    found = collect(model, batches, constants=constants)
+    example = _example(model, batches[0], tokenizer)
+    spikes = example.pop("spikes")
+    values = {
+        "title": title,
+        "run": run_record(),
+        **numbers(found, metrics),
+        "example": example,
+    }
     logits, labels = found["timestep_logits"], found["labels"]
     steps = logits.shape[1]
-    calibration = values["calibration"]
-    example = _example(model, batches[0], tokenizer)
+    calibration, scores = values["calibration"], values["scores"]
+    energy: EnergyReport = found["energy"][-1]
     by_step = [f"t{t}" for t in range(1, steps + 1)]
     charts = [
         (
-            "Accuracy by time step",
-            plots.plot_metric_by_step({"accuracy": values["accuracy"]}, "accuracy"),
+            " and ".join(["Accuracy", *scores]) + " by time step",
+            plots.plot_metric_by_step(
+                {"accuracy": values["accuracy"], **scores}, "score" if scores else "accuracy"
+            ),
         ),
         (
             "Calibration error by time step",
@@ -148,46 +243,73 @@ def report(
             plots.plot_firing_rates({_short(k): v for k, v in values["firing_rate"].items()}),
         ),
         (
-            "Similarity of features between time steps",
-            plots.plot_similarity({_short(k): m for k, m in found["similarity"].items()}),
+            "Firing rate of keys, values and context, layer by head",
+            plots.plot_head_rates({_short(k): v for k, v in values["firing_rate_by_head"].items()}),
         ),
-        (f"One example: {example['prediction']}", plots.plot_raster(**example["raster"])),
+        (
+            "Similarity of features between time steps",
+            plots.plot_similarity(
+                {f"layer {_short(k)}": m for k, m in found["similarity"].items()}
+            ),
+        ),
+        (
+            f"One example: {_answer(example['by_step'][-1])} (truth: {example['truth']})",
+            plots.plot_raster(spikes, example["tokens"]),
+        ),
     ]
-    energy: EnergyReport = found["energy"][-1]
+    further = "".join(f"{name} {of_step[-1]:.3f}, " for name, of_step in scores.items())
     page = _page(
         title,
         lead=[
             values["spiking"],
             f"{values['samples']} samples, T = {steps}: accuracy {100 * values['accuracy'][-1]:.1f} %, "
-            f"ECE {calibration['ece']:.3f}",
-            f"energy (arithmetic, 45 nm) {energy.verdict()}",
+            f"{further}ECE {calibration['ece']:.3f}",
+            f"energy (arithmetic) {energy.verdict()}",
+            f"Energy is the mean of the first {energy.samples} samples; similarity, and what drives each "
+            f"product, are of the first {values['similarity_samples']}.",
         ],
         charts=charts,
         tables=[
             ("Accuracy, calibration and energy by step", _steps_table(values)),
             ("Energy of each product, with T steps", energy.table()),
-            ("How energy is counted", FORMULA),
+            ("The products alone, spiking against dense", _check_of_products(energy)),
+            ("How energy is counted", formula(energy.constants)),
             ("What drives each product", spikes_table(found["drivers"])),
-            ("The example at each step", example["table"]),
+            ("The example at each step", _example_table(example)),
         ],
     )
-    out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page)
-    out.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n")
+    out.with_suffix(".json").write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
     return values
 
 
-FORMULA = """\
+def formula(constants: EnergyConstants) -> str:
+    """How energy is counted, with these constants."""
+    c = constants
+    source = "45 nm, Horowitz, ISSCC 2014" if c == EnergyConstants() else "Constants of your own"
+    return f"""\
 SOP      = spikes that a product reads x its outputs; key and value spikes are read once a query
 E        = SOP x E_AC + (MACs that floats drive, at each step) x E_MAC
            + float operations between products x E_MAC + membrane updates x E_AC
-E_AC     = 0.9 pJ (float32), 0.1 pJ (int8 weights)     E_MAC = 4.6 pJ (float32), 0.3 pJ (int8)
+E_AC     = {c.float_ac:g} pJ (float32), {c.int32_add:g} pJ (int8 weights)     \
+E_MAC = {c.float_mac:g} pJ (float32), {c.int8_mac:g} pJ (int8)
 memory   = one weight fetched for each operation, 8 bytes of membrane for each neuron and step,
-           2.5 pJ a byte (32 kB SRAM); nothing is reused
+           {c.memory_byte:g} pJ a byte (32 kB SRAM); nothing is reused
 quantised = the same network with as many levels and no time steps: 8-bit weights, activations of
            ceil(log2(levels)) bits, a multiplier's energy in proportion to both widths
-45 nm, Horowitz, ISSCC 2014. Arithmetic and operands only: no control, no leakage."""
+{source}. Arithmetic and operands only: no control, no leakage."""
+
+
+def _check_of_products(energy: EnergyReport) -> str:
+    c, f = energy.constants, energy.driven_share
+    return (
+        f"by formula  E_spiking / E_dense = T (rho f r + 1 - f) = {energy.products_ratio_by_formula():.3f}\n"
+        f"counted     {energy.products_ratio():.3f}, product by product\n"
+        f"T = {energy.num_timesteps}, rho = {energy.rate:.4f} spikes per neuron and step, "
+        f"f = {f:.4f} of the MACs driven by spikes,\n"
+        f"r = E_AC / E_MAC = {c.float_ac:g} / {c.float_mac:g}"
+    )
 
 
 def _running_mean(logits: Tensor) -> Tensor:
@@ -219,31 +341,47 @@ def _example(
         logits = model(**inputs).timestep_logits.float().cpu()
     model.train(training)
     names: dict[Any, str] = dict(model.config.id2label or {})
-    truth = names[int(batch["labels"][0])]
-    confident = _running_mean(logits)[0].softmax(-1)
-    lines = [f"truth: {truth}"]
-    for t, probabilities in enumerate(confident, 1):
-        best = int(probabilities.argmax())
-        lines.append(f"step {t}: {names[best]}, confidence {probabilities[best]:.3f}")
+    confidences, classes = _running_mean(logits)[0].softmax(-1).max(-1)
     ids = inputs["input_ids"][0, :length].tolist()
-    tokens = [str(i) for i in ids] if tokenizer is None else tokenizer.convert_ids_to_tokens(ids)
     return {
-        "prediction": lines[-1].partition(": ")[2] + f" (truth: {truth})",
-        "table": "\n".join(lines),
-        "raster": {"spikes": spikes, "tokens": tokens},
+        "tokens": [str(i) for i in ids]
+        if tokenizer is None
+        else tokenizer.convert_ids_to_tokens(ids),
+        "truth": names[int(batch["labels"][0])],
+        "by_step": [
+            {"prediction": names[best], "confidence": confidence}
+            for best, confidence in zip(classes.tolist(), confidences.tolist(), strict=True)
+        ],
+        "spikes": spikes,
     }
 
 
+def _answer(of_step: Mapping[str, Any]) -> str:
+    return f"{of_step['prediction']}, confidence {of_step['confidence']:.3f}"
+
+
+def _example_table(example: Mapping[str, Any]) -> str:
+    steps = (f"step {t}: {_answer(of_step)}" for t, of_step in enumerate(example["by_step"], 1))
+    return "\n".join(
+        [f"tokens: {' '.join(example['tokens'])}", f"truth: {example['truth']}", *steps]
+    )
+
+
 def _steps_table(values: dict[str, Any]) -> str:
-    calibration, energies = values["calibration"], values["energy_microjoules"]
+    calibration, scores = values["calibration"], values["scores"]
+    energies = values["energy_microjoules"]
     lines = [
-        f"{'step':>4}{'accuracy':>10}{'confidence':>12}{'ECE':>8}{'AdaECE':>8}{'NLL':>8}{'Brier':>8}"
+        f"{'step':>4}{'accuracy':>10}"
+        + "".join(f"{name:>10}" for name in scores)
+        + f"{'confidence':>12}{'ECE':>8}{'AdaECE':>8}{'NLL':>8}{'Brier':>8}"
         + "".join(f"{name + ', uJ':>28}" for name in energies)
     ]
     for t, accuracy in enumerate(values["accuracy"], 1):
         cells = (calibration[f"{name}_t{t}"] for name in ("ece", "ada_ece", "nll", "brier"))
         lines.append(
-            f"{t:>4}{accuracy:10.4f}{calibration[f'confidence_t{t}']:12.4f}"
+            f"{t:>4}{accuracy:10.4f}"
+            + "".join(f"{score[t - 1]:10.4f}" for score in scores.values())
+            + f"{calibration[f'confidence_t{t}']:12.4f}"
             + "".join(f"{cell:8.4f}" for cell in cells)
             + "".join(f"{energy[t - 1]:28.3f}" for energy in energies.values())
         )
@@ -251,16 +389,24 @@ def _steps_table(values: dict[str, Any]) -> str:
 
 
 def _svg(figure: Any) -> str:
+    """The chart, between the width where its smallest letters are `SMALLEST_TEXT` and a little more
+    than its own."""
+    from matplotlib.text import Text
+
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight")
-    return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
+    svg = "<svg" + buffer.getvalue().partition("<svg")[2]
+    points = float(re.findall(r'width="([\d.]+)pt"', svg)[0])
+    smallest = min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text())
+    least, most = points * SMALLEST_TEXT / smallest, 1.25 * points * 96 / 72
+    return svg.replace("<svg", f'<svg style="min-width: {least:.0f}px; max-width: {most:.0f}px"', 1)
 
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1200px; padding: 1rem; color: #1b1b1b }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1200px; padding: 1rem; color: #1b1b1b; overflow-wrap: break-word }
 main { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.5rem }
 figure { margin: 0; min-width: 0 } figure.wide { grid-column: 1 / -1 }
-figcaption { font-weight: 600 } svg { width: 100%; height: auto }
+figcaption { font-weight: 600 } .chart { overflow-x: auto } svg { display: block; width: 100%; height: auto }
 pre { overflow-x: auto; background: #f5f5f5; padding: .8rem; font-size: .8rem; line-height: 1.35 }
 .bad { color: #b00020; font-weight: 700 }
 """
@@ -275,7 +421,7 @@ def _page(
     wide = ("Similarity", "One example")
     figures = "\n".join(
         f"<figure{' class=wide' if name.startswith(wide) else ''}><figcaption>{escape(name)}"
-        f"</figcaption>{_svg(figure)}</figure>"
+        f'</figcaption><div class="chart" tabindex="0">{_svg(figure)}</div></figure>'
         for name, figure in charts
     )
     bad = ' class="bad"' if lead[0].startswith("NOT") else ""

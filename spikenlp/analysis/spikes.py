@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikenlp.analysis.tracing import Sent, trace, watch_neurons
+from spikenlp.analysis.tracing import trace
+from spikenlp.analysis.watching import Sent, watch_neurons
 
 
 @dataclass
@@ -65,7 +66,8 @@ class SpikeCounts:
 class SpikeMonitor:
     """Counts the spikes of a model's neurons in every forward pass inside the context.
 
-    Padding (positions where the batch's attention_mask [B, L] is 0) is left out. Outside the context
+    Padding is left out: positions where the attention_mask [B, L] is 0 that the model, or a transformers
+    model inside it, is called with. Outside the context
     nothing is hooked. `layers` maps each neuron's name to its `SpikeCounts`. Steps that a model with
     `settle_tolerance` does not run count as silent.
 
@@ -74,7 +76,8 @@ class SpikeMonitor:
     >>> print(monitor.table())
 
     Raises:
-        ValueError: the model holds no neuron; a pass with another T than the one before.
+        ValueError: the model holds no neuron; a pass with another T than the one before, or with an
+            attention mask that is not [B, L].
     """
 
     def __init__(self, model: nn.Module):
@@ -148,7 +151,7 @@ class Driver:
     name: str
     kind: str
     driver: str
-    """binary, ternary or float."""
+    """binary, ternary, integer (sums or averages of spikes) or float."""
     alphabet: str
     """The values that it reads, in amplitudes of the neuron; "" for float."""
     neuron: str
@@ -161,8 +164,9 @@ def describe_spikes(
     """What drives each product of the model, seen in a pass over `batch` (default: dummy inputs).
 
     Raises:
-        ValueError: a model without neurons, a collapsed one, or one that has no `dummy_inputs`
-            where no batch is given.
+        ValueError: a model without neurons, a collapsed one, one that multiplies matrices by a function
+            that is not traced (named: einsum, ...), or one that has no `dummy_inputs` where no batch is
+            given; an attention mask that is not [B, L].
     """
     if batch is None:
         batch = getattr(model, "dummy_inputs", None)
@@ -174,13 +178,12 @@ def describe_spikes(
     for product in trace(model, batch).products:
         source = product.source
         if source is None:
-            drivers.append(Driver(product.name, product.kind, "float", "", ""))
+            drivers.append(Driver(product.name, product.kind, product.driver, "", ""))
             continue
-        ternary = source.neuron.ternary
-        kind, alphabet = ("ternary", "-1, 0, 1") if ternary else ("binary", "0, 1")
+        alphabet = "-1, 0, 1" if source.neuron.ternary else "0, 1"
         if product.form != "spikes":
             alphabet = f"{product.form} of {alphabet}"
-        drivers.append(Driver(product.name, product.kind, kind, alphabet, source.name))
+        drivers.append(Driver(product.name, product.kind, product.driver, alphabet, source.name))
     return drivers
 
 
@@ -196,22 +199,28 @@ def spikes_table(drivers: list[Driver]) -> str:
 
 
 def assert_spiking(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> None:
-    """Fails unless every neuron sends spikes, and some, and every SpikingLinear reads them.
+    """Fails unless every neuron runs and sends spikes, and some, and every SpikingLinear reads them
+    whenever it runs.
 
     Raises:
         AssertionError: names the layer and what it got.
-        ValueError: a model without neurons, or a collapsed one.
+        ValueError: as `describe_spikes`.
     """
-    from spikenlp.neurons import SpikingLinear
+    from spikenlp.neurons import SpikingLinear, SpikingNeuron
 
     seen = trace(model, batch)
+    ran = {sent.name for sent in seen.neurons}
+    for name, module in model.named_modules():
+        if isinstance(module, SpikingNeuron) and name not in ran:
+            raise AssertionError(f"{name} did not run, and sent nothing")
     for sent in seen.neurons:
         if sent.wrong_values():
             alphabet = "{-1, 0, 1}" if sent.neuron.ternary else "{0, 1}"
             raise AssertionError(f"{sent.name} sent values other than its spikes {alphabet}")
         if not sent.spikes().any():
             raise AssertionError(f"{sent.name} sent no spike at all")
-    reads = {product.name: product.source for product in seen.products if product.weights}
-    for name, module in model.named_modules():
-        if isinstance(module, SpikingLinear) and name in reads and reads[name] is None:
+    modules = dict(model.named_modules())
+    for product in seen.products:
+        name = product.name
+        if product.source is None and isinstance(modules.get(name), SpikingLinear):
             raise AssertionError(f"{name} is a SpikingLinear, but what it read came from no neuron")

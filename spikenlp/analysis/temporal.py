@@ -5,6 +5,7 @@
     effective rank   exp(-sum_i p_i log p_i), p_i = sigma_i / sum_j sigma_j  (sigma: singular values)
     oscillation      standard deviation of the loss minus its centred moving average
     gradient norms   L2, by module
+    rate by depth    spikes per neuron and step, by encoder layer
 
 Temporal heterogeneity, g_t and the loss: Yan et al., ICML 2025, and their rebuttal. Effective rank:
 Roy & Vetterli, EUSIPCO 2007. The window of the moving average and the grouping of norms are ours.
@@ -12,6 +13,7 @@ Roy & Vetterli, EUSIPCO 2007. The window of the moving average and the grouping 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,7 +24,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from spikenlp.analysis.tracing import unrolled
+from spikenlp.analysis.spikes import SpikeCounts
+from spikenlp.analysis.watching import unrolled
 from spikenlp.losses.temporal import gradient_scaling_factor
 from spikenlp.models.over_time import NONLINEARITIES, OverTime
 from spikenlp.neurons.modules import SpikingNeuron
@@ -236,6 +239,26 @@ def loss_oscillation(losses: Sequence[float], window: int = 21) -> float:
     Args, Raises: as `loss_residual`.
     """
     return float(loss_residual(losses, window).std())
+
+
+def rate_by_depth(layers: Mapping[str, SpikeCounts]) -> dict[str, list[float]]:
+    """Firing rate of each encoder layer (of a vision model: stage) at each time step.
+
+    Args:
+        layers: what a `SpikeMonitor` counted, by name of neuron.
+
+    Returns:
+        Rates [T] in [0, 1], spikes of either sign per neuron and step over all neurons of the layer,
+        by name of layer in the model's order; a neuron outside of all layers by its own name.
+    """
+    spikes: dict[str, Tensor] = {}
+    neurons: dict[str, int] = {}
+    for name, counts in layers.items():
+        layer = re.sub(r"((?:^|\.)\d+)\..*", r"\1", name)
+        fired = (counts.positive + counts.negative).sum(1)
+        spikes[layer] = spikes.get(layer, 0) + fired
+        neurons[layer] = neurons.get(layer, 0) + counts.sites * counts.positive.shape[1]
+    return {layer: (spikes[layer] / max(neurons[layer], 1)).tolist() for layer in spikes}
 
 
 def gradient_norms(model: nn.Module) -> dict[str, float]:

@@ -1,221 +1,84 @@
-"""Watching a forward pass: what neurons send, and what every matrix product reads.
+"""What every matrix product of a forward pass reads, and how many operations it is.
 
 Which neuron an operand comes from is seen from its memory, not from the module's class: a layer that
-claims to read spikes and gets something else is found out.
+claims to read spikes and gets something else is found out. Memory that was written to since counts
+as float.
 
-Spikes that were added, averaged, or of which the largest was taken before they reach a product are
-still spikes: W (s + s') = W s + W s', and average pooling folds into the convolution after it. Each
-spike behind the operand is then one accumulation for each output that it reaches. The mean over all
-pixels is a float.
+Spikes, time, samples and positions are followed from the inputs and neurons on, through what functions
+make of them (`spikenlp.analysis.following`): it does not matter whether sizes are alike.
 """
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 from transformers import PreTrainedModel
 
-from spikenlp.models.over_time import increments
-from spikenlp.neurons import NeuronState, RoundingIF
-from spikenlp.neurons.dynamics import SMALLEST_SCALE, sent_amplitude
+from spikenlp.analysis.following import (
+    ADD,
+    CARRIES,
+    INDEXES,
+    Axes,
+    Spikes,
+    axes_on,
+    carry,
+    follow_axes,
+)
+from spikenlp.analysis.watching import Sent, refuse_collapsed, unrolled, watch_masks, watch_neurons
 from spikenlp.neurons.modules import SpikingNeuron
-from spikenlp.neurons.streaming import carrier_of
-
-TOLERANCE = 0.1
-"""Distance from a whole number, in amplitudes, up to which a value is a spike: rounding of running
-means in half precision stays below, other values do not."""
 
 
 @dataclass
-class Sent:
-    """What one neuron sent in one forward pass."""
+class _Memory:
+    """What is known of the memory of a tensor."""
 
-    name: str
-    neuron: SpikingNeuron
-    levels: Tensor
-    """What each step sent in units of the amplitude, [T, ...] float32; spikes are -1, 0 and 1."""
-    running: bool
-    mask: Tensor | None
-    """Real positions [B, L], where `levels` is [T, B, L, C] and the batch has an attention mask."""
-    step: int | None = None
-    """Of a model that runs its time steps one by one: the step that `levels` [1, ...] belongs to,
-    from 0. None: `levels` holds all steps."""
-
-    def spikes(self) -> Tensor:
-        """{-1, 0, 1} as float32 [T, ...], 0 at padding."""
-        spikes = self.levels.round()
-        return spikes if self.mask is None else spikes * self.mask[None, :, :, None]
-
-    def sites(self) -> int:
-        """Real positions of a channel and step, over the batch."""
-        channels = self.levels.shape[self.neuron.channel_dim]
-        if self.mask is None:
-            return self.levels[0].numel() // channels
-        return int(self.mask.sum())
-
-    def wrong_values(self) -> bool:
-        """Whether a real position holds what this neuron cannot send."""
-        allowed = self.levels.round().clamp(-1 if self.neuron.ternary else 0, 1)
-        wrong = (self.levels - allowed).abs() > TOLERANCE
-        return bool((wrong if self.mask is None else wrong & self.mask[None, :, :, None]).any())
+    axes: Axes
+    spikes: Spikes | None = None
+    """`behind` and `values` are flat and lie as the memory does."""
+    values: Tensor | None = None
+    """What it held when the spikes were put there."""
+    alive: Tensor | None = None
+    """The tensor, where nothing else may come to lie in its place."""
 
 
-def refuse_collapsed(model: nn.Module) -> None:
-    if getattr(getattr(model, "config", None), "collapsed", False):
-        raise ValueError(
-            "the model is collapsed: it rounds, and does not spike. Set model.config.collapsed = "
-            "False to look at its spiking twin"
-        )
-
-
-@contextmanager
-def unrolled(model: nn.Module):
-    """In here the forward pass of `model` has a time axis: gradient="implicit" gives way to "bptt",
-    which sends the same spikes and, whatever `settle_tolerance` is, runs all steps."""
-    config: Any = getattr(model, "config", None)
-    if getattr(config, "gradient", None) != "implicit":
-        yield
-        return
-    config.gradient = "bptt"
+def _address(x: Tensor) -> int | None:
+    """None of a tensor that has no memory of its own (inside a `vmap`)."""
     try:
-        yield
-    finally:
-        config.gradient = "implicit"
-
-
-@contextmanager
-def watch_neurons(model: nn.Module, observe: Callable[[Sent], None], *, real: Tensor | None = None):
-    """Calls `observe` with what each neuron of `model` sends, while the context is open.
-
-    Once a forward pass and neuron, or once a step where the model runs its steps one by one.
-
-    Args:
-        real: positions [B, L] that count, where parts of the model are called by themselves; a call
-            of the model reads its attention mask.
-
-    Raises:
-        ValueError: the model has no neuron, or is collapsed.
-    """
-    refuse_collapsed(model)
-    neurons = {name: m for name, m in model.named_modules() if isinstance(m, SpikingNeuron)}
-    if not neurons:
-        raise ValueError(f"{type(model).__name__} holds no spiking neuron (spikenlp.neurons)")
-    mask: list[Tensor | None] = [real]
-    next_step: dict[SpikingNeuron, int] = {}
-
-    def begin(module, args, kwargs):
-        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-        found = given.get("attention_mask", given.get("kwargs", {}).get("attention_mask"))
-        mask[0] = found.bool() if isinstance(found, Tensor) and found.dim() == 2 else None
-        next_step.clear()
-
-    def report(name, neuron, output, running, step=None, before=None):
-        real = mask[0]
-        fits = real is not None and output.dim() == 4 and output.shape[1:3] == real.shape
-        levels = _levels(neuron, output, running, before)
-        observe(Sent(name, neuron, levels, running, real if fits else None, step))
-
-    def hook(name):
-        def sent(neuron, args, kwargs, output):
-            carrier = carrier_of(neuron)
-            before = None if carrier is None else carrier.before[neuron]
-            report(name, neuron, output, kwargs.get("running", False), before=before)
-
-        return sent
-
-    def watched_step(name, neuron):
-        step = neuron.step
-
-        def watched(x, v=None):
-            sent, v = step(x, v)
-            report(name, neuron, sent, False, next_step.get(neuron, 0))
-            next_step[neuron] = next_step.get(neuron, 0) + 1
-            return sent, v
-
-        return watched
-
-    with ExitStack() as stack:
-        handles = [model.register_forward_pre_hook(begin, with_kwargs=True)]
-        handles += [n.register_forward_hook(hook(k), with_kwargs=True) for k, n in neurons.items()]
-        for handle in handles:
-            stack.callback(handle.remove)
-        if getattr(getattr(model, "config", None), "gradient", None) == "implicit":
-            for name, neuron in neurons.items():
-                neuron.step = watched_step(name, neuron)
-                stack.callback(delattr, neuron, "step")
-        yield
-
-
-@torch.no_grad()
-def _levels(
-    neuron: SpikingNeuron, output: Tensor, running: bool, before: NeuronState | None
-) -> Tensor:
-    """`before`: the state that a neuron which runs one step at a time went on from."""
-    sent = output.float()
-    if running and before is None:
-        sent = increments(sent)
-    elif running and before is not None and before.sent is not None:
-        sent = (before.step + 1) * sent - before.sent
-    if isinstance(neuron, RoundingIF):
-        amplitude = sent_amplitude(neuron._broadcast(neuron.amplitude, sent[0]), output.dtype)
-        if neuron.offset is not None:
-            sent = sent + neuron._broadcast(neuron.offset, sent[0])
-        return sent / amplitude
-    amplitude = neuron._broadcast(neuron.amplitude, sent[0])
-    return sent / amplitude.clamp_min(SMALLEST_SCALE)
-
-
-@dataclass
-class Carried:
-    """The spikes behind a tensor."""
-
-    source: Sent
-    """The neuron, or one of the neurons, that sent them."""
-    form: str = "spikes"
-    """"spikes", or "sums" or "averages" of them."""
-    sums: Tensor | None = None
-    """How many spikes are behind each element, in the tensor's shape; None: `source`'s own."""
-
-    def behind(self) -> Tensor:
-        return self.source.spikes().abs() if self.sums is None else self.sums
-
-    def like(self, x: Tensor) -> Tensor:
-        """`behind`, of a view `x` of the tensor."""
-        return self.behind().reshape(x.shape)
-
-
-def carry(func: Any, args: tuple, kwargs: dict, operands: list[Carried | None]) -> Carried | None:
-    """The spikes behind the result of `func`, of those behind its tensor arguments; None where its
-    values are no sums, averages or single spikes."""
-    first = operands[0]
-    if first is None:
+        return x.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
         return None
-    behind = first.like(args[0])
-    if func in _ADD and len(operands) == 2 and operands[1] is not None:
-        return Carried(first.source, "sums", behind + operands[1].like(args[1]))
-    if func in _MULTIPLY and len(operands) == 2 and operands[1] is not None:
-        if first.form == operands[1].form == "spikes":
-            return Carried(first.source, "spikes", behind * operands[1].like(args[1]))
-    elif func is F.max_pool2d and first.form == "spikes" and not first.source.neuron.ternary:
-        return Carried(first.source, "spikes", F.max_pool2d(behind, *args[1:], **kwargs))
-    elif func is F.avg_pool2d:
-        kernel = args[1] if len(args) > 1 else kwargs["kernel_size"]
-        area = kernel**2 if isinstance(kernel, int) else math.prod(kernel)
-        return Carried(first.source, "averages", area * F.avg_pool2d(behind, *args[1:], **kwargs))
-    return None
 
 
-_ADD = (torch.Tensor.add, torch.Tensor.__add__)
-_MULTIPLY = (torch.Tensor.mul, torch.Tensor.__mul__)
+def _laid_out(values: Tensor, x: Tensor) -> Tensor:
+    """`values` in the shape of `x`, as a flat tensor in which they lie as `x` does in its memory."""
+    flat = values.new_zeros(x.untyped_storage().nbytes() // x.element_size())
+    flat.as_strided(x.shape, x.stride(), x.storage_offset()).copy_(values)
+    return flat
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    """Those among arguments, or in what a function returned."""
+    nested = (v if isinstance(v, (tuple, list)) else (v,) for v in values)
+    return [v for group in nested for v in group if isinstance(v, Tensor)]
+
+
+class _Products(TorchDispatchMode):
+    """Sees whether any function in here multiplies matrices."""
+
+    found = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.found = self.found or func.overloadpacket in flop_registry
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass
@@ -224,7 +87,7 @@ class Product:
 
     name: str
     kind: str
-    """linear, conv2d, matmul, attention scores or attention context."""
+    """linear, conv1d, conv2d, conv3d, matmul, attention scores or attention context."""
     source: Sent | None
     """The neuron whose spikes it reads, if it does."""
     macs: Tensor
@@ -238,6 +101,15 @@ class Product:
     form: str = "spikes"
     """Whether it reads spikes, or sums or averages of them."""
 
+    @property
+    def driver(self) -> str:
+        """What drives it: binary, ternary, integer (sums or averages of spikes) or float."""
+        if self.source is None:
+            return "float"
+        if self.form != "spikes":
+            return "integer"
+        return "ternary" if self.source.neuron.ternary else "binary"
+
 
 class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, samples: int, mask: Tensor | None):
@@ -245,14 +117,24 @@ class _Recorder(TorchFunctionMode):
         self.products: list[Product] = []
         self.elementwise: dict[str, Tensor] = {}
         self.neurons: list[Sent] = []
-        self._origins: dict[int, Carried] = {}
-        self._alive: list[Tensor] = []
+        self._memory: dict[int | None, _Memory] = {}
         self._inside: list[str] = []
         self._names = {module: name for name, module in model.named_modules()}
         self.samples = samples
-        self.mask = mask
-        self.lengths = None if mask is None else mask.sum(1).cpu()
         self._in_neuron = False
+        self.use_mask(mask)
+
+    def trace(self) -> Trace:
+        return Trace(self.products, self.elementwise, self.neurons, self.samples)
+
+    def use_mask(self, mask: Tensor | None) -> None:
+        if mask is not None and len(mask) != self.samples:
+            raise ValueError(
+                f"an attention_mask of {len(mask)} samples in a batch of {self.samples}: call the "
+                "model once for each text of a sample"
+            )
+        self.mask = None if mask is None else mask.cpu()
+        self.lengths = None if self.mask is None else self.mask.sum(1)
 
     # --- where a tensor comes from -------------------------------------------------------------
 
@@ -270,57 +152,147 @@ class _Recorder(TorchFunctionMode):
         self._last_sent = sent
 
     def neuron_output(self, neuron, args, output):
-        self._keep(output, Carried(self._last_sent))
+        dims = {"time": 0}
+        if output.dim() > 2 and output.shape[1] == self.samples:
+            dims["sample"] = 1
+        if output.dim() == 4:
+            dims["position"] = 2
+        self.place(output, **dims)
+        self._keep(output, Spikes(self._last_sent, "spikes", self._last_sent.spikes().abs()))
         self._in_neuron = False
 
-    def _keep(self, x: Tensor, carried: Carried) -> None:
-        self._origins[x.untyped_storage().data_ptr()] = carried
-        self._alive.append(x)
+    def place(self, x: Tensor, **dims: int) -> None:
+        """Tells which dimension of `x` each axis is."""
+        self._memory[_address(x)] = _Memory(axes_on(x, **dims), alive=x)
 
-    def origin(self, x: Tensor) -> Carried | None:
-        return self._origins.get(x.untyped_storage().data_ptr())
+    def _keep(self, x: Tensor, spikes: Spikes) -> None:
+        memory = self._memory[_address(x)]
+        dtype = torch.uint8 if spikes.form == "spikes" else torch.float32
+        memory.spikes = replace(spikes, behind=_laid_out(spikes.behind.to(dtype), x))
+        memory.values, memory.alive = _laid_out(x, x), x
+
+    def _known(self, x: Tensor) -> _Memory | None:
+        address = _address(x)
+        return None if address is None else self._memory.get(address)
+
+    def origin(self, x: Tensor) -> Spikes | None:
+        """The spikes behind `x`, a view of what was sent that still holds it. The running mean of one
+        step is no spike, nor a sum of those of its step."""
+        memory = self._known(x)
+        if memory is None or memory.spikes is None or memory.values is None:
+            return None
+        spikes, layout = memory.spikes, (x.shape, x.stride(), x.storage_offset())
+        if x.dtype != memory.values.dtype or not x.equal(memory.values.as_strided(*layout)):
+            return None
+        source = spikes.source
+        if source.running and self._steps(x, memory.axes) < len(source.levels):
+            return None
+        return replace(spikes, behind=spikes.behind.as_strided(*layout).float())
+
+    def _follow(self, func: Any, args: tuple, kwargs: dict, result: Any) -> None:
+        """Notes what is known of the memory that `func` returned."""
+        operands = _tensors(args[:1] if func in INDEXES else args)
+        addresses = {_address(x) for x in operands}
+        made = [y for y in _tensors([result]) if _address(y) not in addresses]
+        known = [(x, memory.axes) for x in operands if (memory := self._known(x)) is not None]
+        carried = None
+        if func in CARRIES and isinstance(result, Tensor) and made:
+            carried = carry(func, args, kwargs, [self.origin(x) for x in operands])
+        for y in made:
+            address = _address(y)
+            if address is None:
+                continue
+            self._memory.pop(address, None)
+            if not known or not isinstance(result, Tensor):
+                continue
+            axes: Axes = {}
+            for x, given in known:
+                axes = follow_axes(func, args, kwargs, x, given, y) | axes
+            if func is torch.stack and "time" not in axes and len(operands) == self.num_timesteps:
+                axes |= axes_on(y, time=kwargs.get("dim", args[1] if len(args) > 1 else 0))
+            self._memory[address] = _Memory(axes)
+            if carried is not None:
+                self._keep(y, carried)
 
     # --- counting ------------------------------------------------------------------------------
 
-    def positions(self, shape: torch.Size) -> Tensor:
-        """Real positions of an activation [..., C] by sample, those of each time step counted."""
-        if self.mask is not None and self.lengths is not None:
-            if len(shape) == 4 and shape[1:3] == self.mask.shape:
-                return shape[0] * self.lengths
-            if len(shape) == 3 and shape[:2] == self.mask.shape:
-                return self.lengths
-        return torch.full((self.samples,), shape[:-1].numel() // self.samples)
+    @property
+    def num_timesteps(self) -> int:
+        return len(self.neurons[0].levels) if self.neurons else 1
 
-    def passes(self, positions: int) -> int:
-        """How many times a product of so many positions ran: at each time step, or once."""
+    def _steps(self, x: Tensor, axes: Axes) -> int:
+        return len(axes["time"].along(x)[1].unique()) if "time" in axes else 1
+
+    def rows(self, x: Tensor) -> tuple[Tensor, int]:
+        """Real rows [C] of an activation [..., C] by sample, int64 [B], and over how many time steps."""
+        memory = self._known(x)
+        first = x.select(-1, 0) if x.dim() else x
+        if memory is None or ("sample" not in memory.axes and self.samples > 1):
+            rows, steps = self._rows_by_shape(first.shape)
+            timed = memory is not None and "time" in memory.axes
+            return rows, self._steps(first, memory.axes) if memory and timed else steps
+        axes = memory.axes
+        nowhere = torch.zeros(first.shape, dtype=torch.int64)
+        sample = axes["sample"].index(first) if "sample" in axes else nowhere
+        real = torch.ones_like(nowhere)
+        position = axes.get("position")
+        if self.mask is not None and position and position.size == self.mask.shape[1]:
+            real = self.mask[sample, position.index(first)].long()
+        by_sample = torch.zeros(self.samples, dtype=torch.int64)
+        by_sample.index_add_(0, sample.flatten(), real.flatten())
+        return by_sample, self._steps(first, axes)
+
+    def _rows_by_shape(self, shape: torch.Size) -> tuple[Tensor, int]:
+        """Of an activation of which nothing is known."""
+        rows = torch.full((self.samples,), shape.numel() // self.samples)
+        if self.mask is not None and self.lengths is not None and shape[-2:] == self.mask.shape:
+            rows = shape[:-2].numel() * self.lengths
         tokens = self.samples if self.lengths is None else int(self.lengths.sum())
-        steps = len(self.neurons[0].levels) if self.neurons else 1
-        return steps if positions in (steps * self.samples, steps * tokens) else 1
+        each_step = [self.num_timesteps * n for n in (self.samples, tokens)]
+        return rows, self.num_timesteps if int(rows.sum()) in each_step else 1
+
+    def _by_sample(self, counts: Tensor, x: Tensor) -> Tensor:
+        """Sums of `counts`, in the shape of `x` or of its first dimensions, int64 [B] on the CPU."""
+        memory = self._known(x)
+        axis = None if memory is None else memory.axes.get("sample")
+        if axis is None:
+            total = round(float(counts.sum()))
+            share = torch.full((self.samples,), total // self.samples)
+            share[: total % self.samples] += 1
+            return share
+        dim, index = axis.along(x)
+        others = [d for d in range(counts.dim()) if d != dim]
+        totals = counts.sum(others, dtype=torch.float64) if others else counts.double()
+        by_sample = torch.zeros(self.samples, dtype=torch.float64)
+        return by_sample.index_add_(0, index.reshape(-1), totals.reshape(-1).cpu()).round().long()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
         if self._in_neuron:
-            return result
-        if func is F.linear:
-            self._linear(*args, **kwargs)
-        elif func in (F.conv2d, torch.conv2d):
-            self._conv2d(result, *args, **kwargs)
-        elif func is F.scaled_dot_product_attention:
-            self._attention(*args[:3])
-        elif func in (torch.matmul, torch.Tensor.matmul):
-            self._matmul(result, *args)
+            return func(*args, **kwargs)
+        counts = _COUNTED.get(func)
+        if counts is not None or getattr(func, "__name__", "") == "__get__":
+            result = func(*args, **kwargs)
+        else:
+            with _Products() as seen:
+                result = func(*args, **kwargs)
+            if seen.found:
+                where = self._inside[-1] if self._inside else ""
+                raise ValueError(
+                    f"{where or 'the model'} calls {resolve_name(func)}, whose products are not "
+                    "counted: write it with linear layers, convolutions, torch.matmul or "
+                    "scaled_dot_product_attention"
+                )
+        self._follow(func, args, kwargs, result)
+        if counts is not None:
+            counts(self, func, result, *args, **kwargs)
         elif (kind := _ELEMENTWISE.get(func)) and isinstance(result, Tensor) and result.dim() > 2:
-            count = self.positions(result.shape) * result.shape[-1]
-            # Frames have a time axis before the first neuron, folded into the batch.
-            timeless = not self.neurons and not (result.dim() == 4 and len(result) > self.samples)
+            rows, steps = self.rows(result)
+            count = rows * result.shape[-1]
+            timeless = not self.neurons and steps == 1
             self._elementwise(
                 "input" if timeless else kind, count, (0 if kind == "residual" else 2) * count
             )
-        if func in _CARRIES:
-            operands = [self.origin(a) for a in args if isinstance(a, Tensor)]
-            if carried := carry(func, args, kwargs, operands):
-                self._keep(result, carried)
         return result
 
     def _elementwise(self, kind: str, count: Tensor, running_means: Tensor) -> None:
@@ -335,69 +307,65 @@ class _Recorder(TorchFunctionMode):
     def _add(self, kind, origin, macs, steps, sops, weights, suffix=""):
         name = (self._inside[-1] if self._inside else "") + suffix
         source, form = (None, "spikes") if origin is None else (origin.source, origin.form)
+        sops = torch.zeros_like(macs) if origin is None else sops
         self.products.append(Product(name, kind, source, macs, steps, sops, weights, form))
 
-    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
-        origin = self.origin(x)
-        rows = self.positions(x.shape)
-        steps = self.passes(int(rows.sum()))
-        sops = self._spikes_by_sample(origin, x) * weight.shape[0]
+    def _linear(self, func, result, input: Tensor, weight: Tensor, bias: Tensor | None = None):
+        origin = self.origin(input)
+        rows, steps = self.rows(input)
+        sops = None if origin is None else self._by_sample(origin.behind, input) * weight.shape[0]
         self._add("linear", origin, rows * weight.numel(), steps, sops, weight.numel())
 
-    def _conv2d(
-        self, result, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
+    def _conv(
+        self, func, result, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
     ) -> None:
-        origin = self.origin(x)
-        macs = torch.full((self.samples,), result.numel() * weight[0].numel() // self.samples)
-        sops = torch.zeros_like(macs)
+        origin, sops = self.origin(input), None
+        rows, steps = self.rows(result.movedim(1, -1))
         if origin is not None:
             # One output channel of each group stands for all.
             ones = torch.ones_like(weight[:groups], dtype=torch.float64)
-            fired = origin.like(x).double()
-            reached = F.conv2d(fired, ones, None, stride, padding, dilation, groups)
-            by_step = reached.flatten(1).sum(1).view(-1, self.samples)
-            sops = by_step.sum(0).round().long().cpu() * (len(weight) // groups)
-        steps = 1 if len(x) % self.samples else len(x) // self.samples
-        self._add("conv2d", origin, macs, steps, sops, weight.numel())
+            fired = origin.behind.double()
+            reached = func(fired, ones, None, stride, padding, dilation, groups).flatten(1).sum(1)
+            sops = self._by_sample(reached, input) * (len(weight) // groups)
+        self._add(func.__name__, origin, rows * weight.numel(), steps, sops, weight.numel())
 
-    def _matmul(self, result: Tensor, a: Tensor, b: Tensor) -> None:
-        """[..., m, k] times [..., k, n]: a spike of one operand meets a row or column of the other."""
-        origins = self.origin(a), self.origin(b)
-        meets = b.shape[-1] if origins[0] else a.shape[-2]
-        origin = origins[0] or origins[1]
-        sops = self._spikes_by_sample(origin, a if origins[0] else b) * meets
-        macs = torch.full((self.samples,), result.numel() * a.shape[-1] // self.samples)
-        steps = len(self.neurons[0].levels) if self.neurons else 1
-        self._add("matmul", origin, macs, steps, sops, 0, ".matmul")
+    def _matmul(self, func, result: Tensor, *operands: Tensor, **kwargs: Any) -> None:
+        """[..., m, k] times [..., k, n]: a spike meets what its element meets."""
+        a, b = [*operands, *(kwargs[k] for k in _SECOND if k in kwargs)][-2:]
+        macs = result.numel() * a.shape[-1]
+        weight = next((x for x in (a, b) if isinstance(x, nn.Parameter)), None)
+        origin = sops = None
+        for operand in (a, b):
+            origin = self.origin(operand) if weight is not None else self._of_single(operand)
+            if origin is not None:
+                sops = self._by_sample(origin.behind, operand) * (macs // operand.numel())
+                break
+        rows, steps = self.rows(result)
+        weights = 0 if weight is None else weight.numel()
+        each = rows * weights if weight is b else torch.full_like(rows, macs // self.samples)
+        self._add("matmul", origin, each, steps, sops, weights, ".matmul")
 
-    def _attention(self, query: Tensor, key: Tensor, value: Tensor) -> None:
-        """Query [T B, heads, L, d], or of the first token alone [T B, heads, 1, d]: each real query
+    def _of_single(self, x: Tensor) -> Spikes | None:
+        """`origin` of an operand that meets an activation: with a running mean of spikes it multiplies."""
+        origin = self.origin(x)
+        return None if origin is None or origin.source.running else origin
+
+    def _attention(self, func, result, query: Tensor, key: Tensor, value: Tensor, *_, **options):
+        """Query [..., heads, L, d], or of the first token alone [..., heads, 1, d]: each real query
         of a sample meets each real key of it."""
-        steps = len(query) // self.samples
+        heads, found, width = query.shape[-3:]
+        steps = query.shape[:-3].numel() // self.samples
         lengths = self.lengths
-        if lengths is None:
-            lengths = torch.full((self.samples,), key.shape[2])
-        queries = lengths if query.shape[2] == key.shape[2] else torch.ones_like(lengths)
-        macs = steps * queries * lengths * query.shape[1] * query.shape[3]
+        if lengths is None or self.mask is None or self.mask.shape[1] != key.shape[-2]:
+            lengths = torch.full((self.samples,), key.shape[-2])
+        queries = lengths if found == key.shape[-2] else torch.full_like(lengths, found)
+        macs = steps * queries * lengths * heads * width
         for operand, kind in ((key, "attention scores"), (value, "attention context")):
-            origin = self.origin(operand)
-            # The running mean of spikes is no spike: the product multiplies.
-            if origin is not None and origin.source.running:
-                origin = None
-            sops = self._spikes_by_sample(origin, operand) * queries
+            origin = self._of_single(operand)
+            sops = None if origin is None else self._by_sample(origin.behind, operand) * queries
             self._add(kind, origin, macs, steps, sops, 0, "." + kind.split()[1])
-        streams = 2 * steps * (queries + lengths) * query.shape[1] * query.shape[3]
-        self._elementwise("softmax", steps * queries * lengths * query.shape[1], streams)
-
-    def _spikes_by_sample(self, carried: Carried | None, x: Tensor) -> Tensor:
-        """Spikes behind `x`, whose first dimensions are time and batch, int64 [B] on the CPU."""
-        if carried is None:
-            return torch.zeros(self.samples, dtype=torch.int64)
-        behind = carried.behind()
-        if x.numel() != behind.numel():  # a part of what was sent, e.g. its first token
-            behind = behind.as_strided(x.shape, x.stride(), x.storage_offset())
-        by_step = behind.double().reshape(len(carried.source.levels), self.samples, -1)
-        return by_step.sum((0, 2)).round().long().cpu()
+        streams = 2 * steps * (queries + lengths) * heads * width
+        self._elementwise("softmax", steps * queries * lengths * heads, streams)
 
 
 _ELEMENTWISE = {
@@ -406,12 +374,19 @@ _ELEMENTWISE = {
     F.gelu: "GELU",
     F.relu: "ReLU",
     torch.tanh: "tanh",
-    torch.Tensor.add: "residual",
-    torch.Tensor.__add__: "residual",
+    **dict.fromkeys(ADD, "residual"),
 }
-
-
-_CARRIES = (*_ADD, *_MULTIPLY, F.max_pool2d, F.avg_pool2d)
+_MATMULS = (
+    *(torch.matmul, torch.Tensor.matmul, torch.mm, torch.Tensor.mm, torch.bmm, torch.Tensor.bmm),
+    *(torch.addmm, torch.Tensor.addmm, torch.baddbmm, torch.Tensor.baddbmm),
+)
+_SECOND = ("other", "mat1", "mat2", "batch1", "batch2")
+_COUNTED: dict[Any, Callable[..., None]] = {
+    F.linear: _Recorder._linear,
+    F.scaled_dot_product_attention: _Recorder._attention,
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _Recorder._conv),
+    **dict.fromkeys(_MATMULS, _Recorder._matmul),
+}
 
 
 @dataclass
@@ -432,14 +407,27 @@ def record(model: nn.Module, samples: int, mask: Tensor | None) -> Iterator[Trac
 
     Args:
         samples: B, of what will be run.
-        mask: bool [B, L], real positions, or None.
+        mask: bool [B, L], real positions, or None, where parts of the model are called by themselves; a
+            call of the model, or of a transformers model inside it, brings its own.
+
+    Raises:
+        ValueError: in there, a matrix product by a function that is not counted, named; a mask that is
+            not [B, L].
     """
+    with _recording(model, samples, mask) as recorder:
+        yield recorder.trace()
+
+
+@contextmanager
+def _recording(model: nn.Module, samples: int, mask: Tensor | None) -> Iterator[_Recorder]:
     recorder = _Recorder(model, samples, mask)
     with ExitStack() as stack:
         stack.enter_context(unrolled(model))
-        if isinstance(model, PreTrainedModel) and model._supports_sdpa:
-            stack.callback(model.set_attn_implementation, model.config._attn_implementation)
-            model.set_attn_implementation("sdpa")
+        for part in model.modules():
+            if isinstance(part, PreTrainedModel) and part._supports_sdpa:
+                stack.callback(part.set_attn_implementation, part.config._attn_implementation)
+                part.set_attn_implementation("sdpa")
+        stack.enter_context(watch_masks(model, recorder.use_mask))
         stack.enter_context(watch_neurons(model, recorder.sent, real=mask))
         for module in model.modules():
             if isinstance(module, SpikingNeuron):
@@ -455,7 +443,7 @@ def record(model: nn.Module, samples: int, mask: Tensor | None) -> Iterator[Trac
             for handle in handles:
                 stack.callback(handle.remove)
         stack.enter_context(recorder)
-        yield Trace(recorder.products, recorder.elementwise, recorder.neurons, samples)
+        yield recorder
 
 
 @torch.no_grad()
@@ -463,20 +451,28 @@ def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Trace:
     """Runs `model` in eval mode on `batch`: a dict of its inputs [B, ...], or its one input [T, B, ...].
 
     Raises:
-        ValueError: a model without neurons; a collapsed one, which has no time steps.
+        ValueError: a model without neurons; a collapsed one, which has no time steps; what `record`
+            refuses.
     """
     refuse_collapsed(model)
-    inputs = {k: v for k, v in batch.items() if k != "labels"} if isinstance(batch, Mapping) else {}
-    real = None
-    if "input_ids" in inputs:
-        mask = inputs.get("attention_mask")
-        real = torch.ones_like(inputs["input_ids"]).bool() if mask is None else mask.bool()
+    given = batch if isinstance(batch, Mapping) else {"": batch}
+    inputs = {
+        k: v.clone() if isinstance(v, Tensor) else v for k, v in given.items() if k != "labels"
+    }
     samples = batch.shape[1] if isinstance(batch, Tensor) else len(next(iter(inputs.values())))
     training = model.training
     model.eval()
     try:
-        with record(model, samples, real) as seen:
-            model(**inputs) if inputs else model(batch)
+        with _recording(model, samples, None) as recorder:
+            if isinstance(batch, Tensor):
+                recorder.place(inputs[""], time=0, sample=1)
+                model(inputs[""])
+            else:
+                for x in _tensors(inputs.values()):
+                    # [B, L], [B, L, D], or frames [B, T, C, H, W]
+                    dims = {2: {"position": 1}, 3: {"position": 1}, 5: {"time": 1}}.get(x.dim(), {})
+                    recorder.place(x, sample=0, **dims)
+                model(**inputs)
     finally:
         model.train(training)
-    return seen
+    return recorder.trace()

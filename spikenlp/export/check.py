@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from spikenlp.analysis.tracing import Sent, watch_neurons
+from spikenlp.analysis.watching import Sent, watch_neurons
 from spikenlp.neurons import SpikingNeuron
 
 TOLERANCE = 2e-5

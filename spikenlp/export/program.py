@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from transformers import PreTrainedModel
 
-from spikenlp.analysis.tracing import Sent, refuse_collapsed, watch_neurons
+from spikenlp.analysis.watching import Sent, refuse_collapsed, watch_neurons
 from spikenlp.export.check import Agreement, FiringNeuron
 from spikenlp.neurons import SpikingNeuron
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from spikenlp.analysis import energy_by_step, microjoules
-from spikenlp.analysis.tracing import Sent, watch_neurons
+from spikenlp.analysis.watching import Sent, watch_neurons
 from spikenlp.hub.results import MEASURED, RIVAL
 
 

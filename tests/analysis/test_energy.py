@@ -1,10 +1,17 @@
 """Counts against loops, SpikingJelly's counter and the closed form of DESIGN."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
-from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification
+from spikenlp import (
+    SpikingBertConfig,
+    SpikingBertForMaskedLM,
+    SpikingBertForSequenceClassification,
+    SpikingBertForTokenClassification,
+)
 from spikenlp.analysis import (
     EnergyConstants,
     SpikeMonitor,
@@ -12,7 +19,7 @@ from spikenlp.analysis import (
     describe_spikes,
     energy_report,
 )
-from spikenlp.analysis.tracing import watch_neurons
+from spikenlp.analysis.watching import watch_neurons
 from spikenlp.neurons import IF, RoundingIF, SpikingLinear
 from tests.conftest import TINY_DENSE
 from tests.models.test_vision import copies, images
@@ -116,6 +123,77 @@ def test_padding_changes_no_figure(batches):
     assert energy_report(model, cut).to_dict() == energy_report(model, without_mask).to_dict()
 
 
+def test_a_mask_beside_embeddings_is_read(batches):
+    model, batch = bert(), batches[0]
+    embedded = {
+        "inputs_embeds": model.get_input_embeddings()(batch["input_ids"]).detach(),
+        "attention_mask": batch["attention_mask"],
+    }
+    assert energy_report(model, embedded).to_dict() == energy_report(model, batch).to_dict()
+
+
+def tokens(samples, length, lengths):
+    ids = torch.randint(5, 120, (samples, length), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(length) < torch.tensor(lengths)[:, None]).long()
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("nonlinearity", ["running", "step"])
+@pytest.mark.parametrize("samples", [1, 3, 4])
+def test_steps_samples_and_positions_of_one_size(samples, nonlinearity):
+    """T = L = 4, and B = 4: each product runs at T steps, and the head of the mean once."""
+    lengths = [4, 2, 3, 1][-samples:]
+    batch = tokens(samples, 4, lengths)
+    fields = {**TINY, "nonlinearity": nonlinearity, "num_timesteps": 4}
+    torch.manual_seed(0)
+    layers = {
+        layer.name: layer
+        for made in (
+            SpikingBertForSequenceClassification,
+            SpikingBertForTokenClassification,
+            SpikingBertForMaskedLM,
+        )
+        for layer in energy_report(made(SpikingBertConfig(**fields)), batch).layers
+        if made is SpikingBertForSequenceClassification or "encoder" not in layer.name
+        for layer in [dataclasses.replace(layer, name=f"{made.__name__}.{layer.name}")]
+    }
+    read = {
+        "SpikingBertForSequenceClassification.bert.pooler.dense": (samples, 32 * 32, 4),
+        "SpikingBertForSequenceClassification.classifier": (samples, 32 * 2, 4),
+        "SpikingBertForSequenceClassification.bert.encoder.layer.0.intermediate.dense": (
+            sum(lengths),
+            32 * 64,
+            4,
+        ),
+        "SpikingBertForTokenClassification.classifier": (sum(lengths), 32 * 2, 4),
+        "SpikingBertForMaskedLM.cls.predictions.transform.dense": (
+            sum(lengths),
+            32 * 32,
+            1 if nonlinearity == "running" else 4,
+        ),
+        "SpikingBertForMaskedLM.cls.predictions.decoder": (sum(lengths), 32 * 120, 1),
+    }
+    for name, (rows, weights, steps) in read.items():
+        assert layers[name].steps == steps, name
+        assert layers[name].dense_macs * samples == pytest.approx(rows * weights), name
+
+
+def test_masked_lm_of_rates_reads_the_mean_once():
+    model = SpikingBertForMaskedLM(
+        SpikingBertConfig(**TINY, architecture="spikingbert", num_timesteps=5)
+    )
+    layers = {layer.name: layer for layer in energy_report(model, tokens(2, 4, [4, 3])).layers}
+    head = layers["cls.predictions.transform.dense"]
+    assert (head.driver, head.steps, head.float_macs * 2) == ("float", 1, 7 * 32 * 32)
+
+
+def test_the_spikes_per_neuron_are_the_monitor_s(batches):
+    model, batch = bert(), batches[0]
+    with SpikeMonitor(model) as monitor, torch.no_grad():
+        model(**batch)
+    assert energy_report(model, batch).spikes_per_neuron == monitor.spikes_per_neuron
+
+
 class Small(nn.Module):
     def __init__(self, current: float, rounding: bool = False):
         super().__init__()
@@ -174,6 +252,88 @@ class _OverTime(nn.Module):
 
     def forward(self, x):
         return self.layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def test_a_convolution_of_a_permuted_view():
+    class Permuted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.neuron, self.conv = IF(), nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(self.neuron(x).permute(0, 1, 4, 2, 3).flatten(0, 1))
+
+    torch.manual_seed(0)
+    model, x = Permuted(), torch.rand(4, 2, 6, 5, 3)
+    maps = model.neuron(x).permute(0, 1, 4, 2, 3).reshape(-1, 6, 5)
+    (layer,) = energy_report(model, x).layers
+    assert layer.sops * 2 == 4 * sum(fan_out(m, 6, 5) for m in maps) > 0
+    assert (layer.steps, layer.dense_macs) == (4, 4 * 27 * 30)
+
+
+class Multiplies(nn.Module):
+    """Keys [T, B, L, C] with themselves, by `product`."""
+
+    def __init__(self, product):
+        super().__init__()
+        self.neuron, self.product = IF(), product
+        self.weight = nn.Parameter(torch.randn(3, 7))
+
+    def forward(self, x):
+        return self.product(self.neuron(x), x, self.weight)
+
+
+@pytest.mark.parametrize(
+    ("product", "meets"),
+    [
+        (lambda s, x, w: s @ x.transpose(-1, -2), 6),
+        (lambda s, x, w: x @ s.transpose(-1, -2), 6),
+        (lambda s, x, w: torch.bmm(s.flatten(0, 1), x.flatten(0, 1).mT), 6),
+        (lambda s, x, w: torch.mm(s.flatten(0, 2), w), 7),
+        (lambda s, x, w: torch.matmul(s, w), 7),
+        (lambda s, x, w: torch.addmm(w[0], s.flatten(0, 2), w), 7),
+        (lambda s, x, w: torch.baddbmm(x.new_zeros(1), s.flatten(0, 1), x.flatten(0, 1).mT), 6),
+        (lambda s, x, w: torch.nn.functional.conv1d(s.flatten(0, 1).mT, w.T[..., None]), 7),
+    ],
+)
+def test_products_outside_of_layers(product, meets):
+    torch.manual_seed(0)
+    model, x = Multiplies(product), torch.rand(4, 5, 6, 3)
+    (layer,) = energy_report(model, x).layers
+    assert (layer.driver, layer.steps) == ("binary", 4)
+    assert layer.dense_macs == 6 * 3 * meets
+    assert layer.sops * 5 == int(model.neuron(x).sum()) * meets > 0
+
+
+def test_running_means_multiply_where_both_operands_are_activations():
+    class Running(Multiplies):
+        def forward(self, x):
+            sent = self.neuron(x, running=True)
+            return self.product(sent, x, self.weight)
+
+    x = torch.rand(4, 5, 6, 3)
+    (layer,) = energy_report(Running(lambda s, x, w: s @ x.mT), x).layers
+    assert layer.driver == "float"
+    (layer,) = energy_report(Running(lambda s, x, w: s @ w), x).layers
+    assert layer.driver == "binary"
+
+
+@pytest.mark.parametrize(
+    ("product", "name"),
+    [
+        (lambda s, x, w: torch.einsum("tblc,cd->tbld", s, w), "einsum"),
+        (lambda s, x, w: torch.tensordot(s, w, 1), "tensordot"),
+    ],
+)
+def test_a_product_that_is_not_counted_is_refused(product, name):
+    for look in (energy_report, describe_spikes):
+        with pytest.raises(ValueError, match=f"the model calls torch.*{name}, whose products"):
+            look(Multiplies(product), torch.rand(4, 5, 6, 3))
+
+
+def test_a_model_without_products_is_refused():
+    with pytest.raises(ValueError, match="IF makes no matrix product"):
+        energy_report(IF(), torch.rand(4, 5, 3))
 
 
 def fan_out(spikes, height, width, kernel=3, stride=1, pad=1):
@@ -235,6 +395,7 @@ def test_sums_of_spikes_are_billed_by_their_spikes():
     assert layers["resnet.stages.0.1.layers.0.conv"].sops * 2 == expected > 0
     drivers = {d.name: d for d in describe_spikes(model, batch)}
     assert drivers["resnet.stages.0.1.layers.0.conv"].alphabet == "sums of 0, 1"
+    assert drivers["resnet.stages.0.1.layers.0.conv"].driver == "integer"
     assert drivers["resnet.stages.0.1.last.conv"].alphabet == "0, 1"
     assert drivers["classifier.dense"].driver == "float"
     assert drivers["classifier.out"].neuron == "classifier.neuron"

@@ -5,8 +5,9 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 
-from spikenlp.analysis import plots
+from spikenlp.analysis import loss_oscillation, plots
 from spikenlp.metrics import reliability_curve
 
 
@@ -93,12 +94,65 @@ def test_gradient_norms_by_step():
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["a", "b"]
 
 
-def test_each_spike_is_a_dot():
+def test_heat_map_by_head():
+    rates = {"keys": [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]], "values": np.zeros((2, 3))}
+    axes = drawn(plots.plot_head_rates(rates))[0]
+    assert axes.images[0].get_array()[0].tolist() == [0.1, 0.4, 0.2, 0.5, 0.3, 0.6]
+    assert axes.get_xticks().tolist() == [0.5, 2.5, 4.5], "a head is in the middle of its steps"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["keys", "values"]
+
+
+def test_rates_by_depth():
+    axes = drawn(plots.plot_rate_by_depth({"layer.0": [0.1, 0.2], "layer.1": [0.3, 0.4]}))[0]
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[0.1, 0.3], [0.2, 0.4]]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["layer.0", "layer.1"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["step 1", "step 2"]
+
+
+def test_weight_ranks():
+    axes = drawn(plots.plot_weight_rank({"a.weight": 3.5, "b.weight": 1.0}))[0]
+    assert [bar.get_width() for bar in axes.patches] == [3.5, 1.0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a.weight", "b.weight"]
+    assert axes.yaxis_inverted(), "the input is at the top"
+
+
+def test_oscillation_is_a_band_around_the_moving_average():
+    losses = np.random.default_rng(0).random(30).tolist()
+    axes = drawn(plots.plot_loss_oscillation(losses, window=7))[0]
+    loss, trend = axes.lines
+    assert loss.get_xydata().tolist() == [[i + 1, x] for i, x in enumerate(losses)]
+    assert trend.get_xdata().tolist() == list(range(4, 28))
+    expected = [np.mean(losses[i - 3 : i + 4]) for i in range(3, 27)]
+    np.testing.assert_allclose(trend.get_ydata(), expected)
+    band = axes.collections[0].get_paths()[0].vertices
+    swing = loss_oscillation(losses, 7)
+    assert band[:, 1].max() == pytest.approx(max(expected) + swing)
+    assert band[:, 1].min() == pytest.approx(min(expected) - swing)
+
+
+def test_each_spike_is_a_mark():
     spikes = np.zeros((2, 3, 4), dtype=int)  # T, tokens, channels
     spikes[0, 1, 2], spikes[1, 2, 0] = 1, -1
-    axes = drawn(plots.plot_raster({"a": spikes, "b": -spikes}, ["x", "y", "z"]))[0]
-    found = [c.get_offsets().tolist() for c in axes.collections]
-    assert found == [[[1.25, 2.0]], [[2.75, 0.0]], [[2.75, 7.0]], [[1.25, 9.0]]]
+    first = -spikes[:, :1]
+    first[1, 0, 3] = 1
+    axes = drawn(plots.plot_raster({"a": spikes, "b": -spikes, "c": first}, ["x", "y", "z"]))[0]
+    image = axes.images[0]
+    shown = image.get_array()
+    assert shown.shape == (3 * (4 + 3), 3 * 2)
+    assert image.get_extent() == [0, 3, 0, 21], "a column is a step of a token"
+    assert [(row, column, shown[row, column]) for row, column in np.argwhere(abs(shown) == 1)] == [
+        (0, 5, -1),
+        (2, 2, 1),
+        (7, 5, 1),
+        (9, 2, -1),
+        (17, 1, 1),
+    ]
+    assert (shown[14:18, 2:] == plots.NOT_RUN).all()
+    assert (shown == plots.NOT_RUN).sum() == 4 * 4
+    colours = image.to_rgba(np.array([[-1, 0, 1]]))[0]
+    expected = [plots.COLOURS[1], "white", plots.COLOURS[0]]
+    np.testing.assert_allclose(colours, [to_rgba(colour) for colour in expected])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["x", "y", "z"]
 
 
@@ -108,6 +162,11 @@ def test_each_spike_is_a_dot():
         (lambda: plots.plot_metric_by_step({}, "accuracy"), "nothing to draw"),
         (lambda: plots.plot_firing_rates({}), "nothing to draw"),
         (lambda: plots.plot_similarity({}), "nothing to draw"),
+        (lambda: plots.plot_head_rates({}), "nothing to draw"),
+        (lambda: plots.plot_rate_by_depth({}), "nothing to draw"),
+        (lambda: plots.plot_weight_rank({}), "nothing to draw"),
+        (lambda: plots.plot_raster({}, []), "nothing to draw"),
+        (lambda: plots.plot_loss_oscillation([1.0], window=3), "window=3"),
         (lambda: plots.plot_scaling_factors(np.zeros(3)), r"\[N, T\].*got shape \(3,\)"),
         (lambda: plots.plot_scaling_factors(np.zeros((0, 3))), "not empty"),
         (lambda: plots.plot_gradient_norms([{"step": 1, "grad_norm": 1.0}]), "GradientNorms"),

@@ -2,42 +2,60 @@
 
 import json
 import re
-import shutil
-import subprocess
 
+import pandas
 import pytest
 import torch
+from transformers import AutoTokenizer
 
-from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification
-from spikenlp.analysis import SpikeMonitor, energy_report
+from spikenlp import (
+    SpikingBertConfig,
+    SpikingBertForSequenceClassification,
+    SpikingVGGConfig,
+    SpikingVGGForImageClassification,
+)
+from spikenlp.analysis import EnergyConstants, SpikeMonitor, describe_spikes, energy_report
+from spikenlp.analysis import report as module
 from spikenlp.analysis.report import report
 from spikenlp.cli import main
 from spikenlp.data import wordpiece_tokenizer
-from spikenlp.metrics import calibration_by_timestep
+from spikenlp.metrics import calibration_by_timestep, glue_metrics, reliability_curve
 from tests.conftest import TINY_DENSE
+from tests.hub.browser import EXECUTABLE, browser
 
 pytestmark = pytest.mark.slow
-CHARTS = 8
+CHARTS = 9
+
+
+def bert(**fields):
+    torch.manual_seed(0)
+    fields = {**TINY_DENSE, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0, **fields}
+    return SpikingBertForSequenceClassification(SpikingBertConfig(**fields))
 
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    config = SpikingBertConfig(
-        **TINY_DENSE, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0
-    )
-    return SpikingBertForSequenceClassification(config)
+    return bert()
 
 
 @pytest.fixture
 def labelled(batches):
+    """The last batch is smaller."""
     generator = torch.Generator().manual_seed(1)
-    return [{**b, "labels": torch.randint(2, (8,), generator=generator)} for b in batches]
+    made = [{**b, "labels": torch.randint(2, (8,), generator=generator)} for b in batches]
+    return [*made[:3], {k: v[:3] for k, v in made[3].items()}]
+
+
+def strict_json(path):
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
 
 
 def test_the_numbers_are_those_of_the_functions(model, labelled, tmp_path):
     found = report(model, labelled, tmp_path / "page.html")
-    assert json.loads((tmp_path / "page.json").read_text()) == found
+    assert strict_json(tmp_path / "page.json") == found
     assert model.training, "left as it was"
     model.eval()
     with SpikeMonitor(model) as monitor, torch.no_grad():
@@ -50,14 +68,116 @@ def test_the_numbers_are_those_of_the_functions(model, labelled, tmp_path):
     assert found["calibration"] == pytest.approx(calibration_by_timestep(logits, labels))
     for name, counts in monitor.layers.items():
         assert found["firing_rate"][name] == pytest.approx(counts.rate_by_step.tolist())
-    whole = energy_report(model, labelled[0])
-    assert found["energy"]["spikes_per_neuron"] == pytest.approx(whole.spikes_per_neuron)
-    spent = found["energy_microjoules"]["spiking, float32"]
-    assert spent[-1] == pytest.approx(whole.energies["spiking, float32"] / 1e6)
-    assert spent == sorted(spent), "each step costs"
+        if "key_neuron" in name:
+            expected = counts.rate_by_head(TINY_DENSE["num_attention_heads"]).tolist()
+            assert found["firing_rate_by_head"][name] == expected
+    assert len(found["firing_rate_by_head"]) == 3 * TINY_DENSE["num_hidden_layers"]
+    for t, bins in enumerate(found["reliability"], 1):
+        curve = reliability_curve(logits[:, :t].mean(1).softmax(-1), labels)
+        assert bins["count"] == curve.count.tolist()
+        filled = [x for x in bins["accuracy"] if x is not None]
+        assert filled == pytest.approx(curve.accuracy[curve.count > 0].tolist())
+    assert found["drivers"] == [vars(d) for d in describe_spikes(model, labelled[0])]
     page = (tmp_path / "page.html").read_text()
     assert f"accuracy {100 * found['accuracy'][-1]:.1f} %" in page
-    assert whole.verdict() in page
+
+
+def test_energy_is_the_mean_over_the_first_samples(model, labelled, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ENERGY_SAMPLES", 12)
+    found = report(model, labelled, tmp_path / "page.html")
+    assert found["energy"]["samples"] == 16
+    assert found["similarity_samples"] == 8
+    page = (tmp_path / "page.html").read_text()
+    assert "Energy is the mean of the first 16 samples" in page
+    assert "product, are of the first 8." in page
+
+    monkeypatch.setattr(module, "ENERGY_SAMPLES", 27)
+    found = report(model, labelled, tmp_path / "page.html")
+    parts = [energy_report(model, batch).to_dict() for batch in labelled]
+    assert found["energy"]["samples"] == 27
+
+    def mean(read):
+        return pytest.approx(sum(r["samples"] * read(r) for r in parts) / 27)
+
+    energy = found["energy"]
+    for part in ("energies", "memory", "elementwise"):
+        for name, value in energy[part].items():
+            assert value == mean(lambda r: r[part][name])  # noqa: B023
+    assert energy["membrane_updates"] == mean(lambda r: r["membrane_updates"])
+    for i, layer in enumerate(energy["layers"]):
+        assert layer["sops"] == mean(lambda r: r["layers"][i]["sops"])  # noqa: B023
+    sops, driven = (
+        sum(r["samples"] * layer[name] for r in parts for layer in r["layers"] if layer["rate"])
+        for name in ("sops", "dense_macs")
+    )
+    assert energy["rate"] == pytest.approx(sops / (4 * driven))
+    with SpikeMonitor(model.eval()) as monitor, torch.no_grad():
+        for batch in labelled:
+            model(**{k: v for k, v in batch.items() if k != "labels"})
+    assert energy["spikes_per_neuron"] == pytest.approx(monitor.spikes_per_neuron)
+    spent = found["energy_microjoules"]["spiking, float32"]
+    assert spent[-1] == pytest.approx(energy["energies"]["spiking, float32"] / 1e6)
+    assert spent == sorted(spent), "each step costs"
+    assert energy["products_ratio_formula"] == pytest.approx(energy["products_ratio"], rel=0.05)
+
+
+def test_constants_reach_the_energy_and_the_page(model, labelled, tmp_path):
+    usual = report(model, labelled, tmp_path / "usual.html")["energy"]
+    mine = EnergyConstants(float_mac=9.2, float_ac=1.8)
+    found = report(model, labelled, tmp_path / "mine.html", constants=mine)["energy"]
+    assert found["constants"]["float_mac"] == 9.2
+    spiking = "spiking, float32"
+    assert found["energies"][spiking] == pytest.approx(2 * usual["energies"][spiking])
+    page = (tmp_path / "mine.html").read_text()
+    assert "1.8 pJ (float32)" in page
+    assert "Horowitz" not in page
+    assert "0.9 pJ (float32)" in (tmp_path / "usual.html").read_text()
+
+
+def test_every_number_of_the_page_is_in_the_json(model, labelled, tmp_path):
+    report(model, labelled, tmp_path / "page.html", metrics=glue_metrics("qqp"))
+    known = set()
+
+    def learn(value):
+        if isinstance(value, dict | list):
+            for part in value.values() if isinstance(value, dict) else value:
+                learn(part)
+        elif isinstance(value, int | float):
+            scaled = [value, 100 * value, value / 1e3, value / 1e6, 1 / value if value else 0]
+            known.update(f"{x:.{digits}f}" for x in scaled for digits in range(5))
+
+    learn(strict_json(tmp_path / "page.json"))
+    page = (tmp_path / "page.html").read_text()
+    tables = re.findall(r"<h2>(.*?)</h2>\n<pre>(.*?)</pre>", page, re.DOTALL)
+    lead = "".join(re.findall("<p>(.*?)</p>", page))
+    for name, text in [("lead", lead), *tables]:
+        shown = re.findall(r"(?<![\w.])\d[\d,]*\.\d+(?!\w)", text)
+        if name != "How energy is counted":
+            assert not {number.replace(",", "") for number in shown} - known, name
+    assert sum("." in number for number in known) > 100
+    assert dict(tables)["The example at each step"].count("confidence") == 4
+
+
+def test_f1_where_the_task_has_it(model, labelled, tmp_path):
+    found = report(model, labelled, tmp_path / "page.html", metrics=glue_metrics("qqp"))
+    assert list(found["scores"]) == ["f1"]
+    with torch.no_grad():
+        outputs = [model.eval()(**{k: v for k, v in b.items() if k != "labels"}) for b in labelled]
+    logits = torch.cat([o.timestep_logits for o in outputs]).numpy()
+    labels = torch.cat([b["labels"] for b in labelled]).numpy()
+    for t in (1, 2, 3, 4):
+        expected = glue_metrics("qqp")(logits[:, :t].mean(1), labels)["f1"]
+        assert found["scores"]["f1"][t - 1] == pytest.approx(expected)
+    page = (tmp_path / "page.html").read_text()
+    assert f"f1 {found['scores']['f1'][-1]:.3f}, ECE" in page
+    assert "Accuracy and f1 by time step" in page
+
+
+def test_one_time_step(labelled, tmp_path):
+    found = report(bert(num_timesteps=1), labelled, tmp_path / "page.html")
+    assert strict_json(tmp_path / "page.json") == found
+    assert set(found["mean_similarity"].values()) == {None}
+    assert (tmp_path / "page.html").read_text().count("Reliability at step") == 1
 
 
 def test_one_page_without_network(model, labelled, tmp_path):
@@ -78,40 +198,57 @@ def test_a_model_that_does_not_spike_is_told_so_first(model, labelled, tmp_path)
     assert body.strip().startswith('<p class="bad">NOT SPIKING')
 
 
-MEASURE = """<script>
-const boxes = [...document.querySelectorAll("svg")].map(s => {
-  const b = s.getBoundingClientRect();
-  return [b.width, b.height, s.querySelectorAll("path").length];
-});
-document.title = JSON.stringify({boxes, page: document.documentElement.scrollWidth});
-</script>"""
+@pytest.fixture(scope="module")
+def largest(tmp_path_factory):
+    """The page of what the command can show at most: 128 tokens; here in 6 layers that fire a lot."""
+    model = bert(num_hidden_layers=6, max_position_embeddings=128)
+    for name, parameter in model.named_parameters():
+        if name.endswith("amplitude"):
+            parameter.data.mul_(0.2)
+    ids = torch.randint(5, 120, (2, 128), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    page = tmp_path_factory.mktemp("largest") / "page.html"
+    found = report(model, [{**batch, "labels": torch.tensor([0, 1])}], page)
+    rates = [sum(by_step) / 4 for by_step in found["firing_rate"].values()]
+    assert sum(rates) / len(rates) > 0.5
+    return page
 
 
-@pytest.mark.parametrize("width", [1280, 500])
-def test_a_browser_draws_every_chart(model, labelled, tmp_path, width):
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
+MEASURE = """(() => {
+  const em = g => { const m = g.getScreenCTM(); return 100 * Math.sqrt(Math.abs(m.a * m.d - m.b * m.c)); };
+  return {
+    page: document.documentElement.scrollWidth,
+    charts: [...document.querySelectorAll("svg")].map(svg => {
+      const box = svg.getBoundingClientRect(), frame = svg.parentElement;
+      const letters = [...svg.querySelectorAll("g[id^=text_] > g[transform*=scale]")].map(em);
+      return {
+        width: box.width, height: box.height, paths: svg.querySelectorAll("path").length,
+        letters: letters.length, smallest: Math.min(...letters),
+        frame: frame.clientWidth, room: frame.scrollWidth,
+      };
+    }),
+  };
+})()"""
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_largest_page_is_small_and_legible(largest, tmp_path, width):
+    assert largest.stat().st_size < 5e6
+    if EXECUTABLE is None:
         pytest.skip("needs chromium")
-    report(model, labelled, tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text()
-    (tmp_path / "measured.html").write_text(page.replace("</body>", MEASURE + "</body>"))
-    shown = subprocess.run(
-        [
-            *(browser, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"),
-            *(f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"),
-            (tmp_path / "measured.html").as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    ).stdout
-    found = json.loads(re.search(r"<title>(\{.*?\})</title>", shown).group(1))
-    assert len(found["boxes"]) == CHARTS
-    for chart_width, height, paths in found["boxes"]:
-        assert chart_width > 200
-        assert height > 60
-        assert paths > 5
+    with browser(tmp_path / "profile") as page:
+        page.open(largest.as_uri(), width)
+        page.wait_for(f"document.querySelectorAll('svg').length == {CHARTS}")
+        found = page.evaluate(MEASURE)
     assert found["page"] <= width, "no scrolling sideways"
+    for chart in found["charts"]:
+        assert chart["width"] > 200
+        assert chart["height"] > 60
+        assert chart["paths"] > 5
+        assert chart["letters"] > 5
+        assert chart["smallest"] > 7.99
+        assert chart["frame"] <= width
+        assert chart["room"] >= int(chart["width"]), "all of it can be scrolled to"
 
 
 def test_the_commands_report_and_compare(model, labelled, tmp_path, capsys):
@@ -125,24 +262,115 @@ def test_the_commands_report_and_compare(model, labelled, tmp_path, capsys):
         main(["compare", str(tmp_path / "c.json")])
 
 
-def test_the_report_of_a_checkpoint_on_a_glue_task(tmp_path, capsys):
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A classifier of "dull" and "fine", and GLUE files of SST-2's, in one folder."""
+    folder = tmp_path_factory.mktemp("checkpoint")
     sentences = ["a fine film", "a dull film", "what a joy", "what a bore"] * 5
     rows = "".join(f"{text}\t{1 - i % 2}\n" for i, text in enumerate(sentences))
     for name in ("train.tsv", "dev.tsv"):
-        (tmp_path / name).write_text("sentence\tlabel\n" + rows)
+        (folder / name).write_text("sentence\tlabel\n" + rows)
     tokenizer = wordpiece_tokenizer(sentences)
-    size = {**TINY_DENSE, "vocab_size": len(tokenizer), "max_position_embeddings": 12}
-    model = SpikingBertForSequenceClassification(SpikingBertConfig(**size))
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    command = ["report", str(tmp_path / "model"), "--data_dir", str(tmp_path)]
+    bert(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=12,
+        id2label={0: "dull", 1: "fine"},
+        label2id={"dull": 0, "fine": 1},
+    ).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return folder
+
+
+def test_the_report_of_a_checkpoint_on_a_glue_task(checkpoint, tmp_path, capsys):
+    command = ["report", str(checkpoint / "model"), "--data_dir", str(checkpoint)]
     out = str(tmp_path / "page.html")
     main([*command, "--task_name", "sst2", "--out", out, "--max_samples", "18", "--batch", "8"])
     assert "on 18 samples" in capsys.readouterr().out
-    values = json.loads((tmp_path / "page.json").read_text())
+    values = strict_json(tmp_path / "page.json")
     assert (values["title"], values["samples"]) == ("model on sst2", 18)
-    with pytest.raises(SystemExit, match="sst3"):
-        main([*command, "--task_name", "sst3", "--out", out])
+    for task, message in (
+        ("sst3", "sst3"),
+        ("stsb", "a regression"),
+        ("mnli", "of 3 classes, and .* tells 2"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main([*command, "--task_name", task, "--out", out])
+
+
+TEXTS = ["a fine film", "a dull, dull film", "NA", "1984"]
+LABELS = ["fine", "dull", "1", 0]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl"])
+def test_the_report_of_own_data(checkpoint, tmp_path, capsys, kind):
+    data = tmp_path / f"mine.{kind}"
+    rows = [
+        {"review": text, "other": "a joy", "stars": label}
+        for text, label in zip(TEXTS, LABELS, strict=True)
+    ]
+    if kind == "json":
+        data.write_text(json.dumps([{**row, "stars": str(row["stars"])} for row in rows]))
+    elif kind == "jsonl":
+        data.write_text("".join(json.dumps({**r, "stars": str(r["stars"])}) + "\n" for r in rows))
+    else:
+        pandas.DataFrame(rows).to_csv(data, sep="\t" if kind == "tsv" else ",", index=False)
+    command = ["report", str(checkpoint / "model"), "--data", str(data), "--label_column", "stars"]
+    main([*command, "--text_columns", "review", "--out", str(tmp_path / "page.html")])
+    assert "on 4 samples" in capsys.readouterr().out
+    values = strict_json(tmp_path / "page.json")
+    assert values["title"] == f"model on mine.{kind}"
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint / "model")
+    model = SpikingBertForSequenceClassification.from_pretrained(checkpoint / "model")
+    with torch.no_grad():
+        answers = model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits.argmax(-1)
+    assert values["accuracy"][-1] == (answers == torch.tensor([1, 0, 1, 0])).double().mean()
+    assert values["example"]["truth"] == "fine"
+    pair = ["--text_columns", "review", "other", "--out", str(tmp_path / "pair.html")]
+    main([*command, *pair, "--max_samples", "3"])
+    assert strict_json(tmp_path / "pair.json")["samples"] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "message"),
+    [
+        ("a.txt", "", [], r"must end with one of \.csv, \.tsv, \.json, \.jsonl"),
+        ("a.csv", None, [], "no file"),
+        ("a.csv", "", [], "cannot be read"),
+        ("a.jsonl", "{", [], "cannot be read"),
+        (
+            "a.csv",
+            "sentence,label\na,0\n",
+            [],
+            r"no column \['text'\], but \['sentence', 'label'\]",
+        ),
+        (
+            "a.csv",
+            "text,label\na,0\nb,good\n",
+            [],
+            "row 2: label 'good' is none of .*'dull', 'fine'",
+        ),
+        ("a.csv", "text,label\na,2\n", [], "row 1: label 2 is none of"),
+        ("a.jsonl", '{"text": null, "label": 1}\n', [], "row 1 has no 'text'"),
+        ("a.csv", "text,label\na,0\n", ["--data_dir", "x"], "belong to --task_name"),
+        ("a.csv", "text,label\na,0\n", ["--text_columns", "a", "b", "c"], "takes one or two"),
+        ("a.csv", "text,label\n", [], "cannot be read"),
+        ("a.csv", "text,label\na,0\n", ["--out", "b.json"], "must be the page's file"),
+    ],
+)
+def test_what_is_wrong_with_own_data_is_said(checkpoint, tmp_path, name, content, options, message):
+    data = tmp_path / name
+    if content is not None:
+        data.write_text(content)
+    with pytest.raises(SystemExit, match=message):
+        main(["report", str(checkpoint / "model"), "--data", str(data), *options])
+
+
+def test_a_report_reads_text_classifiers(tmp_path):
+    SpikingVGGForImageClassification(
+        SpikingVGGConfig(hidden_sizes=[4], depths=[1], image_size=8)
+    ).save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match=r"reads spiking text classifiers.*spiking_vgg.*inspect"):
+        main(["report", str(tmp_path), "--task_name", "sst2"])
 
 
 def test_bad_input_is_named(model, labelled, batches, tmp_path):
@@ -150,4 +378,10 @@ def test_bad_input_is_named(model, labelled, batches, tmp_path):
         report(model, [], tmp_path / "page.html")
     with pytest.raises(ValueError, match="labels, which batch 1 has not"):
         report(model, [labelled[0], batches[1]], tmp_path / "page.html")
+    wrong = {**labelled[1], "labels": labelled[1]["labels"] + 1}
+    with pytest.raises(ValueError, match=r"must lie in \[0, 2\), those of batch 1 in 1 ... 2"):
+        report(model, [labelled[0], wrong], tmp_path / "page.html")
+    for out in (tmp_path, tmp_path / "page.json"):
+        with pytest.raises(ValueError, match="must be the page's file"):
+            report(model, labelled, out)
     assert not list(tmp_path.iterdir())

@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification
-from spikenlp.analysis import SpikeMonitor, assert_spiking, describe_spikes, spikes_table
+from spikenlp.analysis import (
+    SpikeMonitor,
+    assert_spiking,
+    describe_spikes,
+    energy_report,
+    spikes_table,
+)
 from spikenlp.neurons import IF, LIF, RoundingIF, SpikingLinear
 from tests.conftest import TINY_DENSE
 
@@ -74,6 +80,43 @@ def test_padding_changes_no_count(fields, batches):
             ("output.neuron", "intermediate.neuron")
         )
         assert padded[name].sites == counts.sites == (1 if first_token_only else length)
+
+
+class AnyInputs(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.inner = model
+
+    def forward(self, **inputs):
+        return self.inner(**inputs)
+
+
+class OtherNames(AnyInputs):
+    def forward(self, ids, real):
+        return self.inner(ids, attention_mask=real)
+
+
+def test_padding_is_left_out_in_a_wrapper(batches):
+    model, batch = bert(), batches[0]
+    alone, cost = watch(model, batch), energy_report(model, batch)
+    renamed = {"ids": batch["input_ids"], "real": batch["attention_mask"]}
+    for wrapper, inputs in ((AnyInputs(model), batch), (OtherNames(model), renamed)):
+        for name, counts in watch(wrapper, inputs).items():
+            expected = alone[name.removeprefix("inner.")]
+            assert torch.equal(counts.positive, expected.positive)
+            assert counts.sites == expected.sites
+        found = energy_report(wrapper, inputs)
+        assert found.energies == cost.energies
+        assert found.elementwise == cost.elementwise
+
+
+def test_a_mask_that_does_not_say_where_padding_is_is_refused(batches):
+    ids = batches[0]["input_ids"]
+    batch = {"input_ids": ids, "attention_mask": torch.ones(8, 1, 12, 12, dtype=torch.bool)}
+    for model in (bert(), AnyInputs(bert())):
+        for look in (watch, energy_report, assert_spiking):
+            with pytest.raises(ValueError, match=r"must be \[B, L\].* got shape \(8, 1, 12, 12\)"):
+                look(model, batch)
 
 
 def test_batches_add_up(batches):
@@ -151,6 +194,90 @@ def test_a_layer_that_only_claims_to_read_spikes_is_seen():
     assert [d.driver for d in describe_spikes(model, x)] == ["float"]
     with pytest.raises(AssertionError, match="linear is a SpikingLinear, but what it read"):
         assert_spiking(model, x)
+
+
+class Between(nn.Module):
+    """A neuron, something, a linear layer."""
+
+    def __init__(self, change, size=3):
+        super().__init__()
+        self.neuron, self.linear, self.change = IF(), SpikingLinear(size, 2), change
+
+    def forward(self, x):
+        return self.linear(self.change(self.neuron(x), x))
+
+
+def filled(sent, x):
+    sent[:] = 0
+    return sent
+
+
+def leaky(sent, x):
+    sent += 0.1 * x
+    return sent
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    "change", [lambda sent, x: sent.zero_(), lambda sent, x: sent.data.mul_(2), filled, leaky]
+)
+def test_spikes_that_were_changed_in_place_are_floats(change, mode):
+    model, x = Between(change), 2 * torch.rand(4, 5, 3)
+    with mode():
+        assert [d.driver for d in describe_spikes(model, x)] == ["float"]
+        with pytest.raises(AssertionError, match="linear is a SpikingLinear, but what it read"):
+            assert_spiking(model, x)
+        assert_spiking(Between(lambda sent, x: sent), x)
+
+
+@pytest.mark.parametrize(
+    ("change", "driver"),
+    [
+        (lambda sent, x: torch.add(sent, sent), "integer"),
+        (lambda sent, x: sent[:, :, :2] + sent[:, :, 2:4], "integer"),
+        (lambda sent, x: torch.cat([sent[..., 1:], sent[..., :1]], -1), "binary"),
+        (lambda sent, x: torch.stack([sent, sent], 1), "binary"),
+        (lambda sent, x: sent.to(torch.float64).float(), "binary"),
+        (lambda sent, x: sent.transpose(0, 1).contiguous(), "binary"),
+        (lambda sent, x: sent.transpose(1, 2).flatten(1, 2), "binary"),
+        (lambda sent, x: sent[:, :, torch.tensor([2, 0])], "binary"),
+        (lambda sent, x: sent.mT.clone().mT[:, :, :2], "binary"),
+        (lambda sent, x: sent * sent, "binary"),
+        (lambda sent, x: sent + 1, "float"),
+        (lambda sent, x: torch.add(sent, sent, alpha=0.5), "float"),
+        (lambda sent, x: torch.cat([sent, x], -1)[..., :3], "float"),
+        (lambda sent, x: sent.mean(0, keepdim=True), "float"),
+    ],
+)
+def test_what_spikes_stay_and_what_they_become(change, driver):
+    x = 2 * torch.rand(4, 5, 6, 3)
+    model = Between(change)
+    (found,) = describe_spikes(model, x)
+    assert found.driver == driver
+    (layer,) = energy_report(model, x).layers
+    assert layer.driver == driver
+    assert found.alphabet == {"integer": "sums of 0, 1", "binary": "0, 1", "float": ""}[driver]
+    if driver != "float":
+        sent = model.neuron(x)
+        assert layer.sops * 5 == int(change(sent, x).sum()) * 2 > 0
+
+
+def test_a_neuron_that_never_runs_is_caught():
+    model = Between(lambda sent, x: sent)
+    model.idle = IF()
+    with pytest.raises(AssertionError, match="idle did not run"):
+        assert_spiking(model, 2 * torch.rand(4, 5, 3))
+
+
+@pytest.mark.parametrize("floats_first", [False, True])
+def test_each_call_of_a_layer_must_read_spikes(floats_first):
+    class Twice(Between):
+        def forward(self, x):
+            operands = [x, self.neuron(x)] if floats_first else [self.neuron(x), x]
+            return sum(self.linear(operand) for operand in operands)
+
+    with pytest.raises(AssertionError, match="linear is a SpikingLinear, but what it read"):
+        assert_spiking(Twice(None), 2 * torch.rand(4, 5, 3))
 
 
 def test_a_spiking_model_passes(batches):

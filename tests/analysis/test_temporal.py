@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification
+from spikenlp.analysis.spikes import SpikeCounts, SpikeMonitor
 from spikenlp.analysis.temporal import (
     QUANTILES,
     gradient_norms,
     loss_oscillation,
     loss_residual,
     mean_off_diagonal,
+    rate_by_depth,
     scaling_factor_distribution,
     temporal_similarity,
     weight_rank,
@@ -211,6 +213,31 @@ def test_the_residual_against_a_loop():
     mean = sum(expected) / 24
     variance = sum((x - mean) ** 2 for x in expected) / 24
     assert loss_oscillation(losses, 7) == pytest.approx(math.sqrt(variance))
+
+
+def test_rates_by_depth_are_of_all_neurons_of_a_layer(batches):
+    model = bert().eval()
+    with SpikeMonitor(model) as monitor, torch.no_grad():
+        model(**batches[0])
+        model(**batches[1])
+    found = rate_by_depth(monitor.layers)
+    assert list(found) == LAYERS
+    for layer, rates in found.items():
+        own = [c for name, c in monitor.layers.items() if name.startswith(layer + ".")]
+        assert len({(c.sites, c.positive.shape[1]) for c in own}) > 1, "neurons of unequal number"
+        neurons = sum(c.sites * c.positive.shape[1] for c in own)
+        for t in range(4):
+            fired = sum(int(c.positive[t].sum() + c.negative[t].sum()) for c in own)
+            assert rates[t] == pytest.approx(fired / neurons)
+            assert rates[t] > 0
+
+
+def test_names_of_depths():
+    counts = SpikeCounts(torch.tensor([[1, 0]]), torch.tensor([[0, 1]]), 4)
+    names = ("vgg.stages.0.layers.1.neuron", "resnet.embedder.neuron", "resnet.stages.10.0.neuron")
+    expected = ["vgg.stages.0", "resnet.embedder.neuron", "resnet.stages.10", "3"]
+    found = rate_by_depth(dict.fromkeys([*names, "3.neuron"], counts))
+    assert found == {name: [0.25] for name in expected}
 
 
 def test_gradient_norms_by_layer(batches):

@@ -12,7 +12,7 @@ from spikenlp import (
     SpikingVGGConfig,
     SpikingVGGForImageClassification,
 )
-from spikenlp.analysis.tracing import watch_neurons
+from spikenlp.analysis.watching import watch_neurons
 from spikenlp.export import export
 from spikenlp.neurons import IF
 from tests.conftest import TINY_DENSE

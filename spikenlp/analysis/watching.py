@@ -1,0 +1,192 @@
+"""Watching a forward pass: what neurons send, and where its padding is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from spikenlp.models.over_time import increments
+from spikenlp.neurons import NeuronState, RoundingIF
+from spikenlp.neurons.dynamics import SMALLEST_SCALE, sent_amplitude
+from spikenlp.neurons.modules import SpikingNeuron
+from spikenlp.neurons.streaming import carrier_of
+
+TOLERANCE = 0.1
+"""Distance from a whole number, in amplitudes, up to which a value is a spike: rounding of running
+means in half precision stays below, other values do not."""
+
+
+@dataclass
+class Sent:
+    """What one neuron sent in one forward pass."""
+
+    name: str
+    neuron: SpikingNeuron
+    levels: Tensor
+    """What each step sent in units of the amplitude, [T, ...] float32; spikes are -1, 0 and 1."""
+    running: bool
+    mask: Tensor | None
+    """Real positions [B, L], where `levels` is [T, B, L, C] and the batch has an attention mask."""
+    step: int | None = None
+    """Of a model that runs its time steps one by one: the step that `levels` [1, ...] belongs to,
+    from 0. None: `levels` holds all steps."""
+
+    def spikes(self) -> Tensor:
+        """{-1, 0, 1} as float32 [T, ...], 0 at padding."""
+        spikes = self.levels.round()
+        return spikes if self.mask is None else spikes * self.mask[None, :, :, None]
+
+    def sites(self) -> int:
+        """Real positions of a channel and step, over the batch."""
+        channels = self.levels.shape[self.neuron.channel_dim]
+        if self.mask is None:
+            return self.levels[0].numel() // channels
+        return int(self.mask.sum())
+
+    def wrong_values(self) -> bool:
+        """Whether a real position holds what this neuron cannot send."""
+        allowed = self.levels.round().clamp(-1 if self.neuron.ternary else 0, 1)
+        wrong = ~((self.levels - allowed).abs() <= TOLERANCE)  # NaN is wrong, too
+        return bool((wrong if self.mask is None else wrong & self.mask[None, :, :, None]).any())
+
+
+def refuse_collapsed(model: nn.Module) -> None:
+    if getattr(getattr(model, "config", None), "collapsed", False):
+        raise ValueError(
+            "the model is collapsed: it rounds, and does not spike. Set model.config.collapsed = "
+            "False to look at its spiking twin"
+        )
+
+
+@contextmanager
+def unrolled(model: nn.Module):
+    """In here the forward pass of `model` has a time axis: gradient="implicit" gives way to "bptt",
+    which sends the same spikes and, whatever `settle_tolerance` is, runs all steps."""
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "gradient", None) != "implicit":
+        yield
+        return
+    config.gradient = "bptt"
+    try:
+        yield
+    finally:
+        config.gradient = "implicit"
+
+
+@contextmanager
+def watch_masks(model: nn.Module, use: Callable[[Tensor | None], None]):
+    """Calls `use` with the attention mask, bool [B, L] or None, of each call of `model` and, while it
+    runs, of the transformers models inside it.
+
+    Raises:
+        ValueError: in the call, for a mask that is not [B, L].
+    """
+
+    def begin(module, args, kwargs):
+        signature = inspect.signature(module.forward)
+        if module is not model and "attention_mask" not in signature.parameters:
+            return
+        given = {**signature.bind_partial(*args, **kwargs).arguments, **kwargs}
+        mask = given.get("attention_mask")
+        if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+            got = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise ValueError(
+                "to leave padding out, attention_mask must be [B, L], 0 at padding and 1 elsewhere, "
+                f"got {got}"
+            )
+        use(None if mask is None else mask.bool())
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            if module is model or isinstance(module, PreTrainedModel):
+                hook = module.register_forward_pre_hook(begin, with_kwargs=True)
+                stack.callback(hook.remove)
+        yield
+
+
+@contextmanager
+def watch_neurons(model: nn.Module, observe: Callable[[Sent], None], *, real: Tensor | None = None):
+    """Calls `observe` with what each neuron of `model` sends, while the context is open.
+
+    Once a forward pass and neuron, or once a step where the model runs its steps one by one.
+
+    Args:
+        real: positions [B, L] that count, where parts of the model are called by themselves; a call
+            of the model, or of a transformers model inside it, reads its attention mask.
+
+    Raises:
+        ValueError: the model has no neuron, or is collapsed; in a call, an attention mask that is not
+            [B, L].
+    """
+    refuse_collapsed(model)
+    neurons = {name: m for name, m in model.named_modules() if isinstance(m, SpikingNeuron)}
+    if not neurons:
+        raise ValueError(f"{type(model).__name__} holds no spiking neuron (spikenlp.neurons)")
+    mask: list[Tensor | None] = [real]
+    next_step: dict[SpikingNeuron, int] = {}
+
+    def begin(module, args):
+        next_step.clear()
+
+    def report(name, neuron, output, running, step=None, before=None):
+        real = mask[0]
+        fits = real is not None and output.dim() == 4 and output.shape[1:3] == real.shape
+        levels = _levels(neuron, output, running, before)
+        observe(Sent(name, neuron, levels, running, real if fits else None, step))
+
+    def hook(name):
+        def sent(neuron, args, kwargs, output):
+            carrier = carrier_of(neuron)
+            before = None if carrier is None else carrier.before[neuron]
+            report(name, neuron, output, kwargs.get("running", False), before=before)
+
+        return sent
+
+    def watched_step(name, neuron):
+        step = neuron.step
+
+        def watched(x, v=None):
+            sent, v = step(x, v)
+            report(name, neuron, sent, False, next_step.get(neuron, 0))
+            next_step[neuron] = next_step.get(neuron, 0) + 1
+            return sent, v
+
+        return watched
+
+    with ExitStack() as stack:
+        stack.enter_context(watch_masks(model, lambda found: mask.__setitem__(0, found)))
+        handles = [model.register_forward_pre_hook(begin)]
+        handles += [n.register_forward_hook(hook(k), with_kwargs=True) for k, n in neurons.items()]
+        for handle in handles:
+            stack.callback(handle.remove)
+        if getattr(getattr(model, "config", None), "gradient", None) == "implicit":
+            for name, neuron in neurons.items():
+                neuron.step = watched_step(name, neuron)
+                stack.callback(delattr, neuron, "step")
+        yield
+
+
+@torch.no_grad()
+def _levels(
+    neuron: SpikingNeuron, output: Tensor, running: bool, before: NeuronState | None
+) -> Tensor:
+    """`before`: the state that a neuron which runs one step at a time went on from."""
+    sent = output.float()
+    if running and before is None:
+        sent = increments(sent)
+    elif running and before is not None and before.sent is not None:
+        sent = (before.step + 1) * sent - before.sent
+    if isinstance(neuron, RoundingIF):
+        amplitude = sent_amplitude(neuron._broadcast(neuron.amplitude, sent[0]), output.dtype)
+        if neuron.offset is not None:
+            sent = sent + neuron._broadcast(neuron.offset, sent[0])
+        return sent / amplitude
+    amplitude = neuron._broadcast(neuron.amplitude, sent[0])
+    return sent / amplitude.clamp_min(SMALLEST_SCALE)
