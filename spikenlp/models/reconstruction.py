@@ -9,7 +9,7 @@ weight that reads spikes by ridge regression on a few batches,
 
 s_n is the mean over time of the spikes that are read at token or pixel n, as the layers before it, fitted
 already, send them; W_0 the weight before; lambda `ridge` times the mean over inputs of sum_n s_n^2. y_n is
-what the network without rounding computes there; where the result is added to a residual stream, y_n is
+what the network without rounding computes there, or the collapsed twin, where that was trained; where the result is added to a residual stream, y_n is
 what that sum lacks, so that a layer also makes good errors of the stream. There are no labels and no
 gradient steps, and amplitudes stay as they are.
 

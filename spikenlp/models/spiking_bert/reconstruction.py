@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -23,28 +25,42 @@ their result is added."""
 
 
 def reconstruct(
-    model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], *, ridge: float = RIDGE
+    model: PreTrainedModel,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    ridge: float = RIDGE,
+    target: Literal["dense", "collapsed"] = "dense",
 ) -> None:
     """Fits the encoder's weights to its own spikes, in place. Once: they are the target as well, so that
     another call would fit to what this one has left.
 
     Args:
-        model: a spiking BERT of the architecture "default", converted and calibrated, at the T that it
-            will run with; with or without a head.
+        model: a spiking BERT of the architecture "default" at the T that it will run with; with or
+            without a head.
         batches: dicts with input_ids [B, L] and what else the base model takes; a few hundred sentences
             of the kind that the model will see. Padding is left out.
         ridge: > 0; the smaller, the farther the weights go from where they were.
+        target: what its weights compute without rounding ("dense"), of a model that was converted and
+            calibrated, or as the collapsed twin ("collapsed"), of one that was trained as that.
 
     Raises:
         ValueError: another architecture; a collapsed model; weights in int8; no batch, or one without
-            a token; `ridge` not above 0; activations that are not finite.
+            a token; `ridge` not above 0; activations that are not finite; another `target`, or
+            "collapsed" without rounding neurons.
     """
     config = model.config
     check_config(config.architecture, config.collapsed)
+    if target not in ("dense", "collapsed"):
+        raise ValueError(f"target must be 'dense' or 'collapsed', got {target!r}")
+    if target == "collapsed" and config.neuron != "rounding":
+        raise ValueError(f"target='collapsed' needs rounding neurons, got {config.neuron!r}")
     inputs = [model_inputs(batch, model.device) for batch in batches]
     if not inputs:
         raise ValueError("reconstruction needs data: give at least one batch")
-    with fitting(model, ridge) as exact, dense_neurons(exact, lambda *_: None):
+    with fitting(model, ridge) as exact, ExitStack() as stack:
+        if target == "dense":
+            stack.enter_context(dense_neurons(exact, lambda *_: None))
+        exact.config.collapsed = target == "collapsed"
         walks = [(_Walk(model, batch), _Walk(exact, batch)) for batch in inputs]
         for index in range(config.num_hidden_layers):
             for names, norm in STAGES:
