@@ -5,19 +5,21 @@
 
 Phases, each in a folder of its own under `--output_dir`, in this order:
 
-    teacher    fine-tunes the dense model on the task (or `--teacher` names one that is)
-    converted  the student: spiking, with the weights of the teacher (or of `--student`), calibrated
-    general    raw text (`--corpus_files`, `--corpus_dataset`): hidden states and attention scores of the
-               dense model before it was fine-tuned
-    internal   the task's text without its labels: the same of the teacher, over time
-    collapsed  trains the student without the time loop, at about the cost of a dense one
-    unrolled   trains it over T time steps with the temporal loss; the usual options (`--max_steps`,
-               `--learning_rate`, `--temporal_loss`, ...) are those of this phase
+    teacher        fine-tunes the dense model on the task (or evaluates the one that `--teacher` names)
+    converted      the student: spiking, with the weights of the teacher (or of `--student`), calibrated
+    general        raw text (`--corpus_files`, `--corpus_dataset`): hidden states and attention scores of the
+                   dense model before it was fine-tuned
+    internal       the task's text without its labels: the same of the teacher, over time
+    collapsed      trains the student without the time loop, at about the cost of a dense one
+    reconstructed  fits its weights to its spikes, towards the collapsed twin, without training
+    unrolled       trains it over T time steps with the temporal loss; the usual options (`--max_steps`,
+                   `--learning_rate`, `--temporal_loss`, ...) are those of this phase
 
 `--phases` chooses among them (by default all but general and internal, which are for students that cannot
 be converted well, as SpikingBERT's); each goes on from the last one before it that was run. A phase that is
 done is not repeated, and one that was stopped goes on from its last checkpoint, when the same command is
-given again. results.json holds dev metrics by time step, spikes and energy after each phase.
+given again; other options that bear on it are an error. results.json holds dev metrics by time step, spikes
+and energy after each phase.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,8 +37,8 @@ import transformers
 from common import base_model, parse_arguments
 from corpus import CorpusArguments
 from glue_tmc import dense_trainer, evaluate, fine_tune_dense, spending
-from phases import CollapsedArguments, Phases
-from student import StudentArguments
+from phases import OF_TRAINING, CollapsedArguments, Phases, names_of
+from student import CALIBRATION_BATCH, StudentArguments
 from task_data import DataArguments, Inputs, calibration_batches, load_inputs, load_task_data
 from transformers import (
     AutoConfig,
@@ -46,15 +49,29 @@ from transformers import (
     set_seed,
 )
 
-from spikenlp import SpikingBertForSequenceClassification, SpikingTrainer, watchdogs
+from spikenlp import (
+    SpikingBertConfig,
+    SpikingBertForSequenceClassification,
+    SpikingTrainer,
+    watchdogs,
+)
 from spikenlp.data import pack
 from spikenlp.hub.training import CONFIG_FIELDS
 from spikenlp.metrics.glue import SCORES
+from spikenlp.models.spiking_bert.reconstruction import reconstruct
 from spikenlp.training.cpu import keep_freed_memory, use_all_cores
-from spikenlp.training.distillation import DistillationArguments, DistillationTrainer
-from spikenlp.training.trainer import collapsed
+from spikenlp.training.distillation import (
+    PROJECTIONS,
+    DistillationArguments,
+    DistillationTrainer,
+    check_teacher,
+)
+from spikenlp.training.trainer import check_penalty, collapsed
 
-PHASES = ("teacher", "converted", "general", "internal", "collapsed", "unrolled")
+PHASES = (
+    *("teacher", "converted", "general", "internal"),
+    *("collapsed", "reconstructed", "unrolled"),
+)
 USUAL_PHASES = ("teacher", "converted", "collapsed", "unrolled")
 
 
@@ -80,16 +97,42 @@ class PipelineArguments(StudentArguments, CollapsedArguments):
     teacher_epochs: float = field(default=2.0, metadata={"help": "Of the phase teacher."})
     general_learning_rate: float = field(default=5e-5, metadata={"help": "Of the phase general."})
     general_steps: int = field(default=1000, metadata={"help": "Of the phase general."})
+    general_attention_weight: float = field(
+        default=1.0, metadata={"help": "attention_weight of the phase general."}
+    )
     internal_learning_rate: float = field(default=5e-5, metadata={"help": "Of the phase internal."})
     internal_steps: int = field(default=1000, metadata={"help": "Of the phase internal."})
+    internal_attention_weight: float = field(
+        default=1.0, metadata={"help": "attention_weight of the phase internal."}
+    )
+    reconstruction_batches: int = field(
+        default=32,
+        metadata={"help": f"Batches of {CALIBRATION_BATCH} of the phase reconstructed."},
+    )
     hidden_act: str | None = field(
         default=None,
         metadata={"help": "Activation of the student's feed-forward layers; relu spikes less."},
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        config = SpikingBertConfig(**self.spiking_fields())
+        for phase in ("collapsed", "reconstructed"):
+            if phase in self.phases and config.neuron != "rounding":
+                raise ValueError(
+                    f"the phase {phase} needs rounding neurons, the student's are {config.neuron!r}: leave "
+                    "it out of --phases"
+                )
+        if "reconstructed" in self.phases and config.architecture != "default":
+            raise ValueError("the phase reconstructed is for the architecture 'default'")
+
 
 class Pipeline(Phases):
-    """The phases on one task."""
+    """The phases on one task.
+
+    Raises:
+        ValueError: a model with another tokenizer, or the task's labels in another order.
+    """
 
     names, students = PHASES, PHASES[1:]
     recorded = (
@@ -108,15 +151,56 @@ class Pipeline(Phases):
         self,
         options: PipelineArguments,
         data_args: DataArguments,
+        corpus_args: CorpusArguments,
         args: DistillationArguments,
         inputs: Inputs,
         corpus: datasets.DatasetDict | None,
     ):
-        chosen = [p for p in options.phases if not (p == "teacher" and options.teacher)]
-        super().__init__(options, args, chosen)
+        chosen = [p for p in PHASES if p in options.phases or (p == "teacher" and options.teacher)]
+        super().__init__(options, args, chosen, [data_args, corpus_args])
         self.data_args = data_args
         self.inputs, self.corpus = inputs, corpus
         self.teacher_path = Path(options.teacher or self.root / "teacher")
+        self.check_tokenizer(options.model_name_or_path)
+        for path in filter(None, (options.teacher, options.student)):
+            self.check_source(path)
+
+    def source(self) -> str | Path:
+        """What the student is converted from."""
+        before_general = self.options.model_name_or_path if "general" in self.chosen else None
+        return self.options.student or before_general or self.teacher_path
+
+    def start_name(self, phase: str) -> str | None:
+        if phase == "converted":
+            source = self.source()
+            return "teacher" if source == self.root / "teacher" else str(source)
+        return super().start_name(phase)
+
+    def arguments(self, phase: str) -> DistillationArguments:
+        options = self.options
+        changed: dict[str, Any] = {}
+        if phase == "teacher":
+            changed["learning_rate"] = options.teacher_learning_rate
+            changed |= {"num_train_epochs": options.teacher_epochs, "max_steps": -1}
+        elif phase in ("general", "internal"):
+            changed["logit_weight"] = 0.0
+            changed["max_steps"] = getattr(options, f"{phase}_steps")
+            for name in ("learning_rate", "attention_weight"):
+                changed[name] = getattr(options, f"{phase}_{name}")
+        return dataclasses.replace(super().arguments(phase), **changed)
+
+    def bearing(self, phase: str) -> set[str]:
+        if phase == "reconstructed":
+            chosen = {"start", "seed", "model_name_or_path", "tokenizer_name"}
+            return chosen | names_of(DataArguments) | {"reconstruction_batches"}
+        names = super().bearing(phase) | {"teacher"}
+        if phase == "teacher":
+            names = names - {"seed"} if self.options.teacher else names | OF_TRAINING
+        if phase == "converted":
+            names |= {"hidden_act"}
+        if phase in ("general", "internal"):
+            names -= {"temperature"}
+        return names - ({"teacher"} if phase == "general" else names_of(CorpusArguments))
 
     def facts(self, phase: str) -> dict[str, Any]:
         """Of the model that a phase left: what its card says beside the figures."""
@@ -128,57 +212,67 @@ class Pipeline(Phases):
         if phase != "teacher":
             config = AutoConfig.from_pretrained(self.root / phase)
             known["config"] = {name: getattr(config, name) for name in CONFIG_FIELDS}
-            record = self.teacher_path / "results.json"
-            if record.exists() and "dense" in (teacher := json.loads(record.read_text())):
-                known["dense"] = teacher["dense"]
+            record = self.root / "teacher" / "results.json"
+            if record.exists():
+                known["dense"] = json.loads(record.read_text())["dense"]
         return known
 
     def run_teacher(self, folder: Path) -> dict[str, Any]:
-        options = self.options
-        self.announce("teacher", options.model_name_or_path, "the classifier")
-        model = BertForSequenceClassification.from_pretrained(
-            options.model_name_or_path, **self.inputs.label_fields()
-        )
-        rate, epochs = options.teacher_learning_rate, options.teacher_epochs
-        return {"dense": fine_tune_dense(model, self.inputs, self.args, folder, rate, epochs)}
+        args, inputs, given = self.arguments("teacher"), self.inputs, self.options.teacher
+        if given:
+            self.announce("teacher", given, "nothing")
+            trainer = dense_trainer(self.load_teacher(), inputs, args)
+            return {"dense": evaluate(trainer, inputs, "dense")}
+        source = self.options.model_name_or_path
+        model, created, dropped = load_dense(source, **inputs.label_fields())
+        self.announce("teacher", source, listed(created), listed(dropped))
+        rate, epochs = args.learning_rate, args.num_train_epochs
+        return {"dense": fine_tune_dense(model, inputs, args, folder, rate, epochs)}
 
     def run_converted(self, folder: Path) -> dict[str, Any]:
-        options = self.options
-        before_general = options.model_name_or_path if "general" in options.phases else None
-        source = options.student or before_general or self.teacher_path
-        self.announce("converted", source, options.created())
-        self.check_tokenizer(source)
+        options, source = self.options, self.source()
+        teacher = self.load_teacher()
+        self.check_source(source)
+        dense, created, dropped = load_dense(source, **self.inputs.label_fields())
+        self.announce("converted", source, listed([*created, options.created()]), listed(dropped))
         fields = options.spiking_fields()
         if options.hidden_act is not None:
             fields["hidden_act"] = options.hidden_act
-        dense = BertForSequenceClassification.from_pretrained(source, **self.inputs.label_fields())
         batches = calibration_batches(self.inputs, options.calibration_batches, self.args.seed)
         model = SpikingBertForSequenceClassification.from_dense(
             dense, calibration=batches, reconstruct=options.reconstruct, **fields
         )
-        trainer = self.trainer(model, dataclasses.replace(self.args, output_dir=str(folder)))
+        check_teacher(model, teacher, self.args)
+        args = dataclasses.replace(self.arguments("converted"), hidden_weight=0.0)
+        trainer = self.trainer(model, args, teacher)
+        trainer.save_model()
+        return self.measure(trainer)
+
+    def run_reconstructed(self, folder: Path) -> dict[str, Any]:
+        start, args = self.start("reconstructed"), self.arguments("reconstructed")
+        model = SpikingBertForSequenceClassification.from_pretrained(start)
+        self.check_start(start, model.config)
+        self.announce("reconstructed", start, "nothing; fits the weights to the spikes")
+        number = self.options.reconstruction_batches
+        batches = calibration_batches(self.inputs, number, args.seed)
+        reconstruct(model.to(args.device), batches, target="collapsed")
+        trainer = self.trainer(model, dataclasses.replace(args, hidden_weight=0.0))
         trainer.save_model()
         return self.measure(trainer)
 
     def run_general(self, folder: Path) -> dict[str, Any]:
         if self.corpus is None:
             raise ValueError("the phase general needs text: --corpus_files or --corpus_dataset")
-        options = self.options
-        teacher = AutoModel.from_pretrained(options.model_name_or_path, add_pooling_layer=False)
+        teacher = AutoModel.from_pretrained(
+            self.options.model_name_or_path, add_pooling_layer=False
+        )
         text = pack(self.corpus["train"], self.inputs.tokenizer, self.data_args.max_seq_length)
-        steps, rate = options.general_steps, options.general_learning_rate
-        return self.train("general", self.features_only(folder, steps, rate), teacher, text)
+        return self.train("general", self.arguments("general"), teacher, text)
 
     def run_internal(self, folder: Path) -> dict[str, Any]:
         labels = {"label", "labels"} & set(self.inputs.train.column_names)
         text = self.inputs.train.remove_columns(sorted(labels))
-        steps, rate = self.options.internal_steps, self.options.internal_learning_rate
-        return self.train("internal", self.features_only(folder, steps, rate), data=text)
-
-    def features_only(self, folder: Path, steps: int, rate: float) -> DistillationArguments:
-        return dataclasses.replace(
-            self.args, output_dir=str(folder), max_steps=steps, learning_rate=rate, logit_weight=0.0
-        )
+        return self.train("internal", self.arguments("internal"), data=text)
 
     def train(
         self,
@@ -188,9 +282,13 @@ class Pipeline(Phases):
         data: datasets.Dataset | None = None,
     ) -> dict[str, Any]:
         start = self.start(phase)
-        self.announce(phase, start, "nothing")
         model = SpikingBertForSequenceClassification.from_pretrained(start)
+        self.check_start(start, model.config)
         trainer = self.trainer(model, args, teacher, data)
+        projections = getattr(model, PROJECTIONS, ())
+        created = f"{len(projections)} projections of hidden states" if projections else "nothing"
+        dropped = "the projections, when it ends" if projections else "nothing"
+        self.announce(phase, start, created, dropped)
         training = self.fit(trainer)
         training["temporal_loss"] = args.temporal_loss if phase == "unrolled" else None
         return {**self.measure(trainer), "training": training}
@@ -203,13 +301,10 @@ class Pipeline(Phases):
         data: datasets.Dataset | None = None,
     ) -> DistillationTrainer:
         """By default the fine-tuned teacher on the task's training data."""
-        if teacher is None:
-            self.check_tokenizer(self.teacher_path)
-            teacher = BertForSequenceClassification.from_pretrained(self.teacher_path)
         return DistillationTrainer(
             model,
             args,
-            teacher=teacher,
+            teacher=self.load_teacher() if teacher is None else teacher,
             train_dataset=self.inputs.train if data is None else data,
             eval_dataset=next(iter(self.inputs.evaluation.values())),
             data_collator=self.inputs.collator,
@@ -228,16 +323,79 @@ class Pipeline(Phases):
                 found["collapsed"] = evaluate(twin, self.inputs, "eval")
         return {**found, **spending(model, self.inputs, args.per_device_eval_batch_size)}
 
+    def load_teacher(self) -> BertForSequenceClassification:
+        """Raises ValueError where there is none, or it was not fine-tuned on such a task."""
+        if not self.options.teacher and not (self.teacher_path / "config.json").exists():
+            raise ValueError(
+                f"there is no teacher at {self.teacher_path}: run the phase teacher, or name one with "
+                "--teacher"
+            )
+        self.check_source(self.teacher_path)
+        teacher, created, _ = load_dense(self.teacher_path)
+        if created:
+            raise ValueError(
+                f"the teacher {self.teacher_path} lacks {listed(created)}: give one that is fine-tuned "
+                "on the task"
+            )
+        wanted = len(self.inputs.task.labels or ["score"])
+        if teacher.config.num_labels != wanted:
+            raise ValueError(
+                f"the teacher {self.teacher_path} has {teacher.config.num_labels} labels, "
+                f"{self.inputs.task.name} {wanted}"
+            )
+        return teacher
+
+    def check_source(self, path: str | Path) -> None:
+        """Raises ValueError where a model reads other token ids, or has the task's labels in another
+        order."""
+        self.check_tokenizer(path)
+        names = [name.lower() for name in self.inputs.task.labels or ()]
+        id2label = AutoConfig.from_pretrained(path).id2label
+        found = [id2label[i].lower() for i in sorted(id2label)]
+        if found != names and sorted(found) == sorted(names):
+            raise ValueError(
+                f"{path} has the labels {found}, {self.inputs.task.name} {names}: their order must be "
+                "the same"
+            )
+
     def check_tokenizer(self, path: str | Path) -> None:
-        if Path(path) == self.teacher_path and not (self.teacher_path / "config.json").exists():
-            raise ValueError(
-                f"there is no teacher at {path}: run the phase teacher, or name one with --teacher"
-            )
         if AutoTokenizer.from_pretrained(path).get_vocab() != self.inputs.tokenizer.get_vocab():
+            options = self.options
             raise ValueError(
-                f"the tokenizer at {path} is not that of {self.options.model_name_or_path}: teacher "
-                "and student must read the same token ids"
+                f"the tokenizer at {path} is not {options.tokenizer_name or options.model_name_or_path}'s: "
+                "teacher and student must read the same token ids"
             )
+
+    def check_start(self, path: Path, config: SpikingBertConfig) -> None:
+        """Raises ValueError where a student was converted with other options than are given."""
+        asked = self.options.spiking_fields()
+        del asked["hidden_dropout_prob"]
+        differing = [
+            f"{name} {getattr(config, name)!r}, not {value!r}"
+            for name, value in asked.items()
+            if getattr(config, name) != value
+        ]
+        if differing:
+            raise ValueError(f"{path} was converted with {'; '.join(differing)}")
+
+
+def load_dense(
+    path: str | Path, **fields: Any
+) -> tuple[BertForSequenceClassification, list[str], list[str]]:
+    """The model, and the names of what it creates and of what it drops of the checkpoint."""
+    model, report = BertForSequenceClassification.from_pretrained(
+        path, output_loading_info=True, **fields
+    )
+    return model, modules_of(report["missing_keys"]), modules_of(report["unexpected_keys"])
+
+
+def modules_of(parameters: Iterable[str]) -> list[str]:
+    """classifier of classifier.weight, cls.predictions of cls.predictions.transform.dense.weight."""
+    return sorted({".".join(name.split(".")[:-1][:2]) for name in parameters})
+
+
+def listed(names: list[str]) -> str:
+    return ", ".join(names) or "nothing"
 
 
 def summary(results: dict[str, Any]) -> str:
@@ -266,6 +424,7 @@ def distill(argv: list[str]) -> dict[str, Any]:
     )
     if options.model_name_or_path is None:
         raise ValueError("distillation starts from a dense BERT: give --model_name_or_path")
+    check_penalty(SpikingBertConfig(**options.spiking_fields()), args)
     if args.device.type == "cpu":
         use_all_cores(args.world_size)
         keep_freed_memory()
@@ -278,8 +437,8 @@ def distill(argv: list[str]) -> dict[str, Any]:
             "--temporal_loss sdt or tet"
         )
     corpus = corpus_args.load_corpus()[0] if "general" in options.phases else None
-    phases = Pipeline(options, data_args, args, inputs, corpus).run()
-    record = {"task": inputs.task.name, "data": inputs.source, "seed": args.seed, **phases}
+    phases = Pipeline(options, data_args, corpus_args, args, inputs, corpus).run()
+    record = {"task": inputs.task.name, "data": inputs.source, **phases}
     if args.process_index == 0:
         (Path(args.output_dir) / "results.json").write_text(json.dumps(record, indent=1) + "\n")
         print(summary(phases), flush=True)

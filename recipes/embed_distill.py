@@ -211,7 +211,7 @@ class Pipeline(Phases):
         text: list[str],
         evaluation: Evaluation,
     ):
-        super().__init__(options, args, options.phases)
+        super().__init__(options, args, options.phases, [text_args])
         self.text_args, self.text, self.evaluation = text_args, text, evaluation
         self.dense = str(options.model_name_or_path)
         self.modules = read_modules(self.dense)

@@ -9,9 +9,58 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import yaml
+from common import all_options, check_same_options
+from student import StudentArguments
+from transformers import TrainingArguments, set_seed
+
 from spikenlp import SpikingTrainer
 from spikenlp.training import DistillationArguments, last_checkpoint
 from spikenlp.training.provenance import run_record
+
+STEPS = {"max_steps", "num_train_epochs"}
+OF_TRAINING = STEPS | {
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "weight_decay",
+    "optim",
+    "optim_args",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "train_sampling_strategy",
+    "label_smoothing_factor",
+    "neftune_noise_alpha",
+    "data_seed",
+    "bf16",
+    "fp16",
+}
+"""Options of transformers' Trainer that change what is trained."""
+OF_TEMPORAL_LOSS = {
+    "temporal_loss",
+    "theta_reduction",
+    "theta_scope",
+    "theta_weight",
+    "theta_lambda",
+    "theta_odds",
+    "tet_mse_weight",
+}
+
+
+def names_of(kind: Any) -> set[str]:
+    return {f.name for f in dataclasses.fields(kind)}
+
+
+@dataclass
+class Start:
+    """What a phase goes on from: an earlier phase, or a model."""
+
+    start: str | None
 
 
 @dataclass
@@ -30,8 +79,12 @@ class CollapsedArguments:
 class Phases:
     """Runs the methods `run_NAME(folder)` of the phases that are `chosen`, in the order of `names`.
 
-    A phase leaves its model, and in results.json what its method returned, in its folder. One that is done
-    is not repeated. A subclass says in `train(phase, args)` how a student is trained.
+    A phase leaves its model, in results.json what its method returned, and in arguments.yaml its options in
+    its folder. One that is done is not repeated. Each begins with the seed set, whatever ran before it. A
+    subclass says in `train(phase, args)` how a student is trained.
+
+    Args:
+        further: other options that bear on the phases, such as those of the data.
     """
 
     names: ClassVar[tuple[str, ...]]
@@ -40,23 +93,37 @@ class Phases:
     recorded: ClassVar[tuple[str, ...]]
     """Training arguments that the record of a phase holds."""
 
-    def __init__(self, options: Any, args: DistillationArguments, chosen: Sequence[str]):
+    def __init__(
+        self,
+        options: Any,
+        args: DistillationArguments,
+        chosen: Sequence[str],
+        further: Sequence[Any] = (),
+    ):
         assert args.output_dir is not None  # TrainingArguments fills it in
-        self.options, self.args, self.chosen = options, args, chosen
+        self.options, self.args, self.chosen, self.further = options, args, chosen, further
         self.root = Path(args.output_dir)
 
     def run(self) -> dict[str, Any]:
-        """What each phase found, in this call or an earlier one."""
+        """What each phase found, in this call or an earlier one.
+
+        Raises:
+            ValueError: a chosen phase that is done, or has a checkpoint, was given other options; a phase
+                that needs a student comes before all that make one.
+        """
+        for phase in self.chosen:
+            self.check_options(phase)
         found: dict[str, Any] = {}
         for phase in self.names:
             record = self.root / phase / "results.json"
             if record.exists():
                 found[phase] = json.loads(record.read_text())
             elif phase in self.chosen:
+                self.write_options(phase)
+                set_seed(self.args.seed)
                 found[phase] = getattr(self, f"run_{phase}")(self.root / phase)
                 found[phase] |= {**self.facts(phase), "run": run_record()}
                 if self.args.process_index == 0:
-                    record.parent.mkdir(parents=True, exist_ok=True)
                     record.write_text(json.dumps(found[phase], indent=1) + "\n")
         return found
 
@@ -65,31 +132,80 @@ class Phases:
         return {}
 
     def start(self, phase: str) -> Path:
-        """The folder of the last phase before `phase` that left a student."""
+        """The folder of the last phase before `phase` that left a student, or is to leave one."""
         earlier = self.students[: self.students.index(phase)]
         for name in reversed(earlier):
-            if (self.root / name / "results.json").exists():
+            if name in self.chosen or (self.root / name / "results.json").exists():
                 return self.root / name
         raise ValueError(
             f"the phase {phase} needs a student, and none of the phases {', '.join(earlier)} was run "
             f"in {self.root}: add converted to --phases"
         )
 
+    def start_name(self, phase: str) -> str | None:
+        return self.start(phase).name if phase in self.students[1:] else None
+
+    def arguments(self, phase: str) -> DistillationArguments:
+        """The usual options as a phase takes them."""
+        changed: dict[str, Any] = {"output_dir": str(self.root / phase)}
+        if phase == "collapsed":
+            options = self.options
+            changed |= {
+                "collapsed": True,
+                "max_steps": options.collapsed_steps,
+                "learning_rate": options.collapsed_learning_rate,
+                "neuron_learning_rate": options.collapsed_neuron_learning_rate,
+            }
+        elif phase == "unrolled":
+            changed["collapsed"] = False
+        return dataclasses.replace(self.args, **changed)
+
+    def bearing(self, phase: str) -> set[str]:
+        """Names of the options that bear on what a phase leaves."""
+        names = {"start", "seed", "model_name_or_path", "tokenizer_name"}
+        names |= {name for part in self.further for name in names_of(part)}
+        if phase == "converted":
+            names |= names_of(StudentArguments) | {"student"}
+        elif phase in self.students:
+            names |= OF_TRAINING | names_of(self.args) - names_of(TrainingArguments)
+            names -= {"teacher_cache_gb"}
+            if phase != "unrolled":
+                names -= OF_TEMPORAL_LOSS
+            if phase != "collapsed":
+                names -= {"collapsed_timesteps"}
+        return names
+
+    def parts(self, phase: str) -> tuple[Any, ...]:
+        start = Start(self.start_name(phase))
+        return start, self.options, *self.further, self.arguments(phase)
+
+    def check_options(self, phase: str) -> None:
+        """Raises ValueError where `phase` was run with other options; of one that goes on from a
+        checkpoint the number of steps may change."""
+        folder, parts = self.root / phase, self.parts(phase)
+        done = (folder / "results.json").exists()
+        taken_over = done or last_checkpoint(str(folder)) is not None
+        recorded = (folder / "arguments.yaml").exists()
+        if self.args.process_index > 0 or not (taken_over and recorded):
+            return
+        counting = self.bearing(phase)
+        if not done:
+            counting -= STEPS
+        elif parts[-1].max_steps > 0:
+            counting.discard("num_train_epochs")
+        check_same_options(folder, parts, ignored=all_options(parts).keys() - counting)
+
+    def write_options(self, phase: str) -> None:
+        if self.args.process_index == 0:
+            folder = self.root / phase
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "arguments.yaml").write_text(yaml.safe_dump(all_options(self.parts(phase))))
+
     def run_collapsed(self, folder: Path) -> dict[str, Any]:
-        options = self.options
-        args = dataclasses.replace(
-            self.args,
-            output_dir=str(folder),
-            collapsed=True,
-            max_steps=options.collapsed_steps,
-            learning_rate=options.collapsed_learning_rate,
-            neuron_learning_rate=options.collapsed_neuron_learning_rate,
-        )
-        return self.train("collapsed", args)
+        return self.train("collapsed", self.arguments("collapsed"))
 
     def run_unrolled(self, folder: Path) -> dict[str, Any]:
-        args = dataclasses.replace(self.args, output_dir=str(folder), collapsed=False)
-        return self.train("unrolled", args)
+        return self.train("unrolled", self.arguments("unrolled"))
 
     def fit(self, trainer: SpikingTrainer) -> dict[str, Any]:
         """Trains on from the last checkpoint, if there is one, and saves; what the record says of it,
@@ -105,6 +221,6 @@ class Phases:
             **{name: getattr(args, name) for name in self.recorded},
         }
 
-    def announce(self, phase: str, loaded: Any, created: str) -> None:
+    def announce(self, phase: str, loaded: Any, created: str, dropped: str = "nothing") -> None:
         if self.args.process_index == 0:
-            print(f"phase {phase}: loads {loaded}; creates {created}", flush=True)
+            print(f"phase {phase}: loads {loaded}; creates {created}; drops {dropped}", flush=True)

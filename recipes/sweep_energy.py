@@ -1,12 +1,13 @@
 """Accuracy against energy: distill.py for several T and spike targets, from one teacher.
 
     python recipes/sweep_energy.py --task_name sst2 --data_dir glue --model_name_or_path path/to/bert \\
-        --timesteps 1 2 4 8 --spike_targets 1.2 0.9 0.6 --spike_weight 1 --output_dir outputs/sweep_sst2
+        --timesteps 1 2 4 8 --spike_targets 0.8 0.6 0.4 --spike_weight 1 --output_dir outputs/sweep_sst2
 
-Other options go to distill.py. A target is in spikes per neuron and inference; "none" trains without a
-penalty. A run that is done is not repeated. The output folder gets sweep.json, sweep.md and, for each
-billing (float32 against the dense float32 model, int8 against the dense int8 model and the quantised
-network of as many levels), a chart.
+Other options go to distill.py. For each T one run trains without a penalty; a target is a fraction of the
+spikes per neuron that it ends with. A run that is done is not repeated. The output folder gets sweep.json,
+sweep.md and, for each billing (float32 against the dense float32 model, int8 against the dense int8 model
+and the quantised network of as many levels), a chart. The quantised network is the collapsed twin, after the
+phase in which it was best.
 """
 
 from __future__ import annotations
@@ -26,22 +27,33 @@ from spikenlp.training.provenance import run_record
 BILLINGS = ("float32", "int8")
 
 
-def target(text: str) -> float | None:
-    return None if text == "none" else float(text)
+def fraction(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be in (0, 1), got {text}")
+    return value
 
 
 def run_one(
-    options: list[str], root: Path, steps: int, spikes: float | None, weight: float
+    options: list[str],
+    root: Path,
+    steps: int,
+    weight: float = 0.0,
+    share: float | None = None,
+    free: float = 0.0,
 ) -> dict[str, Any]:
-    """A row of the table: metrics of the spiking model and of its quantised twin, what they spend."""
-    name = f"t{steps}_spikes{'any' if spikes is None else spikes}"
-    penalty = (
-        [] if spikes is None else ["--spike_target", str(spikes), "--spike_weight", str(weight)]
-    )
+    """A row of the table: metrics of the spiking model and of its quantised twin, what they spend.
+
+    Args:
+        share: the target as a fraction of `free`, the spikes per neuron without a penalty; None: none.
+    """
+    name, wanted, penalty = f"t{steps}_free", None, []
+    if share is not None:
+        name, wanted = f"t{steps}_spikes{share:g}", round(share * free, 4)
+        penalty = ["--spike_target", str(wanted), "--spike_weight", str(weight)]
     found = distill(
         [
             *options,
-            *("--teacher", str(root / "teacher")),
             *("--num_timesteps", str(steps)),
             *("--output_dir", str(root / name)),
             *penalty,
@@ -49,12 +61,20 @@ def run_one(
     )
     last = found.get("unrolled") or found["collapsed"]
     metrics = {k: v for k, v in last["spiking"].items() if k in SCORES}
-    twin = {f"quantised_{k}": last["collapsed"][k] for k in metrics}
+    twins = [found[phase]["collapsed"] for phase in ("collapsed", "unrolled") if phase in found]
+    best = max(twins, key=lambda twin: twin[next(k for k in SCORES if k in twin)])
     spent = {
         "spikes_per_neuron": last["spikes_per_neuron"],
         **{f"microjoules, {k}": v[-1] for k, v in last["energy_microjoules"].items()},
     }
-    return {"num_timesteps": steps, "spike_target": spikes, **metrics, **twin, **spent}
+    return {
+        "num_timesteps": steps,
+        "fraction": share,
+        "spike_target": wanted,
+        **metrics,
+        **{f"quantised_{k}": best[k] for k in metrics},
+        **spent,
+    }
 
 
 def markdown(rows: list[dict[str, Any]], dense: dict[str, float]) -> str:
@@ -63,7 +83,7 @@ def markdown(rows: list[dict[str, Any]], dense: dict[str, float]) -> str:
     heads = ["T", "spike target", *metrics, "spikes per neuron", *spent]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
-        wanted = "any" if row["spike_target"] is None else f"{row['spike_target']:g}"
+        wanted = "none" if row["spike_target"] is None else f"{row['spike_target']:.2f}"
         cells = [str(row["num_timesteps"]), wanted]
         cells += [f"{100 * row[k]:.1f}" for k in metrics]
         cells += [f"{row['spikes_per_neuron']:.2f}", *(f"{row[k]:.1f}" for k in spent)]
@@ -92,21 +112,28 @@ def draw(rows: list[dict[str, Any]], dense: dict[str, float], out: Path) -> None
 def main() -> None:
     transformers.utils.logging.set_verbosity_warning()
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--timesteps", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--spike_targets", type=target, nargs="+", default=[None, 1.2, 0.9, 0.6])
+    parser.add_argument("--spike_targets", type=fraction, nargs="+", default=[0.8, 0.6, 0.4])
     parser.add_argument("--spike_weight", type=float, default=1.0)
+    parser.add_argument("--teacher", help="A dense model fine-tuned on the task.")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/sweep_energy"))
     args, options = parser.parse_known_args()
     root: Path = args.output_dir
-    teacher = distill([*options, "--phases", "teacher", "--output_dir", str(root)])
+    given = [] if args.teacher is None else ["--teacher", args.teacher]
+    teacher = distill([*options, *given, "--phases", "teacher", "--output_dir", str(root)])
     dense = teacher["teacher"]["dense"]
-    rows = [
-        run_one(options, root, steps, spikes, args.spike_weight)
-        for steps in args.timesteps
-        for spikes in args.spike_targets
-    ]
+    options += given or ["--teacher", str(root / "teacher")]
+    rows = []
+    for steps in args.timesteps:
+        free = run_one(options, root, steps)
+        rows.append(free)
+        for share in args.spike_targets:
+            spikes = free["spikes_per_neuron"]
+            rows.append(run_one(options, root, steps, args.spike_weight, share, spikes))
     record = {"run": run_record(), "dense": dense, "rows": rows}
     (root / "sweep.json").write_text(json.dumps(record, indent=1) + "\n")
     (root / "sweep.md").write_text(markdown(rows, dense))

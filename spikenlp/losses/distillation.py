@@ -132,7 +132,7 @@ def attention_score_loss(
     teacher_scores: Sequence[Tensor],
     attention_mask: Tensor | None = None,
     *,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int | None] | None = None,
 ) -> Tensor:
     """Sum over layers of the mean squared distance of attention scores before the softmax.
 
@@ -141,25 +141,30 @@ def attention_score_loss(
         teacher_scores: the teacher's, likewise. Padded queries and keys are left out, whatever a
             mask has put there.
         attention_mask: [B, L], 0 at padding.
-        layers: for each student layer (from 0) the index of the teacher's; None: the evenly spaced
-            one whose output `layer_map` matches with this layer's, i to 3 i + 2 for 4 of 12.
+        layers: for each student layer (from 0) the index of the teacher's, or None: it is left out;
+            by default the evenly spaced one whose output `layer_map` matches with this layer's, i to
+            3 i + 2 for 4 of 12.
 
     Returns:
         float32 scalar.
 
     Raises:
-        ValueError: lengths or numbers of heads that do not fit.
+        ValueError: lengths or numbers of heads that do not fit, a layer that the teacher does not have.
     """
     if layers is None:
         layers = [i - 1 for i in layer_map(len(scores), len(teacher_scores))[1:]]
     if len(layers) != len(scores):
         raise ValueError(f"{len(layers)} teacher layers are given for {len(scores)} layers")
+    if not all(j is None or 0 <= j < len(teacher_scores) for j in layers):
+        raise ValueError(f"layers {list(layers)} of a teacher that has {len(teacher_scores)}")
     pairs = None
     if attention_mask is not None:
         real = attention_mask.bool()
         pairs = (real[:, :, None] & real[:, None, :]).flatten(1)
     total = scores[0].new_zeros((), dtype=scores[0].float().dtype)
     for i, (score, j) in enumerate(zip(scores, layers, strict=True)):
+        if j is None:
+            continue
         target = teacher_scores[j]
         if score.shape != target.shape:
             raise ValueError(

@@ -110,6 +110,10 @@ class SpikingTrainingArguments(TrainingArguments):
         for name in ("neuron_learning_rate", "spike_target", "spike_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if self.spike_target and not self.spike_weight:
+            raise ValueError(
+                f"spike_target={self.spike_target} does nothing without spike_weight > 0"
+            )
 
     def temporal_loss_options(self) -> dict[str, Any]:
         """Options of the chosen loss, as `get_temporal_loss` takes them."""

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, set_seed
 
 from spikenlp.losses.distillation import (
     attention_score_loss,
@@ -27,7 +27,7 @@ from spikenlp.losses.distillation import (
 )
 from spikenlp.models.over_time import running_mean
 from spikenlp.training.arguments import SpikingTrainingArguments
-from spikenlp.training.teacher_cache import ROW, TeacherCache, bytes_needed
+from spikenlp.training.teacher_cache import ROW, TeacherCache, bytes_needed, check_deterministic
 from spikenlp.training.trainer import SpikingTrainer, check_tokenizer_fits
 
 PROJECTIONS = "hidden_projections"
@@ -72,8 +72,8 @@ class DistillationArguments(SpikingTrainingArguments):
     teacher_layers: list[int] | None = field(
         default=None,
         metadata={
-            "help": "Index of the teacher's hidden state (0: the embedding) for each of the "
-            "student's. Default: evenly spaced."
+            "help": "Index of the teacher's hidden state (0: the embedding, which has no attention "
+            "scores) for each of the student's. Default: evenly spaced."
         },
     )
     collapsed_timesteps: Literal["fixed", "random", "staged"] = field(
@@ -110,13 +110,15 @@ class DistillationTrainer(SpikingTrainer):
         args: `DistillationArguments`.
         teacher: a dense (or any) model of transformers with the same vocabulary, and, for its
             answers, the same classes. It is put into eval mode and never trained. Where its width
-            differs from the student's, a linear projection of each hidden state is learned beside
-            the student (`model.hidden_projections`, in checkpoints, until training ends).
+            differs from the student's, a linear projection of each hidden state, drawn with
+            `args.seed`, is learned beside the student (`model.hidden_projections`, in checkpoints,
+            until training ends).
         The rest as in `SpikingTrainer`.
 
     Raises:
-        ValueError: a vocabulary, number of classes, depth or number of heads that does not fit; a
-            teacher left in training mode; a batch with a row of padding only.
+        ValueError: a vocabulary, number of classes, depth or number of heads that does not fit; layers
+            that the teacher does not have; a penalty on spikes with gradient="implicit"; a teacher, or
+            a dropout within it, left in training mode; a batch with a row of padding only.
     """
 
     args: DistillationArguments
@@ -137,6 +139,7 @@ class DistillationTrainer(SpikingTrainer):
         states = model.config.num_hidden_layers + 1
         width, teacher_width = model.config.hidden_size, teacher.config.hidden_size
         if args.hidden_weight and width != teacher_width:
+            set_seed(args.seed)
             projections = [nn.Linear(width, teacher_width) for _ in range(states)]
             setattr(model, PROJECTIONS, nn.ModuleList(projections).to(model.device))
         super().__init__(model, args, *positional, **kwargs)
@@ -224,7 +227,7 @@ class DistillationTrainer(SpikingTrainer):
                 outputs.attention_scores,
                 answers["attention_scores"],
                 mask,
-                layers=None if layers is None else [i - 1 for i in layers[1:]],
+                layers=None if layers is None else [i - 1 if i else None for i in layers[1:]],
             )
         for name, value in parts.items():
             self.add_to_log(f"loss_{name}", value)
@@ -255,11 +258,7 @@ class DistillationTrainer(SpikingTrainer):
 
     @torch.no_grad()
     def _ask_teacher(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        if self.teacher.training:
-            raise ValueError(
-                "the teacher is in training mode, so that its dropout answers at random: call "
-                "teacher.eval()"
-            )
+        check_deterministic(self.teacher)
         inputs = {k: v for k, v in inputs.items() if k != "labels"}
         with attention_scores(self.teacher, self.args.attention_weight > 0) as scores:
             outputs = self.teacher(**inputs, output_hidden_states=self.args.hidden_weight > 0)
@@ -325,6 +324,11 @@ def check_teacher(
             raise ValueError(
                 f"teacher_layers must name {states} hidden states (embedding first), got "
                 f"{args.teacher_layers}"
+            )
+        elif not all(0 <= i <= source.num_hidden_layers for i in args.teacher_layers):
+            raise ValueError(
+                f"teacher_layers must be in 0..{source.num_hidden_layers}, the teacher's hidden states, "
+                f"got {args.teacher_layers}"
             )
     if args.attention_weight and student.num_attention_heads != source.num_attention_heads:
         raise ValueError(

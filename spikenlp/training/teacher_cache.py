@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 ROW = "row"
 """Column that tells a batch which rows of the data set it holds."""
@@ -21,6 +22,21 @@ def bytes_needed(dataset: Dataset, states: int, width: int, classes: int) -> int
     return 4 * (tokens * states * width + len(dataset) * classes)
 
 
+def check_deterministic(teacher: nn.Module) -> None:
+    """Raises ValueError where `teacher`, or a dropout within it, is in training mode."""
+    answering_at_random = (
+        name
+        for name, m in teacher.named_modules()
+        if isinstance(m, _DropoutNd) and m.training and m.p
+    )
+    name = "" if teacher.training else next(answering_at_random, None)
+    if name is not None:
+        raise ValueError(
+            f"the teacher is in training mode{name and f' ({name})'}, so that its dropout answers at random: call "
+            "teacher.eval()"
+        )
+
+
 class TeacherCache:
     """Logits and hidden states of a teacher for each row of `dataset`.
 
@@ -31,6 +47,9 @@ class TeacherCache:
         teacher: in eval mode; its inputs are what `collator` makes of the rows, labels left out.
         hidden: whether hidden states are kept.
         context: what the teacher runs in (autocast).
+
+    Raises:
+        ValueError: a teacher, or a dropout within it, in training mode.
     """
 
     def __init__(
@@ -42,6 +61,7 @@ class TeacherCache:
         hidden: bool,
         context: AbstractContextManager[Any],
     ):
+        check_deterministic(teacher)
         self._logits: list[Tensor] = [torch.empty(0)] * len(dataset)
         self._hidden: list[Tensor] = [torch.empty(0)] * len(dataset)
         self._states = 0

@@ -69,6 +69,7 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         self._to_log: dict[str, list[torch.Tensor]] = {}
         super().__init__(model, args, *positional, **kwargs)
         check_sharding(self.accelerator.distributed_type)
+        check_penalty(self.model.config, args)
         for name, dataset in (("train", self.train_dataset), ("eval", self.eval_dataset)):
             if isinstance(dataset, Sized) and len(dataset) == 0:
                 raise ValueError(f"the {name} data set is empty")
@@ -211,6 +212,15 @@ class TimestepMetrics:
         if self.compute_metrics is None:
             return {}
         return self.compute_metrics(EvalPrediction(predictions=logits, label_ids=labels))
+
+
+def check_penalty(config: Any, args: SpikingTrainingArguments) -> None:
+    """Raises ValueError where spikes are penalised and have no gradient."""
+    if args.spike_weight and getattr(config, "gradient", None) == "implicit":
+        raise ValueError(
+            "spike_weight penalises the spikes of each time step, which gradient='implicit' has no "
+            "gradient of: set spike_weight=0 or gradient='bptt'"
+        )
 
 
 def check_tokenizer_fits(model: nn.Module, tokenizer: Any) -> None:

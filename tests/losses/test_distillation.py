@@ -108,6 +108,15 @@ def test_attention_scores_against_a_loop():
     assert attention_score_loss(student, teacher, mask).item() == pytest.approx(expected, rel=1e-6)
     with pytest.raises(ValueError, match="same heads and length"):
         attention_score_loss([student[0][:, :1]], teacher, mask)
+    with pytest.raises(ValueError, match=r"layers \[-1\] of a teacher that has 3"):
+        attention_score_loss(student, teacher, mask, layers=[-1])
+
+
+def test_a_layer_without_a_teacher_is_left_out_of_attention_scores():
+    torch.manual_seed(0)
+    student, teacher = ([torch.randn(3, 2, 4, 4) for _ in range(2)] for _ in range(2))
+    found = attention_score_loss(student, teacher, layers=[None, 1])
+    torch.testing.assert_close(found, attention_score_loss(student[1:], teacher, layers=[1]))
 
 
 def unit(vector):

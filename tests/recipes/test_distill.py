@@ -13,23 +13,38 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+)
 
 from spikenlp.data import demo_question_pairs, get_task, wordpiece_tokenizer
 from spikenlp.hub.release import release
+from spikenlp.models.spiking_bert.reconstruction import reconstruct
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "recipes"))
 
 import distill  # noqa: E402
 import sweep_energy  # noqa: E402
+from common import parse_arguments  # noqa: E402
+from phases import Phases  # noqa: E402
 from shrink import ShrinkArguments, shrink  # noqa: E402
-from task_data import DataArguments  # noqa: E402
+from task_data import (  # noqa: E402
+    DataArguments,
+    calibration_batches,
+    load_inputs,
+    load_task_data,
+)
 
 SMALL = ["--max_train_samples", "64", "--max_eval_samples", "32", "--max_seq_length", "24"]
 SMALL += ["--task_name", "qqp", "--use_cpu", "True", "--disable_tqdm", "True", "--save_steps", "2"]
 SMALL += ["--num_timesteps", "2", "--teacher_epochs", "1", "--per_device_train_batch_size", "16"]
 SMALL += ["--collapsed_steps", "8", "--max_steps", "4", "--spike_weight", "0.1"]
+DENSE = {"num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 32}
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +66,8 @@ def options(tmp_path_factory):
         vocab_size=len(tokenizer),
         hidden_size=32,
         num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=32,
         initializer_range=0.2,
+        **DENSE,
     )
     BertForMaskedLM(config).save_pretrained(folder / "dense")
     tokenizer.save_pretrained(folder / "dense")
@@ -79,6 +92,78 @@ def prepared(done, folder, *phases):
     for phase in phases:
         (folder / phase).symlink_to(done[0] / phase)
     return folder
+
+
+class Drawing(Phases):
+    """Phases that draw a number."""
+
+    names = students = ("converted", "collapsed", "unrolled")
+
+    def run_converted(self, folder):
+        return {"drawn": torch.rand(()).item()}
+
+    def train(self, phase, args):
+        return {"drawn": torch.rand(()).item(), "rate": args.learning_rate}
+
+
+def draw(folder, words="", phases="converted collapsed unrolled"):
+    kinds = (distill.PipelineArguments, DataArguments, distill.DistillationArguments)
+    argv = f"--model_name_or_path dense --use_cpu True --phases {phases} {words}".split()
+    options, data, args = parse_arguments(argv, kinds, output_dir=str(folder))
+    return Drawing(options, args, options.phases, [data]).run()
+
+
+@pytest.mark.parametrize(
+    ("words", "changed"),
+    [
+        ("--seed 7", "seed 42 -> 7"),
+        ("--learning_rate 1e-2", "learning_rate 5e-05 -> 0.01"),
+        ("--num_timesteps 4", "num_timesteps None -> 4"),
+        ("--reconstruct True", "reconstruct False -> True"),
+        ("--collapsed_steps 9", "max_steps 1500 -> 9"),
+        ("--temporal_loss tet", "temporal_loss 'tmc' -> 'tet'"),
+        ("--max_seq_length 16", "max_seq_length 128 -> 16"),
+    ],
+)
+def test_what_is_done_does_not_pass_for_a_run_with_other_options(tmp_path, words, changed):
+    draw(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(changed)):
+        draw(tmp_path, words)
+
+
+def test_what_does_not_bear_on_a_phase_may_change(tmp_path):
+    first = draw(tmp_path)
+    assert draw(tmp_path, "--logging_steps 7 --save_steps 9 --teacher_epochs 4") == first
+    assert draw(tmp_path, "--temporal_loss tet", "collapsed") == first
+    assert draw(tmp_path, "--collapsed_timesteps random", "unrolled") == first
+
+
+def test_phases_that_are_run_apart_have_options_of_their_own(tmp_path):
+    draw(tmp_path, phases="converted")
+    found = draw(tmp_path, "--learning_rate 1e-2 --seed 7", "unrolled")
+    assert found["unrolled"]["rate"] == 1e-2
+    with pytest.raises(ValueError, match="start 'converted' -> 'collapsed'"):
+        draw(tmp_path, "--learning_rate 1e-2 --seed 7", "collapsed unrolled")
+    assert not (tmp_path / "collapsed").exists()
+
+
+def test_a_checkpoint_goes_on_with_the_same_options_but_for_the_steps(tmp_path, monkeypatch):
+    draw(tmp_path)
+    (tmp_path / "unrolled" / "results.json").unlink()
+    monkeypatch.setattr("phases.last_checkpoint", lambda folder: f"{folder}/checkpoint-2")
+    with pytest.raises(ValueError, match=r"learning_rate 5e-05 -> 0\.1"):
+        draw(tmp_path, "--learning_rate 0.1")
+    draw(tmp_path, "--max_steps 9")
+    with pytest.raises(ValueError, match="max_steps 9 -> 10"):
+        draw(tmp_path, "--max_steps 10")
+
+
+def test_a_phase_draws_the_same_whatever_ran_before_it(tmp_path):
+    whole = draw(tmp_path / "whole")
+    torch.manual_seed(99)
+    for phase in Drawing.names:
+        apart = draw(tmp_path / "apart", phases=phase)
+    assert apart == whole
 
 
 @pytest.mark.slow
@@ -137,42 +222,99 @@ def test_a_student_of_fewer_layers_and_words_learns_from_a_teacher_of_as_many_wo
         assert torch.equal(value, last[name]), name
     arguments = [*options[0], "--teacher", teacher, "--student", student]
     arguments += ["--model_name_or_path", student, "--phases", "converted", "collapsed"]
-    found = distill.distill([*arguments, "--output_dir", str(tmp_path / "out")])
+    arguments += ["--output_dir", str(tmp_path / "out")]
+    found = distill.distill(arguments)
     assert found["collapsed"]["training"]["steps"] == 8
+    assert found["collapsed"]["dense"] == found["teacher"]["dense"]
+    assert 0 <= found["teacher"]["dense"]["accuracy"] <= 1
+    apart = ["--phases", "teacher", "--seed", "7", "--weight_decay", "0.1"]
+    assert distill.distill([*arguments, *apart])["teacher"] == found["teacher"]
     made = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "collapsed")
     assert (made.config.num_hidden_layers, made.config.vocab_size) == (1, small.config.vocab_size)
 
 
 @pytest.mark.slow
-def test_what_is_done_is_not_repeated(options, done, capsys):
+def test_what_is_done_is_not_repeated(options, done, tmp_path, capsys):
     weights = done[0] / "unrolled" / "model.safetensors"
     before = weights.stat().st_mtime_ns
     distill.distill([*options[0], "--output_dir", str(done[0])])
     assert "loads" not in capsys.readouterr().out
+    records = (done[0] / "results.json").read_text()
+    with pytest.raises(ValueError, match="seed 42 -> 7"):
+        distill.distill([*options[0], "--output_dir", str(done[0]), "--seed", "7"])
+    out = prepared(done, tmp_path / "apart", "teacher", "converted")
+    apart = ["--phases", "unrolled", "--num_timesteps", "4", "--output_dir", str(out)]
+    with pytest.raises(ValueError, match="was converted with num_timesteps 2, not 4"):
+        distill.distill([*options[0], *apart])
+    assert (done[0] / "results.json").read_text() == records
     assert weights.stat().st_mtime_ns == before
 
 
 @pytest.mark.slow
-def test_a_killed_phase_goes_on_and_ends_with_the_same_weights(options, done, tmp_path):
-    out = prepared(done, tmp_path / "killed", "teacher", "converted")
+@pytest.mark.parametrize("phase", ["collapsed", "unrolled"])
+def test_a_killed_phase_goes_on_and_ends_with_the_same_weights(options, done, tmp_path, phase):
+    before = distill.USUAL_PHASES[: distill.USUAL_PHASES.index(phase)]
+    out = prepared(done, tmp_path / "killed", *before)
     command = [sys.executable, str(ROOT / "recipes" / "distill.py"), *options[0]]
-    command += ["--output_dir", str(out), "--phases", "collapsed"]
+    command += ["--output_dir", str(out), "--phases", phase]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
-    while not (out / "collapsed" / "checkpoint-2" / "trainer_state.json").exists():
+    while not (out / phase / "checkpoint-2" / "trainer_state.json").exists():
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (out / "collapsed" / "results.json").exists()
+    assert not (out / phase / "results.json").exists()
     distill.distill(command[2:])
-    whole, resumed = (
-        load_file(folder / "collapsed" / "model.safetensors") for folder in (done[0], out)
-    )
+    whole, resumed = (load_file(folder / phase / "model.safetensors") for folder in (done[0], out))
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
+
+
+@pytest.mark.slow
+def test_what_is_created_and_dropped_is_said(options, done, tmp_path, capsys):
+    student = str(tmp_path / "student")
+    tokenizer = AutoTokenizer.from_pretrained(done[0] / "teacher")
+    narrow = BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, **DENSE)
+    BertForMaskedLM(narrow).save_pretrained(student)
+    tokenizer.save_pretrained(student)
+    out = prepared(done, tmp_path / "out", "teacher")
+    change = ["--student", student, "--phases", "converted", "collapsed"]
+    distill.distill([*options[0], *change, "--output_dir", str(out)])
+    said = dict(re.findall(r"phase (\w+): loads \S+; (.+)", capsys.readouterr().out))
+    assert said == {
+        "converted": "creates bert.pooler, classifier, amplitudes (calibrated); drops cls.predictions",
+        "collapsed": "creates 2 projections of hidden states; drops the projections, when it ends",
+    }
+    for phase in said:
+        weights = load_file(out / phase / "model.safetensors")
+        assert not any("projections" in name for name in weights)
+
+
+@pytest.mark.slow
+def test_reconstructed_weights_are_fitted_towards_the_collapsed_twin(options, done, tmp_path):
+    out = prepared(done, tmp_path / "fitted", "teacher", "converted", "collapsed")
+    argv = [*options[0], "--output_dir", str(out), "--reconstruction_batches", "1"]
+    found = distill.distill([*argv, "--phases", "reconstructed"])["reconstructed"]
+    assert {"spiking", "collapsed", "energy_microjoules"} <= found.keys()
+    kinds = (distill.PipelineArguments, DataArguments, distill.DistillationArguments)
+    given, data_args, args = parse_arguments(argv, kinds)
+    inputs = load_inputs(given, data_args, *load_task_data(data_args))
+    (batch,) = calibration_batches(inputs, 1, args.seed)
+    model = AutoModelForSequenceClassification.from_pretrained(out / "collapsed")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    reconstruct(model, [batch], target="collapsed")
+    saved = load_file(out / "reconstructed" / "model.safetensors")
+    assert saved.keys() == before.keys()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(saved[name], value, rtol=1e-4, atol=1e-5)
+    changed = {k for k in saved if not torch.equal(saved[k], before[k])}
+    assert "bert.encoder.layer.1.output.dense.weight" in changed
+    distill.distill([*argv, "--phases", "unrolled"])
+    options_of_unrolled = (out / "unrolled" / "arguments.yaml").read_text()
+    assert "start: reconstructed" in options_of_unrolled
 
 
 @pytest.mark.slow
@@ -180,12 +322,14 @@ def test_raw_text_and_text_without_labels_teach_as_well(options, done, tmp_path)
     arguments, folder = options
     out = prepared(done, tmp_path / "text", "teacher", "converted")
     phases = ["--phases", "general", "internal", "--general_steps", "2", "--internal_steps", "2"]
+    phases += ["--logging_steps", "1"]
     corpus = ["--corpus_files", str(folder / "corpus.txt")]
     found = distill.distill([*arguments, "--output_dir", str(out), *phases, *corpus])
     for phase in ("general", "internal"):
         log = json.loads((out / phase / "trainer_state.json").read_text())["log_history"]
         assert found[phase]["training"]["temporal_loss"] is None
         assert not any("loss_task" in entry or "loss_soft" in entry for entry in log)
+        assert any("loss_scores" in entry for entry in log)
 
 
 @pytest.mark.slow
@@ -202,40 +346,95 @@ def test_the_converted_weights_are_fitted_to_their_spikes_when_asked(options, do
 
 
 @pytest.mark.slow
-def test_a_sweep_tables_accuracy_and_energy(options, done, tmp_path, monkeypatch):
-    out = prepared(done, tmp_path / "sweep", "teacher")
+@pytest.mark.parametrize("given", [False, True], ids=["teacher trained", "teacher given"])
+def test_a_sweep_tables_accuracy_and_energy(options, done, tmp_path, monkeypatch, given):
+    out = prepared(done, tmp_path / "sweep", *([] if given else ["teacher"]))
     arguments = [a for a in options[0] if a not in ("--spike_weight", "0.1", "--num_timesteps")]
-    sweep = ["--timesteps", "2", "--spike_targets", "none", "0.1", "--spike_weight", "5"]
+    sweep = ["--timesteps", "2", "--spike_targets", "0.2", "--spike_weight", "5"]
     sweep += ["--collapsed_neuron_learning_rate", "0.05", "--neuron_learning_rate", "0.05"]
+    sweep += ["--teacher", str(done[0] / "teacher")] if given else []
     arguments.remove("2")
     monkeypatch.setattr(
         sys, "argv", ["sweep_energy.py", *arguments, *sweep, "--output_dir", str(out)]
     )
     sweep_energy.main()
     free, penalised = json.loads((out / "sweep.json").read_text())["rows"]
-    assert (free["spike_target"], penalised["spike_target"]) == (None, 0.1)
+    assert (free["fraction"], penalised["fraction"]) == (None, 0.2)
+    assert penalised["spike_target"] == pytest.approx(0.2 * free["spikes_per_neuron"], abs=1e-4)
     assert penalised["spikes_per_neuron"] < free["spikes_per_neuron"]
     assert penalised["microjoules, spiking, float32"] < free["microjoules, spiking, float32"]
+    found = json.loads((out / "t2_free" / "results.json").read_text())
+    twins = [found[phase]["collapsed"]["accuracy"] for phase in ("collapsed", "unrolled")]
+    assert free["quantised_accuracy"] == max(twins)
     assert (out / "sweep.md").read_text().count("\n| ") == 2
     assert (out / "int8.svg").stat().st_size > 1000
+
+
+def test_the_quantised_rival_is_the_twin_where_it_was_best(tmp_path, monkeypatch):
+    spent = {"spikes_per_neuron": 1.0, "energy_microjoules": {"spiking, float32": [1.0, 2.0]}}
+    found = {
+        "collapsed": {"spiking": {"accuracy": 0.7}, "collapsed": {"accuracy": 0.9}, **spent},
+        "unrolled": {"spiking": {"accuracy": 0.8}, "collapsed": {"accuracy": 0.85}, **spent},
+    }
+    monkeypatch.setattr(sweep_energy, "distill", lambda argv: found)
+    row = sweep_energy.run_one([], tmp_path, 2)
+    assert (row["accuracy"], row["quantised_accuracy"]) == (0.8, 0.9)
+
+
+def test_a_target_for_all_runs_is_not_taken_for_the_targets_of_the_sweep(
+    options, tmp_path, monkeypatch
+):
+    words = [*options[0], "--spike_weight", "0", "--spike_target", "0.7"]
+    monkeypatch.setattr(sys, "argv", ["sweep_energy.py", *words, "--output_dir", str(tmp_path)])
+    with pytest.raises(ValueError, match="does nothing without spike_weight"):
+        sweep_energy.main()
+
+
+@pytest.fixture(scope="module")
+def others(options):
+    """Models and tokenizers that do not fit."""
+    folder = options[1]
+    config = BertConfig(num_hidden_layers=1, hidden_size=24, num_attention_heads=2, vocab_size=40)
+    BertForMaskedLM(config).save_pretrained(folder / "other")
+    wordpiece_tokenizer(["a few other words"]).save_pretrained(folder / "other")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "dense")
+    swapped = {0: "Duplicate", 1: "Not_duplicate"}
+    for name, fields in (("swapped", {"id2label": swapped}), ("three", {"num_labels": 3})):
+        config = BertConfig(
+            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, **DENSE, **fields
+        )
+        BertForSequenceClassification(config).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    tokenizer.save_pretrained(folder / "permuted")
+    file = folder / "permuted" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    words = content["model"]["vocab"]
+    a, b = list(words)[-2:]
+    words[a], words[b] = words[b], words[a]
+    file.write_text(json.dumps(content))
+    return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--phases", "unrolled"], "needs a student"),
-        (["--phases", "converted"], "there is no teacher"),
-        (["--teacher", "{other}"], "must read the same token ids"),
-        (["--phases", "general"], "exactly one source of text"),
+        ("--phases unrolled", "needs a student"),
+        ("--phases converted", "there is no teacher"),
+        ("--teacher {}/other", "must read the same token ids"),
+        ("--tokenizer_name {}/permuted", "must read the same token ids"),
+        ("--teacher {}/swapped", "their order must be the same"),
+        ("--student {}/swapped", "their order must be the same"),
+        ("--teacher {}/three", "has 3 labels, qqp 2"),
+        ("--teacher {}/dense", "lacks bert.pooler, classifier"),
+        ("--phases general", "exactly one source of text"),
+        ("--architecture spikingbert", "needs rounding neurons"),
+        ("--neuron lif --phases converted reconstructed", "needs rounding neurons"),
+        ("--architecture spikingbert --phases teacher unrolled", "gradient='implicit'"),
     ],
 )
-def test_what_is_missing_is_named(options, tmp_path, change, message):
-    arguments, folder = options
-    other = folder / "other"
-    config = BertConfig(num_hidden_layers=1, hidden_size=24, num_attention_heads=2, vocab_size=40)
-    BertForMaskedLM(config).save_pretrained(other)
-    wordpiece_tokenizer(["a few other words"]).save_pretrained(other)
-    change = [str(other) if word == "{other}" else word for word in change]
+def test_what_is_missing_or_does_not_fit_is_named(options, others, tmp_path, change, message):
+    out = tmp_path / "out"
     with pytest.raises(ValueError, match=message):
-        distill.distill([*arguments, "--output_dir", str(tmp_path / "out"), *change])
+        distill.distill([*options[0], "--output_dir", str(out), *change.format(others).split()])
+    assert not (out / "teacher" / "model.safetensors").exists()

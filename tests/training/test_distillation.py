@@ -5,9 +5,18 @@ import torch
 from datasets import Dataset
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-from spikenlp import SpikingBertForSequenceClassification
+from spikenlp import (
+    SpikingBertConfig,
+    SpikingBertForSequenceClassification,
+    SpikingTrainer,
+    SpikingTrainingArguments,
+)
 from spikenlp.losses import tmc_loss
-from spikenlp.losses.distillation import hidden_state_loss, soft_cross_entropy
+from spikenlp.losses.distillation import (
+    attention_score_loss,
+    hidden_state_loss,
+    soft_cross_entropy,
+)
 from spikenlp.training.distillation import (
     PROJECTIONS,
     DistillationArguments,
@@ -106,6 +115,17 @@ def test_a_teacher_that_is_asked_once_teaches_the_same(dense, batches, tmp_path,
         torch.testing.assert_close(finals[1][name], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("gigabytes", [0.0, 1.0], ids=["asked", "cached"])
+def test_a_dropout_within_the_teacher_that_was_left_on_is_named(
+    dense, batches, tmp_path, gigabytes
+):
+    teacher, options = make_teacher(), {"teacher_cache_gb": gigabytes, "max_steps": 5}
+    trainer = make_trainer(tmp_path, make_student(dense, batches), teacher, **options)
+    teacher.bert.train()
+    with pytest.raises(ValueError, match=r"training mode \(bert.embeddings.dropout\)"):
+        trainer.train()
+
+
 def test_a_teacher_is_not_asked_beforehand_about_rows_that_come_once(dense, batches, tmp_path):
     asked = []
     for steps in (4, 5):  # of 8 of the 32 rows
@@ -192,6 +212,39 @@ def test_a_teacher_of_another_width_teaches_through_projections(dense, batches, 
     SpikingBertForSequenceClassification.from_pretrained(tmp_path / "final")
 
 
+def test_projections_are_those_of_the_seed_whatever_was_drawn_before(dense, batches, tmp_path):
+    drawn = []
+    for ambient, seed in ((1, 5), (2, 5), (1, 6)):
+        model, teacher = make_student(dense, batches), make_teacher(hidden_size=48)
+        torch.manual_seed(ambient)
+        make_trainer(tmp_path, model, teacher, seed=seed)
+        drawn.append(getattr(model, PROJECTIONS)[0].weight)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_the_embedding_of_a_teacher_teaches_hidden_states_alone(dense, batches, tmp_path):
+    model, teacher, batch = make_student(dense, batches), make_teacher(), first_batch()
+    del batch["labels"]
+    options = {"hidden_weight": 0.0, "attention_weight": 1.0, "teacher_layers": [0, 0, 2]}
+    found = loss_of(make_trainer(tmp_path, model, teacher, **options), batch)
+    with attention_scores(teacher, True) as wanted:
+        teacher(**batch)
+    given = model(**batch, output_attention_scores=True).attention_scores
+    expected = attention_score_loss(given[1:], wanted, batch["attention_mask"], layers=[1])
+    torch.testing.assert_close(found, expected)
+
+
+def test_spikes_are_not_penalised_where_they_have_no_gradient(dense, tmp_path):
+    fields = {**TINY_DENSE, "architecture": "spikingbert", "num_timesteps": 2, "num_labels": 2}
+    model = SpikingBertForSequenceClassification(SpikingBertConfig(**fields))
+    with pytest.raises(ValueError, match="gradient='implicit' has no gradient"):
+        make_trainer(tmp_path, model, make_teacher(), spike_weight=0.1)
+    args = SpikingTrainingArguments(str(tmp_path), use_cpu=True, spike_weight=0.1)
+    with pytest.raises(ValueError, match="gradient='implicit' has no gradient"):
+        SpikingTrainer(model, args)
+
+
 def test_scores_of_a_dense_teacher_are_those_its_softmax_takes():
     teacher = BertModel(BertConfig(**TINY_DENSE, attn_implementation="eager")).eval()
     ids = torch.randint(5, 120, (2, 7))
@@ -209,6 +262,8 @@ def test_scores_of_a_dense_teacher_are_those_its_softmax_takes():
         ({"num_hidden_layers": 1}, {}, "cannot learn layer by layer"),
         ({"num_attention_heads": 8}, {"attention_weight": 1.0}, "as many heads"),
         ({}, {"teacher_layers": [0, 1]}, "must name 3 hidden states"),
+        ({}, {"teacher_layers": [0, 1, 7]}, r"must be in 0\.\.2"),
+        ({}, {"teacher_layers": [0, -1, 2]}, r"must be in 0\.\.2"),
     ],
 )
 def test_teachers_that_do_not_fit_are_refused(dense, batches, tmp_path, fields, options, message):
@@ -237,6 +292,7 @@ def test_a_row_of_padding_is_named(dense, batches, tmp_path):
         ("hidden_weight", -1.0),
         ("collapsed_timesteps", "any"),
         ("spike_weight", -1.0),
+        ("spike_target", 0.7),
     ],
 )
 def test_options_out_of_range_are_named(tmp_path, option, value):
