@@ -5,13 +5,19 @@
 Images of 3 x 32 x 32, T = 4, forward, cross entropy of the mean logits and backward in float32
 (`--dtype bfloat16`: autocast). "kept" is what autograd keeps between forward and backward, parameters
 apart; "peak" is the most that the step holds at once besides parameters, gradients included. "dense"
-is the network of the same shape with ReLU, one pass. SpikingJelly's rows are its own SEW-ResNet-34 and
-QKFormer-10-384 of the same shapes, in multi-step mode; each is left out, and that is said, where what
-it imports is missing: torchvision, for the ResNet.
+is the network of the same shape with ReLU, one pass. SpikingJelly's rows are its own ResNets and
+QKFormers, and its VGG with the layers of VGGSNN, of the same shapes, in multi-step mode (its QKFormer
+has other biases, before batch norms, which undo them); where it is not installed they are left out.
 """
 
 from __future__ import annotations
 
+import importlib
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -30,18 +36,25 @@ from spikenlp import (
 from spikenlp.training.cpu import keep_freed_memory
 
 CIFAR = {"image_size": 32, "num_channels": 3, "num_labels": 10}
+RESNETS = {
+    "SEW-ResNet-34": "sew-resnet-34",
+    "SEW-ResNet-101": "sew-resnet-101",
+    "Spiking ResNet-34": "spiking-resnet-34",
+    "Spiking ResNet-101": "spiking-resnet-101",
+}
+HSTS = {f"HST-10-{size}": size for size in (384, 512, 768)}
 MODELS: dict[str, tuple[Any, Any]] = {
     "VGGSNN": (SpikingVGGForImageClassification, SpikingVGGConfig(**CIFAR)),
     "ResNet-19": (SpikingResNetForImageClassification, SpikingResNetConfig(**CIFAR)),
-    "SEW-ResNet-34": (
-        SpikingResNetForImageClassification,
-        SpikingResNetConfig.preset("sew-resnet-34", **CIFAR),
-    ),
+    **{
+        name: (SpikingResNetForImageClassification, SpikingResNetConfig.preset(preset, **CIFAR))
+        for name, preset in RESNETS.items()
+    },
     "QKFormer, CIFAR": (QKFormerForImageClassification, QKFormerConfig.preset("cifar")),
-    "HST-10-384": (
-        QKFormerForImageClassification,
-        QKFormerConfig.preset("hst-10-384", **CIFAR),
-    ),
+    **{
+        name: (QKFormerForImageClassification, QKFormerConfig.preset(name.lower(), **CIFAR))
+        for name in HSTS
+    },
 }
 
 
@@ -71,28 +84,70 @@ class Peer(nn.Module):
         return self.net(x.expand(self.steps, *x.shape)).mean(0)
 
 
-def peer_resnet(steps: int) -> Peer:
-    from spikingjelly.activation_based import functional, neuron, surrogate
-    from spikingjelly.activation_based.model import sew_resnet
+def spikingjelly_model(name: str) -> ModuleType:
+    """A module of SpikingJelly's models, some of which import a downloader from torchvision, unused here."""
+    stubs = {}
+    if find_spec("torchvision") is None:
+        stubs = {
+            k: ModuleType(k) for k in ("torchvision", "torchvision._internally_replaced_utils")
+        }
+        stubs["torchvision"].__path__ = []
+        stubs["torchvision._internally_replaced_utils"].load_state_dict_from_url = None  # type: ignore[attr-defined]
+    sys.modules.update(stubs)
+    try:
+        return importlib.import_module(f"spikingjelly.activation_based.model.{name}")
+    finally:
+        for stub in stubs:
+            del sys.modules[stub]
 
-    net = sew_resnet.sew_resnet34(
-        cnf="ADD",
+
+def peer_resnet(preset: str, steps: int) -> Peer:
+    kind, _, depth = preset.split("-")
+    module = spikingjelly_model(f"{kind}_resnet")
+    from spikingjelly.activation_based import functional, neuron, surrogate
+
+    net = getattr(module, f"{kind}_resnet{depth}")(
         num_classes=10,
         spiking_neuron=neuron.IFNode,
         surrogate_function=surrogate.ATan(),
         detach_reset=True,
+        **({"cnf": "ADD"} if kind == "sew" else {}),
     )
     functional.set_step_mode(net, "m")
     return Peer(net, steps)
 
 
-def peer_qkformer(steps: int) -> Peer:
-    from spikingjelly.activation_based.model import qkformer
+def peer_vgg(steps: int) -> Peer:
+    module = spikingjelly_model("spiking_vgg")
+    from spikingjelly.activation_based import functional, layer, neuron
 
-    return Peer(qkformer.qkformer_10_384(T=steps, num_classes=10))
+    sizes = [64, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"]
+    lif = {"tau": 2.0, "decay_input": False}
+    net = module.SpikingVGG(
+        sizes, True, num_classes=10, init_weights=False, spiking_neuron=neuron.LIFNode, **lif
+    )
+    for i, part in enumerate(net.features):
+        if isinstance(part, layer.MaxPool2d):
+            net.features[i] = layer.AvgPool2d(2)
+    net.avgpool = layer.AdaptiveAvgPool2d(2)  # of 2 x 2 pixels
+    net.classifier = layer.Linear(sizes[-2] * 4, 10)
+    functional.set_step_mode(net, "m")
+    return Peer(net, steps)
 
 
-PEERS = {"SEW-ResNet-34": peer_resnet, "HST-10-384": peer_qkformer}
+def peer_qkformer(size: int, steps: int) -> Peer:
+    heads = QKFormerConfig.preset(f"hst-10-{size}").num_attention_heads
+    net = spikingjelly_model("qkformer").QKFormer(
+        T=steps, num_classes=10, embed_dims=size, num_heads=(heads,) * 3
+    )
+    return Peer(net)
+
+
+PEERS: dict[str, Callable[[int], Peer]] = {
+    "VGGSNN": peer_vgg,
+    **{name: partial(peer_resnet, preset) for name, preset in RESNETS.items()},
+    **{name: partial(peer_qkformer, size) for name, size in HSTS.items()},
+}
 
 
 def main() -> None:
@@ -107,12 +162,9 @@ def main() -> None:
     torch.manual_seed(0)
     x = torch.randn(options.batch, 3, 32, 32, device=options.device)
     labels = torch.arange(options.batch, device=options.device) % 10
-    others = {}
-    for name, build in PEERS.items():
-        try:
-            others[name] = build(options.num_timesteps)
-        except ImportError as error:
-            print(f"SpikingJelly's {name} is left out: {error}")
+    with_peers = find_spec("spikingjelly") is not None
+    if not with_peers:
+        print("SpikingJelly is not installed: its rows are left out")
 
     def step_of(model: nn.Module):
         model.to(options.device).train()
@@ -138,8 +190,8 @@ def main() -> None:
         if model_class is not QKFormerForImageClassification:
             dense = type(config)(**{**config.to_dict(), "neuron": "relu"})
             nets["dense"] = Ours(model_class, dense, options.num_timesteps)
-        if name in others:
-            nets["SpikingJelly"] = others[name]
+        if with_peers and name in PEERS:
+            nets["SpikingJelly"] = PEERS[name](options.num_timesteps)
         steps = {kind: step_of(net) for kind, net in nets.items()}
         seconds = time_in_turn({kind: step for kind, (_, step) in steps.items()}, options.rounds)
         results["models"][name] = {}

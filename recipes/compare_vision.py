@@ -8,8 +8,9 @@
 Options that are not named here go to `image_tmc.py` or `dvs_tmc.py`. All runs of a seed start from the
 same weights and see the same order of data. `dense` is the network of the same shape and budget, trained
 with the cross entropy; `--rounding` also converts it to rounding neurons, once plainly and once with its
-convolutions fitted to the spikes, and trains both on with the first of the losses. A run that is done is not repeated, and one that was stopped goes on, when the same
-command is given again.
+convolutions fitted to the spikes, and trains both on with the first of the losses. A run that is done
+is not repeated, and one that was stopped goes on, when the same command is given again; with other options
+it is refused.
 
 The output folder gets comparison.json, comparison.md and charts: accuracy and calibration on the test
 set, mean and standard deviation over seeds, and a paired t test of each loss against the first.
@@ -25,8 +26,9 @@ from typing import Any
 
 import dvs_tmc
 import image_tmc
+import torch
 import transformers
-from common import parse_arguments
+from common import check_same_options, parse_arguments
 from compare_losses import LOSSES, WINDOW, compare, markdown
 from torch.utils.data import Subset
 from transformers import default_data_collator
@@ -48,8 +50,6 @@ LOOKED_INTO = 128
 def run_one(kind: str, options: list[str], out: Path, seed: int) -> dict[str, Any]:
     """One training, and what the trained model does; read from disk if it is done."""
     done = out / "run.json"
-    if done.exists():
-        return json.loads(done.read_text())
     arguments_class, load_data = KINDS[kind]
     defaults = {
         **image_tmc.VISION_DEFAULTS,
@@ -60,6 +60,9 @@ def run_one(kind: str, options: list[str], out: Path, seed: int) -> dict[str, An
         (image_tmc.VisionModelArguments, arguments_class, SpikingTrainingArguments),
         **defaults,
     )
+    if done.exists():
+        check_same_options(out, arguments, ignored={"output_dir", "disable_tqdm"})
+        return json.loads(done.read_text())
     found = image_tmc.run(*arguments, load_data=load_data)
     if found["config"]["neuron"] != "relu":
         found |= look_into(out, load_data(*arguments[:2]))
@@ -68,20 +71,31 @@ def run_one(kind: str, options: list[str], out: Path, seed: int) -> dict[str, An
 
 
 def look_into(out: Path, data: image_tmc.VisionData) -> dict[str, Any]:
-    """Firing rate, energy and how much the loss swung."""
+    """Firing rate and energy by time step, and how much the loss swung."""
     model = transformers.AutoModelForImageClassification.from_pretrained(out).eval()
     few = Subset(data.test, range(min(LOOKED_INTO, len(data.test))))  # type: ignore[arg-type]
-    batch = {"pixel_values": default_data_collator(list(few))["pixel_values"]}
+    pixels = default_data_collator(list(few))["pixel_values"]
     with SpikeMonitor(model) as monitor:
-        model(**batch)
+        model(pixels)
+    reports = []
+    for steps in range(1, model.config.num_timesteps + 1):
+        model.config.num_timesteps = steps  # of an image; frames are cut
+        shown = pixels if pixels.dim() == 4 else pixels[:, :steps]
+        reports.append(energy_report(model, {"pixel_values": shown}))
     log = json.loads((out / "trainer_state.json").read_text())["log_history"]
     losses = [entry["loss"] for entry in log if "loss" in entry]
     return {
-        "firing_rate": statistics.mean(counts.rate for counts in monitor.layers.values()),
-        "energy_microjoules": microjoules([energy_report(model, batch)]),
+        "firing_rate_by_step": torch.stack([c.rate_by_step for c in monitor.layers.values()])
+        .mean(0)
+        .tolist(),
+        "energy_microjoules": microjoules(reports),
         "similarity": None,
         "loss_oscillation": loss_oscillation(losses, WINDOW) if len(losses) >= WINDOW else None,
     }
+
+
+def options_of(loss: str) -> list[str]:
+    return [part for name, value in LOSSES[loss].items() for part in (f"--{name}", value)]
 
 
 def rivals(found: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -120,12 +134,12 @@ def main() -> None:
     for seed in args.seeds:
         for loss in args.losses:
             out = args.output_dir / loss / f"seed{seed}"
-            runs[loss].append(run_one(args.kind, [*options, *LOSSES[loss]], out, seed))
+            runs[loss].append(run_one(args.kind, [*options, *options_of(loss)], out, seed))
         out = args.output_dir / "dense" / f"seed{seed}"
         dense["dense"].append(run_one(args.kind, [*options, "--neuron", "relu"], out, seed))
         if args.rounding:
             convert = ["--neuron", "rounding", "--model_name_or_path", str(out)]
-            convert += LOSSES[args.losses[0]]
+            convert += options_of(args.losses[0])
             for name, fitted in (("rounding", "False"), ("reconstructed", "True")):
                 asked = [*options, *convert, "--reconstruct", fitted]
                 out = args.output_dir / name / f"seed{seed}"

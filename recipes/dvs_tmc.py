@@ -8,19 +8,21 @@ its own site, or for `--events simulated` images (see image_tmc.py), of which th
 turned into event streams. Recordings become T frames [2, H, W], which are kept in `--cache_dir`.
 
 Models, validation, options and output as in image_tmc.py. Where subjects are known, those that
-are validated on are not trained on.
+are validated on are not trained on. `--fold all` (SL-Animals-DVS) trains and tests each of the four folds
+in its own folder, fold1 to fold4 of the output folder, whose results.json has their means.
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import transformers
-from common import parse_arguments
+from common import parse_arguments, save_records, summary
 from image_tmc import (
     SUBSET_SEED,
     VISION_DEFAULTS,
@@ -35,7 +37,9 @@ from torch.utils.data import Subset
 from spikenlp import SpikingTrainingArguments
 from spikenlp.data import carve_validation
 from spikenlp.data.events import FrameDataset, Saccades, SimulatedEvents, ToFrames, load_recordings
+from spikenlp.data.events.recordings import FOLDS
 from spikenlp.data.images import label_names, load_images
+from spikenlp.training.provenance import run_record
 
 FRAMES = 10
 
@@ -45,15 +49,15 @@ class EventArguments(SplitArguments):
     events: Literal["cifar10_dvs", "n_caltech101", "dvs_gesture", "sl_animals", "simulated"] = (
         field(default="cifar10_dvs", metadata={"help": "Which data set data_dir holds."})
     )
-    fold: int | None = field(
-        default=None, metadata={"help": "sl_animals: the fold, 1 to 4, that is tested on."}
+    fold: Literal["1", "2", "3", "4", "all"] | None = field(
+        default=None, metadata={"help": "sl_animals: the fold that is tested on, or all in turn."}
     )
     frames_by: Literal["count", "time"] = field(
         default="count", metadata={"help": "Slices of as many events, or of the same duration."}
     )
     frame_size: int = field(default=48, metadata={"help": "Side of the frames."})
-    resize: Literal["sum", "nearest"] = field(
-        default="sum", metadata={"help": "Events of merged pixels are summed, or one pixel kept."}
+    resize: Literal["sum", "bilinear"] = field(
+        default="sum", metadata={"help": "Events of merged pixels are summed, or frames resized."}
     )
     binary: bool = field(default=False, metadata={"help": "Frames of 0 and 1 in place of counts."})
     flip: bool = field(default=True, metadata={"help": "Mirror half of the training samples."})
@@ -71,9 +75,8 @@ def load_event_data(model_args: VisionModelArguments, data_args: EventArguments)
         sources, names, description = simulated(data_args)
     else:
         for split in ("train", "test"):
-            sources[split] = load_recordings(
-                data_args.events, data_args.data_dir, split, fold=data_args.fold
-            )
+            fold = None if data_args.fold is None else int(data_args.fold)
+            sources[split] = load_recordings(data_args.events, data_args.data_dir, split, fold=fold)
         names = list(sources["train"].classes)
         description = f"{data_args.events}, frames by {data_args.frames_by}"
     frames = model_args.num_timesteps or FRAMES
@@ -136,14 +139,47 @@ def simulated(data_args: EventArguments) -> tuple[dict[str, SimulatedEvents], li
     return sources, label_names(splits["train"]), f"simulated event streams of {folder}"
 
 
+def run_folds(
+    model_args: VisionModelArguments,
+    data_args: EventArguments,
+    training_args: SpikingTrainingArguments,
+) -> dict[str, Any]:
+    """Each fold's run; its metrics under `folds`, and their means where one run has its own."""
+    out = Path(training_args.output_dir)
+    found = [
+        run(
+            model_args,
+            replace(data_args, fold=str(fold)),
+            replace(training_args, output_dir=str(out / f"fold{fold}")),
+            load_data=load_event_data,
+        )
+        for fold in range(1, FOLDS + 1)
+    ]
+    measured = [name for name in ("dense", "before_training", "spiking") if name in found[0]]
+    folds = {k: {m: [f[k][m] for f in found] for m in found[0][k]} for k in measured}
+    results = {
+        **{k: found[0][k] for k in ("data", "seed", "config")},
+        "run": run_record(),
+        **{k: {m: statistics.mean(v) for m, v in folds[k].items()} for k in measured},
+        "folds": folds,
+    }
+    if training_args.process_index == 0:
+        save_records(out, results)
+        print(summary(results), flush=True)
+    return results
+
+
 def main() -> None:
     transformers.utils.logging.set_verbosity_warning()
-    arguments = parse_arguments(
+    model_args, data_args, training_args = parse_arguments(
         sys.argv[1:],
         (VisionModelArguments, EventArguments, SpikingTrainingArguments),
         **{**VISION_DEFAULTS, "model": "spiking_vgg", "output_dir": "outputs/dvs"},
     )
-    run(*arguments, load_data=load_event_data)
+    if data_args.fold == "all":
+        run_folds(model_args, data_args, training_args)
+    else:
+        run(model_args, data_args, training_args, load_data=load_event_data)
 
 
 if __name__ == "__main__":

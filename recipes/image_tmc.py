@@ -160,6 +160,12 @@ class ImageArguments(SplitArguments):
     crop: Literal["pad", "resized"] = field(
         default="pad", metadata={"help": "Training crop: shifted (CIFAR) or resized (ImageNet)."}
     )
+    crop_pct: float = field(
+        default=0.875,
+        metadata={
+            "help": "Share of an image's shorter side that a test sees (with resized crops)."
+        },
+    )
     policy: Literal["none", "auto", "rand"] = field(
         default="none", metadata={"help": "AutoAugment's policy of CIFAR-10, or RandAugment (m9)."}
     )
@@ -217,7 +223,9 @@ def load_image_data(model_args: VisionModelArguments, data_args: ImageArguments)
     )
     mean, std = MEAN_STD[data_args.normalisation]
     size = data_args.image_size
-    plain = ImageTransform(size, mean, std, train=False, crop=data_args.crop)
+    plain = ImageTransform(
+        size, mean, std, train=False, crop=data_args.crop, crop_pct=data_args.crop_pct
+    )
     augmented = ImageTransform(
         size,
         mean,

@@ -1,8 +1,9 @@
 """Image transforms and augmentation with PIL, numpy and torch; all randomness is torch's.
 
-AutoAugment: Cubuk et al., CVPR 2019, the policy found on CIFAR-10. RandAugment: Cubuk et al., 2020, as
-timm's "rand-m9-mstd0.5-inc1". Cutout: DeVries & Taylor, 2017. Random erasing: Zhong et al., AAAI 2020.
-Mixup: Zhang et al., ICLR 2018.
+AutoAugment: Cubuk et al., CVPR 2019, the policy found on CIFAR-10. RandAugment: Cubuk et al., 2020, with
+the operations and strengths of timm's "rand-m9-mstd0.5-inc1", but that it shears about the middle of the
+image and moves it by up to 150 / 331 (.453) of its side in place of .45. Cutout: DeVries & Taylor, 2017.
+Random erasing: Zhong et al., AAAI 2020. Mixup: Zhang et al., ICLR 2018.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ CIFAR10_POLICY = (
 """Sub-policies of two operations: name, probability, level in 0..9."""
 
 RANDAUGMENT_OPS = (
-    "auto_contrast equalize invert rotate posterize solarize color contrast brightness sharpness "
-    "shear_x shear_y translate_x translate_y"
+    "auto_contrast equalize invert rotate posterize_hard solarize solarize_add color contrast "
+    "brightness sharpness shear_x shear_y translate_x translate_y"
 ).split()
 
 
@@ -63,17 +64,24 @@ def _uniform() -> float:
     return float(torch.rand(()))
 
 
-def apply_op(image: Image.Image, name: str, strength: float) -> Image.Image:
+def apply_op(
+    image: Image.Image, name: str, strength: float, fill: tuple[int, ...] | None = None
+) -> Image.Image:
     """One operation on a PIL image; `strength` in [0, 1], or [-1, 1] where it has a direction.
 
-    At 0 nothing happens, except for invert, equalize and auto_contrast, which have no strength.
-    Ranges: shear .3, translation 150 / 331 of the side, rotation 30 degrees, enhancements by 1 +- .9,
-    posterize from 8 to 4 bits, solarize from 256 to 0.
+    At 0 nothing happens, except for invert, equalize and auto_contrast, which have no strength, and
+    posterize_hard. Ranges: shear .3, translation 150 / 331 of the side, rotation 30 degrees,
+    enhancements by 1 +- .9, posterize from 8 to 4 bits, posterize_hard from 4 to 0, solarize from 256
+    to 0, solarize_add from 0 to 110, added to what is darker than 128.
+
+    Args:
+        fill: colour of what comes into the image by moving it, one value a band (None: grey, 128).
 
     Raises:
         ValueError: an unknown name.
     """
-    fill = tuple([128] * len(image.getbands())) if len(image.getbands()) > 1 else 128
+    fill = fill or (128,) * len(image.getbands())
+    colour = fill if len(fill) > 1 else fill[0]
     if name in ("shear_x", "shear_y", "translate_x", "translate_y"):
         width, height = image.size
         shear = 0.3 * strength
@@ -86,16 +94,22 @@ def apply_op(image: Image.Image, name: str, strength: float) -> Image.Image:
             "translate_y": (1, 0, 0, 0, 1, move * height),
         }[name]
         return image.transform(
-            image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=fill
+            image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=colour
         )
     if name == "rotate":
-        return image.rotate(30 * strength, fillcolor=fill)
+        return image.rotate(30 * strength, Image.Resampling.BICUBIC, fillcolor=colour)
     if name in ("color", "contrast", "brightness", "sharpness"):
         return getattr(ImageEnhance, name.title())(image).enhance(1 + 0.9 * strength)
     if name == "posterize":
         return ImageOps.posterize(image, 8 - round(4 * abs(strength)))
+    if name == "posterize_hard":
+        lost = (1 << 4 + int(4 * abs(strength))) - 1
+        return image.point([i & ~lost for i in range(256)] * len(fill))
     if name == "solarize":
-        return ImageOps.solarize(image, round(256 * (1 - abs(strength))))
+        return ImageOps.solarize(image, 256 - int(256 * abs(strength)))
+    if name == "solarize_add":
+        added = int(110 * abs(strength))
+        return image.point([i + added if i < 128 else i for i in range(256)] * len(fill))
     if name in ("invert", "equalize"):
         return getattr(ImageOps, name)(image)
     if name == "auto_contrast":
@@ -114,15 +128,20 @@ def auto_augment(image: Image.Image) -> Image.Image:
 
 
 def rand_augment(
-    image: Image.Image, *, operations: int = 2, level: float = 9, spread: float = 0.5
+    image: Image.Image,
+    *,
+    operations: int = 2,
+    level: float = 9,
+    spread: float = 0.5,
+    fill: tuple[int, ...] | None = None,
 ) -> Image.Image:
     """`operations` random operations, each with probability 1/2, at a level drawn from N(level, spread)
-    and clipped to [0, 10]."""
+    and clipped to [0, 10]; `fill` as in `apply_op`."""
     for index in torch.randint(len(RANDAUGMENT_OPS), (operations,)).tolist():
         strength = min(max(level + spread * float(torch.randn(())), 0), LEVELS) / LEVELS
         sign = 1 if _uniform() < 0.5 else -1
         if _uniform() < 0.5:
-            image = apply_op(image, RANDAUGMENT_OPS[index], sign * strength)
+            image = apply_op(image, RANDAUGMENT_OPS[index], sign * strength, fill)
     return image
 
 
@@ -166,11 +185,12 @@ class ImageTransform:
         crop: "pad": a crop of `size` from the image padded by `size // 8` (CIFAR); "resized": a crop of
             8% to all of the area at a ratio of 3/4 to 4/3, resized (ImageNet).
         flip: mirrored with probability 1/2.
-        policy: "none", "auto" (`auto_augment`) or "rand" (`rand_augment`).
+        policy: "none", "auto" (`auto_augment`) or "rand" (`rand_augment`, filled with the mean).
         cutout_size: side of the square set to zero, 0 for none.
         erasing: probability of `random_erasing`.
+        crop_pct: with crop "resized", the share of the shorter side that is seen when not training.
 
-    Not training, an image larger than `size` is resized so that its shorter side is size / .875 and
+    Not training, an image of another size is resized so that its shorter side is size / crop_pct and
     its middle is cut out (crop "resized"), or resized to the square (crop "pad").
 
     Raises:
@@ -190,6 +210,7 @@ class ImageTransform:
     policy: Literal["none", "auto", "rand"] = "none"
     cutout_size: int = 0
     erasing: float = 0.0
+    crop_pct: float = 0.875
 
     def __post_init__(self) -> None:
         for name, allowed in (("crop", ("pad", "resized")), ("policy", ("none", "auto", "rand"))):
@@ -202,6 +223,8 @@ class ImageTransform:
                 f"size must be >= 1, cutout_size >= 0 and erasing in [0, 1], got {self.size}, "
                 f"{self.cutout_size}, {self.erasing}"
             )
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct must lie in (0, 1], got {self.crop_pct}")
 
     def __call__(self, image: Image.Image) -> Tensor:
         image = image.convert("L" if len(self.mean) == 1 else "RGB")
@@ -212,8 +235,10 @@ class ImageTransform:
         )
         if self.flip and _uniform() < 0.5:
             image = ImageOps.mirror(image)
-        if self.policy != "none":
-            image = (auto_augment if self.policy == "auto" else rand_augment)(image)
+        if self.policy == "auto":
+            image = auto_augment(image)
+        elif self.policy == "rand":
+            image = rand_augment(image, fill=tuple(round(255 * mean) for mean in self.mean))
         pixels = self._normalise(image)
         if self.cutout_size:
             pixels = cutout(pixels, self.cutout_size)
@@ -237,7 +262,7 @@ class ImageTransform:
         )
 
     def _shorter_side(self) -> int:
-        return round(self.size / 0.875)
+        return int(self.size / self.crop_pct)
 
     def _normalise(self, image: Image.Image) -> Tensor:
         array = np.asarray(image, np.float32).reshape(self.size, self.size, -1) / 255

@@ -34,7 +34,7 @@ def load_images(*, dataset: str | None = None, data_dir: str | Path | None = Non
             "ILSVRC/imagenet-1k".
         data_dir: a folder of one of three kinds: CIFAR's unpacked Python archive; parquet files with
             the hub's columns, whose names start with their split (train.parquet, test-00000.parquet);
-            folders train/, val/ or test/ with a folder of images a class.
+            folders train/, val/ or test/ with a folder of images a class, of which train has all.
 
     Returns:
         Splits among `train`, `validation` and `test` with the columns `image` (decoded to PIL) and
@@ -42,7 +42,8 @@ def load_images(*, dataset: str | None = None, data_dir: str | Path | None = Non
         are withheld, is left out.
 
     Raises:
-        ValueError: not exactly one source; no column of images or labels; an empty split.
+        ValueError: not exactly one source; no column of images or labels; an empty split; a folder of
+            a class that train/ lacks.
         FileNotFoundError: nothing of the kind in `data_dir`.
 
     >>> load_images(data_dir="cifar10")["train"].column_names  # doctest: +SKIP
@@ -82,9 +83,24 @@ def _load_folder(folder: Path) -> DatasetDict:
         raise FileNotFoundError(
             f"{folder} holds no train*.parquet, no folder train/ and no CIFAR archive"
         )
-    return DatasetDict(
-        {k: load_dataset("imagefolder", data_dir=str(v), split="train") for k, v in folders.items()}
-    )
+    train = load_dataset("imagefolder", data_dir=str(folders.pop("train")), split="train")
+    splits = {"train": train}
+    for name, path in folders.items():
+        found = load_dataset("imagefolder", data_dir=str(path), split="train", drop_labels=False)
+        splits[name] = _with_classes_of(train, found, path)
+    return DatasetDict(splits)
+
+
+def _with_classes_of(train: Dataset, split: Dataset, folder: Path) -> Dataset:
+    """The split with train's ids: on its own each folder numbers the classes that it has."""
+    if "label" not in train.features:
+        return split
+    names = label_names(train)
+    own = label_names(split)
+    if unknown := sorted(set(own) - set(names)):
+        raise ValueError(f"{folder} has classes that train lacks: {', '.join(unknown)}")
+    ids = [names.index(own[i]) for i in split["label"]]
+    return split.remove_columns("label").add_column("label", ids, feature=train.features["label"])
 
 
 def _standard_columns(split: Dataset, source: str) -> Dataset | None:

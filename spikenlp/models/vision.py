@@ -9,7 +9,7 @@ first neuron is the same at each step of an image and is computed once, [1, B, C
 leaves a model has the batch first. The logits of step t are the head on what step t sends,
 `timestep_logits` [B, T, classes], and `logits` is their mean. No state is kept between calls.
 
-`config.neuron` is "if" or "lif" (hard reset to 0, threshold 1, H(0) = 1), "rounding" (binary
+`config.neuron` is "if" or "lif" (hard reset to 0, fires where u >= v_threshold), "rounding" (binary
 `RoundingIF`, one amplitude per channel), or "relu": the dense network of the same shape.
 """
 
@@ -35,6 +35,10 @@ from spikenlp.models.checkpoint import SpikingCheckpoint, SpikingConfig
 from spikenlp.models.initialization import init_neuron
 from spikenlp.neurons import IF, LIF, RoundingIF, SpikingNeuron
 
+ABOVE_ONE = 1 + 2**-23
+"""The float32 after 1. Membrane potentials are float32, so that u >= ABOVE_ONE says u > 1, the rule of TET
+and TMC, under autocast too. A model cast to half precision rounds it to 1, and fires at 1 as well."""
+
 
 @strict
 class SpikingVisionConfig(SpikingConfig):
@@ -47,6 +51,7 @@ class SpikingVisionConfig(SpikingConfig):
         neuron: see the module.
         beta: decay of "lif".
         decay_input: the input of "lif" decays too, u = beta * v + (1 - beta) * x.
+        v_threshold: "if" and "lif" fire where u >= v_threshold > 0.
         detach_reset: no gradient of "if" and "lif" through the spike inside the reset.
         surrogate: surrogate gradient of "if" and "lif", at its default width.
         batch_norm: False: convolutions with a bias and no norm, what `fold_batch_norm` makes.
@@ -65,6 +70,7 @@ class SpikingVisionConfig(SpikingConfig):
     neuron: Literal["if", "lif", "rounding", "relu"] = "lif"
     beta: float | int = 0.5
     decay_input: bool = False
+    v_threshold: float | int = 1.0
     detach_reset: bool = False
     surrogate: Literal["triangle", "rectangle", "sigmoid", "arctan"] = "triangle"
     batch_norm: bool = True
@@ -100,6 +106,8 @@ class SpikingVisionConfig(SpikingConfig):
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if not 0 < self.beta <= 1:
             raise ValueError(f"beta must be in (0, 1], got {self.beta}")
+        if not self.v_threshold > 0:
+            raise ValueError(f"v_threshold must be > 0, got {self.v_threshold}")
         if self.decay_input and self.beta == 1:
             raise ValueError("beta must be < 1 with decay_input=True, got 1")
         for name in ("hidden_sizes", "depths"):
@@ -128,14 +136,16 @@ class SpikingImageClassifierOutput(ImageClassifierOutputWithNoAttention):
 # --- layers --------------------------------------------------------------------------------------
 
 
-def make_neuron(config: SpikingVisionConfig, channels: int, threshold: float = 1.0) -> nn.Module:
-    """The neuron that `config` asks for, for [T, B, channels, ...]."""
+def make_neuron(
+    config: SpikingVisionConfig, channels: int, threshold: float | None = None
+) -> nn.Module:
+    """The neuron that `config` asks for, for [T, B, channels, ...]; `threshold`: other than its own."""
     if config.neuron == "relu":
         return nn.ReLU()
     if config.neuron == "rounding":
         return RoundingIF(channels, ternary=False, channel_dim=2)
     classic: dict[str, Any] = {
-        "v_threshold": threshold,
+        "v_threshold": config.v_threshold if threshold is None else threshold,
         "reset": "hard",
         "detach_reset": config.detach_reset,
         "surrogate": config.surrogate,

@@ -129,6 +129,7 @@ def targets() -> dict[str, Target]:
         "AEDAT 2.0": Target([files.aedat2(events), files.AEDAT2_HEADER], reader(".aedat")),
         "AEDAT 3.1": Target([aedat31], reader(".aedat")),
         "ATIS": Target([files.atis(events)], reader(".bin")),
+        "DAT": Target([files.dat(events)], reader(".dat")),
         "MATLAB": Target(mat_files(events), reader(".mat")),
         **{f"GLUE {task}": Target([text.encode()], glue(task)) for task, text in ROWS.items()},
         "Orange .tab": Target([tab_file()], topics),

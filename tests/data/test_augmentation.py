@@ -18,7 +18,7 @@ from spikenlp.data.augmentation import (
 )
 from spikenlp.data.images import MEAN_STD
 
-GRADED = "rotate posterize solarize color contrast brightness sharpness shear_x shear_y translate_x translate_y".split()
+GRADED = "rotate posterize solarize solarize_add color contrast brightness sharpness shear_x shear_y translate_x translate_y".split()
 
 
 def picture(mode="RGB", size=(32, 32), seed=0):
@@ -49,6 +49,8 @@ def test_operations_have_their_usual_meaning():
     assert np.asarray(apply_op(grey, "brightness", -0.5)).max() == 110
     moved = np.asarray(apply_op(grey, "translate_x", 1))
     assert (moved == 128).all(0).sum() == 150
+    moved = np.asarray(apply_op(picture(), "rotate", 1, fill=(1, 2, 3)))
+    assert moved[0, 0].tolist() == [1, 2, 3]
     assert set(np.asarray(apply_op(picture(), "auto_contrast", 0)).flatten()) >= {0, 255}
     line = np.zeros((33, 33), np.uint8)
     line[:, 16] = 255
@@ -68,6 +70,30 @@ def test_the_policy_is_that_of_the_paper():
     assert CIFAR10_POLICY[24] == (("translate_y", 0.7, 9), ("auto_contrast", 0.9, 1))
 
 
+LEVELS_OF_GREY = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("posterize_hard", lambda i: i & 0x80),  # 4 - int(3.6) = 1 bit
+        ("solarize", lambda i: 255 - i if i >= 26 else i),  # 256 - int(230.4)
+        ("solarize_add", lambda i: i + 99 if i < 128 else i),
+    ],
+)
+def test_at_level_nine_operations_are_those_of_timms_increasing_set(name, expected):
+    assert name in RANDAUGMENT_OPS
+    found = np.asarray(apply_op(LEVELS_OF_GREY, name, 0.9))[0]
+    assert found.tolist() == [expected(i) for i in range(256)]
+    colours = apply_op(LEVELS_OF_GREY.convert("RGB"), name, -0.9)
+    assert np.array_equal(np.asarray(colours)[0, :, 2], found)
+
+
+def test_timms_set_has_fifteen_operations_of_which_the_strongest_leaves_nothing():
+    assert len(set(RANDAUGMENT_OPS)) == 15
+    assert np.asarray(apply_op(picture(), "posterize_hard", 1)).max() == 0
+
+
 @pytest.mark.parametrize("augment", [auto_augment, rand_augment])
 def test_policies_draw_from_torchs_generator(augment):
     torch.manual_seed(0)
@@ -81,15 +107,17 @@ def test_policies_draw_from_torchs_generator(augment):
 def test_rand_augment_uses_every_operation(monkeypatch):
     used = set()
 
-    def note(image, name, strength):
+    def note(image, name, strength, fill):
         assert abs(strength) <= 1
+        assert fill == (102, 51, 255)
         used.add(name)
         return image
 
     monkeypatch.setattr("spikenlp.data.augmentation.apply_op", note)
     torch.manual_seed(0)
+    transform = ImageTransform(32, (0.4, 0.2, 1.0), (0.5,) * 3, train=True, policy="rand")
     for _ in range(200):
-        rand_augment(picture())
+        transform(picture())
     assert used == set(RANDAUGMENT_OPS)
 
 
@@ -160,6 +188,14 @@ def test_large_images_keep_their_middle():
     assert abs(columns.float().mean() - 13.5) < 1
 
 
+@pytest.mark.parametrize(("crop_pct", "seen"), [(1.0, 64), (0.875, 56)])
+def test_evaluation_sees_its_share_of_the_shorter_side(crop_pct, seen):
+    columns = np.tile(np.arange(64, dtype=np.uint8), (64, 1))
+    options = {"train": False, "crop": "resized", "crop_pct": crop_pct}
+    made = ImageTransform(56, (0.0,), (1.0,), **options)(Image.fromarray(columns))[0, 28] * 255
+    assert abs(float(made.max() - made.min()) - (seen - 1)) <= 1
+
+
 def test_colours_follow_the_number_of_channels():
     assert ImageTransform(28, (0.5,), (0.5,), train=False)(picture(size=(28, 28))).shape[0] == 1
     grey = picture("L", (28, 28))
@@ -172,6 +208,7 @@ def test_colours_follow_the_number_of_channels():
         ({"policy": "trivial"}, "policy must be one of"),
         ({"crop": "centre"}, "crop must be one of"),
         ({"erasing": 2.0}, "erasing in"),
+        ({"crop_pct": 1.5}, r"crop_pct must lie in \(0, 1\], got 1.5"),
         ({"std": (1.0,)}, "1 or 3 channels"),
     ],
 )
@@ -183,12 +220,19 @@ def test_options_out_of_range_are_refused(options, message):
 
 
 @pytest.mark.parametrize(
-    ("crop", "size"),
-    [("pad", (28, 28)), ("pad", (50, 41)), ("resized", (50, 41)), ("resized", (37, 90))],
+    ("crop", "size", "crop_pct"),
+    [
+        ("pad", (28, 28), 0.875),
+        ("pad", (50, 41), 0.875),
+        ("resized", (50, 41), 0.875),
+        ("resized", (37, 90), 0.875),
+        ("resized", (37, 90), 1.0),
+    ],
 )
-def test_pipelines_bring_an_image_to_the_same_input(crop, size):
+def test_pipelines_bring_an_image_to_the_same_input(crop, size, crop_pct):
     image = picture(size=size)
-    transform = ImageTransform(28, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), train=False, crop=crop)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+    transform = ImageTransform(28, mean, std, train=False, crop=crop, crop_pct=crop_pct)
     processor = transform.image_processor()
     found = processor(image, return_tensors="pt")["pixel_values"][0]
     assert torch.allclose(found, transform(image), atol=1e-5)

@@ -181,16 +181,43 @@ def test_parquet_files_of_a_hub(tmp_path):
     assert data["train"][1]["image"].size == (8, 8)
 
 
-def test_image_folders(tmp_path):
-    for split, counts in (("train", (2, 1)), ("val", (1, 1))):
-        for name, count in zip(("n01", "n02"), counts, strict=True):
-            folder = tmp_path / "folders" / split / name
+def image_folders(root, **splits):
+    for split, counts in splits.items():
+        for name, count in counts.items():
+            folder = root / split / name
             folder.mkdir(parents=True)
             for i in range(count):
                 PILImage.new("RGB", (9, 7), (10 * i, 0, 0)).save(folder / f"{i}.png")
-    data = load_images(data_dir=tmp_path / "folders")
+    return root
+
+
+def test_image_folders(tmp_path):
+    folder = image_folders(
+        tmp_path / "folders", train={"n01": 2, "n02": 1}, val={"n01": 1, "n02": 1}
+    )
+    data = load_images(data_dir=folder)
     assert {k: v["label"] for k, v in data.items()} == {"train": [0, 0, 1], "validation": [0, 1]}
     assert label_names(data["validation"]) == ["n01", "n02"]
+
+
+def test_a_class_has_the_id_that_train_gives_it(tmp_path):
+    folder = image_folders(
+        tmp_path / "folders",
+        train={"a": 1, "b": 1, "c": 1},
+        val={"c": 1},
+        test={"a": 1, "c": 2},
+    )
+    data = load_images(data_dir=folder)
+    assert {k: v["label"] for k, v in data.items()} == {
+        "train": [0, 1, 2],
+        "validation": [2],
+        "test": [0, 2, 2],
+    }
+    assert label_names(data["validation"]) == label_names(data["test"]) == ["a", "b", "c"]
+    image_folders(tmp_path / "folders", valid={"d": 1})
+    (tmp_path / "folders" / "val").rename(tmp_path / "kept")
+    with pytest.raises(ValueError, match="valid has classes that train lacks: d"):
+        load_images(data_dir=folder)
 
 
 def test_what_is_missing_is_said(tmp_path):

@@ -22,6 +22,7 @@ from spikenlp import (
     SpikingVGGForImageClassification,
 )
 from spikenlp.neurons import LIF, SpikingNeuron
+from tests.models.vision_references import ClockDrivenLif, IntegrateAndFire, TetLif
 
 CLASSES = {
     "vgg": (SpikingVGGConfig, SpikingVGGForImageClassification),
@@ -283,12 +284,46 @@ def test_the_neurons_are_those_of_the_papers():
             assert not neuron.ternary
 
 
-def test_a_membrane_exactly_at_the_threshold_fires():
-    """H(0) = 1, where the TET and TMC code wants more than the threshold."""
-    neuron = make("vgg").vgg.stages[0].layers[0].neuron
-    ones = torch.ones(1, 1, 6, 1, 1)
-    assert neuron(ones).eq(1).all()
-    assert neuron(ones - 2**-20).eq(0).all()
+SEW = {"neuron": "if", "residual": "sew", "v_threshold": 1.0, "detach_reset": True}
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "fields", "reference", "at_threshold"),
+    [
+        ("vgg", {}, TetLif, 0),
+        ("resnet", {}, TetLif, 0),
+        ("resnet", {**SEW, "surrogate": "arctan"}, IntegrateAndFire, 1),
+        ("qkformer", {}, ClockDrivenLif, 1),
+    ],
+)
+def test_what_a_membrane_exactly_at_the_threshold_does(
+    name, fields, reference, at_threshold, precision
+):
+    """TET and TMC want u > 1; SpikingJelly, and so QKFormer and SEW-ResNet, u >= 1."""
+    model = make(name, **fields)
+    neuron = next(m for m in model.modules() if isinstance(m, SpikingNeuron))
+    neuron.state_dtype = torch.float32
+    generator = torch.Generator().manual_seed(0)
+    shape = (4, 1, neuron.channels or 6, 50, 1)
+    # Halves and quarters add up to the threshold without rounding.
+    x = (torch.randint(-2, 7, shape, generator=generator) / 4).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        found = neuron(x.to(precision)).float()
+    weight = torch.randn(found.shape, generator=generator)
+    (gradient,) = torch.autograd.grad((found * weight).sum(), x)
+    expected = reference()(x)
+    assert torch.equal(found, expected)
+    if precision == torch.float32:
+        (theirs,) = torch.autograd.grad((expected * weight).sum(), x)
+        torch.testing.assert_close(gradient, theirs, rtol=1e-4, atol=1e-5)
+    at = 2.0 if model.config.decay_input else 1.0
+    assert neuron(torch.full(shape, at))[0].eq(at_threshold).all()
+
+
+def test_published_sew_networks_fire_at_one():
+    for preset, strict in (("resnet-19", True), ("sew-resnet-34", False)):
+        assert (SpikingResNetConfig.preset(preset).v_threshold > 1) is strict
 
 
 def test_the_dense_network_sees_an_image_once_and_each_frame():
@@ -370,6 +405,7 @@ def test_integer_pixels_are_refused():
         (SpikingVGGConfig, {"num_timesteps": 0}, "num_timesteps must be >= 1, got 0"),
         (SpikingVGGConfig, {"beta": 0.0}, "beta must be in"),
         (SpikingVGGConfig, {"beta": 1.0, "decay_input": True}, "beta must be < 1"),
+        (SpikingVGGConfig, {"v_threshold": 0}, "v_threshold must be > 0, got 0"),
         (SpikingVGGConfig, {"depths": (2, 2)}, "must add up"),
         (SpikingVGGConfig, {"image_size": 8}, "cannot be halved 4 times"),
         (SpikingVGGConfig, {"neuron": "izhikevich"}, "neuron"),

@@ -1,6 +1,7 @@
 """Each vision model equals a plain reference with loops over time, whose checkpoint it converts."""
 
 import argparse
+import itertools
 
 import pytest
 import torch
@@ -11,6 +12,10 @@ from spikenlp import (
     SpikingResNetForImageClassification,
     SpikingVGGForImageClassification,
 )
+from spikenlp.models.original_checkpoints import WRAPPERS
+from spikenlp.models.qkformer import conversion_qkformer
+from spikenlp.models.spiking_resnet import conversion_spiking_resnet
+from spikenlp.models.spiking_vgg import conversion_spiking_vgg
 from spikenlp.neurons import SpikingNeuron
 from tests.models.vision_references import (
     QkFormer,
@@ -143,6 +148,59 @@ def _same_fields(model):
 # --- converters ------------------------------------------------------------------------------------
 
 
+def names_of(model):
+    """Which tensor of ours has which names in its authors' code."""
+    config = model.config
+    if isinstance(model, QKFormerForImageClassification):
+        return conversion_qkformer.original_names(config)
+    if isinstance(model, SpikingResNetForImageClassification):
+        tet = config.head_size is not None
+        names = (
+            conversion_spiking_resnet._tet_names if tet else conversion_spiking_resnet._sew_names
+        )
+        return names(config)
+    ends = itertools.accumulate(depth + 1 for depth in config.depths)
+    numbers = sorted(
+        set(range(sum(config.depths) + len(config.depths))) - {end - 1 for end in ends}
+    )
+    return conversion_spiking_vgg.original_names(config.depths, numbers)
+
+
+ROUND_TRIPS = {
+    **{
+        name: (lambda make=make: make().state_dict(), *rest)
+        for name, (make, *rest) in REFERENCES.items()
+    },
+    "vgg of tmc": (lambda: vgg(wrapped=True).state_dict(), *REFERENCES["vgg"][1:]),
+    "resnet19 of tmc": (lambda: resnet19(wrapped=True).state_dict(), *REFERENCES["resnet19"][1:]),
+    "sew of spikingjelly": (
+        lambda: SewResNet([8, 12], [2, 1]).spikingjelly_state_dict(),
+        *REFERENCES["sew"][1:],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROUND_TRIPS)
+def test_our_weights_under_their_names_come_back_as_they_were(name):
+    make_state, model_class, fields = ROUND_TRIPS[name]
+    theirs = make_state()
+    model = randomise(model_class.from_original(theirs, **fields), seed=7)
+    for i, (key, value) in enumerate(model.state_dict().items()):
+        if key.endswith(("running_var", "num_batches_tracked")):
+            value.fill_(i + 1)
+    exported = {}
+    for module, names in names_of(model).items():
+        for key, value in model.state_dict().items():
+            if key.rpartition(".")[0] == module:
+                keys = [f"{n}.{w}{key.rpartition('.')[2]}" for n in names for w in WRAPPERS]
+                exported |= {k: value.reshape(theirs[k].shape) for k in keys if k in theirs}
+    assert exported.keys() == theirs.keys()
+    again = model_class.from_original(exported, **fields)
+    assert again.config.to_dict() == model.config.to_dict()
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+
+
 def authors_file(state, tmp_path, **beside):
     """A file as the authors' training code writes it."""
     args = argparse.Namespace(epochs=300, lr=6e-4, output_dir="here", amp=True, resume=None)
@@ -199,6 +257,7 @@ def test_sew_of_its_authors_and_of_spikingjelly(tmp_path):
         )
         assert model.config.residual == "sew"
         assert model.config.neuron == "if"
+        assert model.config.v_threshold == 1, "it fires at 1, too"
         torch.testing.assert_close(model(images).timestep_logits, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -13,17 +13,17 @@ from torch import nn
 
 
 class Heaviside(torch.autograd.Function):
-    """1 where d >= 0; the derivative is a surrogate of d."""
+    """1 where d >= 0, or d > 0 where `strict`; the derivative is a surrogate of d."""
 
     @staticmethod
-    def forward(ctx, d, surrogate):
+    def forward(ctx, d, surrogate, strict):
         ctx.save_for_backward(d)
         ctx.surrogate = surrogate
-        return (d >= 0).to(d.dtype)
+        return ((d > 0) if strict else (d >= 0)).to(d.dtype)
 
     @staticmethod
     def backward(ctx, grad):
-        return grad * ctx.surrogate(ctx.saved_tensors[0]), None
+        return grad * ctx.surrogate(ctx.saved_tensors[0]), None, None
 
 
 def triangle(d):
@@ -39,20 +39,20 @@ def arctan_2(d):
 
 
 class TetLif(nn.Module):
-    """u = 0.5 u + x; fires; u = (1 - s) u, differentiated as it stands."""
+    """u = 0.5 u + x; fires where u > 1; u = (1 - s) u, differentiated as it stands."""
 
     def forward(self, x):
         u, sent = 0, []
         for current in x:
             u = 0.5 * u + current
-            s = Heaviside.apply(u - 1.0, triangle)
+            s = Heaviside.apply(u - 1.0, triangle, True)
             u = (1 - s) * u
             sent.append(s)
         return torch.stack(sent)
 
 
 class ClockDrivenLif(nn.Module):
-    """u = u + (x - u) / 2; fires; u = 0 where it fired, which has no gradient."""
+    """u = u + (x - u) / 2; fires at the threshold; u = 0 where it fired, which has no gradient."""
 
     def __init__(self, threshold=1.0):
         super().__init__()
@@ -62,7 +62,7 @@ class ClockDrivenLif(nn.Module):
         u, sent = torch.zeros_like(x[0]), []
         for current in x:
             u = u + (current - u) / 2
-            s = Heaviside.apply(u - self.threshold, sigmoid_4)
+            s = Heaviside.apply(u - self.threshold, sigmoid_4, False)
             u = torch.where(s.detach() > 0, torch.zeros_like(u), u)
             sent.append(s)
         return torch.stack(sent)
@@ -73,7 +73,7 @@ class IntegrateAndFire(nn.Module):
         u, sent = torch.zeros_like(x[0]), []
         for current in x:
             u = u + current
-            s = Heaviside.apply(u - 1.0, arctan_2)
+            s = Heaviside.apply(u - 1.0, arctan_2, False)
             u = u * (1 - s.detach())
             sent.append(s)
         return torch.stack(sent)

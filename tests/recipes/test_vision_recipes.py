@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 
 from spikenlp import SpikingTrainingArguments
+from spikenlp.data.augmentation import ImageTransform
+from spikenlp.data.images import MEAN_STD, load_images
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "recipes"))
@@ -24,7 +27,10 @@ import dvs_tmc  # noqa: E402
 import image_tmc  # noqa: E402
 from common import parse_arguments  # noqa: E402
 
-from tests.data.events.test_recordings import gesture_archive  # noqa: E402
+from tests.data.events.test_recordings import (  # noqa: E402
+    animals_archive,
+    gesture_archive,
+)
 
 CONFIGS = ROOT / "recipes" / "configs"
 PARAMETERS = {
@@ -96,18 +102,78 @@ def test_a_benchmarks_config_is_the_published_network(name, tmp_path):
     model_args, data_args, training_args = arguments(kind, *options)
     assert training_args.theta_weight == "1", "the literal loss"
     assert training_args.load_best_model_at_end
-    assert training_args.lr_scheduler_type == "cosine"
+    assert training_args.max_grad_norm == 0, "no clipping"
+    if kind == "image":
+        assert data_args.policy == ("rand" if "hst" in name else "none")
+        assert data_args.crop_pct == (1 if "hst" in name else 0.875)
+    else:
+        assert data_args.resize == ("bilinear" if name == "cifar10_dvs" else "sum")
     side = data_args.frame_size if kind == "dvs" else data_args.image_size
     fields = {"num_channels": 2 if kind == "dvs" else 3, "image_size": side}
     names = [str(i) for i in range(labels)]
     data = image_tmc.VisionData("", [], [], [], [], names, fields)
-    if name == "imagenet_hst_768":  # its shape comes with the checkpoint
-        model_args.preset = "hst-10-768"
     with torch.device("meta"):
         model = image_tmc.build_model(model_args, data, training_args, {})
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert model.config.neuron in ("lif", "if")
     assert model.config.num_timesteps == model_args.num_timesteps
+
+
+def rates(training_args, epochs):
+    """The learning rate at the start of each epoch, of 100 steps, and at the end."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], training_args.learning_rate)
+    scheduler = transformers.get_scheduler(
+        training_args.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=training_args.get_warmup_steps(100 * epochs),
+        num_training_steps=100 * epochs,
+        scheduler_specific_kwargs=training_args.lr_scheduler_kwargs,
+    )
+    found = []
+    for step in range(100 * epochs + 1):
+        if step % 100 == 0:
+            found.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_rates_fall_to_zero_and_qkformers_as_the_rest_of_its_own_schedule():
+    for name in PARAMETERS:
+        kind = "image" if "resnet" in name or "hst" in name else "dvs"
+        options = (CONFIGS / f"{name}.yaml", "--use_cpu", "True", "--bf16", "False")
+        training_args = arguments(kind, *options)[2]
+        found = rates(training_args, int(training_args.num_train_epochs))
+        assert found[0] == training_args.learning_rate
+        if name != "imagenet_hst_768":
+            assert found[-1] == pytest.approx(0, abs=1e-9)
+            continue
+        # In epochs: 5 of warmup, then a cosine over 208 from its base rate for 480 images to 1e-6.
+        top = 6e-4 * 6 * training_args.train_batch_size / 256
+        top *= training_args.gradient_accumulation_steps
+        expected = [
+            1e-6 + (top - 1e-6) * (1 + np.cos(np.pi * (epoch - 5) / 208)) / 2
+            for epoch in range(204, 214)
+        ]
+        assert found == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_config_suggests_a_folder_for_each_variation(name):
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    assert "an --output_dir of its own, for a run goes on in its folder" in text
+    (command,) = re.findall(r"accelerate launch(?:.*\\\n#)*.*", text)
+    assert ("--output_dir" in command) == ("--num_timesteps" in command)
+
+
+def test_a_test_sees_the_share_of_an_image_that_its_config_says(tmp_path):
+    folder = images_in(tmp_path / "images", {"train": 20, "test": 4}, size=16)
+    options = ("--data_dir", folder, "--image_size", "8", "--crop", "resized")
+    whole, middle = (image_data(*options, "--crop_pct", share).test[0] for share in (1, 0.5))
+    row = load_images(data_dir=folder)["test"][0]["image"]
+    transform = ImageTransform(8, *MEAN_STD["cifar10"], train=False)  # resized, not cut
+    assert torch.equal(whole["pixel_values"], transform(row))
+    assert torch.equal(middle["pixel_values"], transform(row.crop((4, 4, 12, 12))))
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -172,6 +238,35 @@ def test_events_of_a_recording_set_follow_its_split(tmp_path):
     assert data.config_fields == {"num_channels": 2, "image_size": 16, "num_timesteps": 3}
     assert len(data.labels) == 11
     assert len(list((tmp_path / "cache").rglob("*.npz"))) == 16, "prepared"
+
+
+def test_a_fold_tests_its_own_recordings(tmp_path):
+    animals_archive(tmp_path / "animals", count=12)
+    options = ["--events", "sl_animals", "--data_dir", tmp_path / "animals", "--frame_size", "8"]
+    options += ["--cache_dir", tmp_path / "cache", "--num_timesteps", "2"]
+    folds = [arguments("dvs", *options, "--fold", fold)[:2] for fold in (1, 4)]
+    tested = [dvs_tmc.load_event_data(*fold).test.dataset.source.groups for fold in folds]
+    assert [len(set(groups)) for groups in tested] == [3, 3]
+    assert not set(tested[0]) & set(tested[1])
+
+
+def test_all_folds_are_run_in_folders_of_their_own_and_averaged(tmp_path, monkeypatch, capsys):
+    def run_one(model_args, data_args, training_args, load_data):
+        fold = int(data_args.fold)
+        assert training_args.output_dir == str(tmp_path / f"fold{fold}")
+        metrics = {"accuracy": fold / 10, "accuracy_t1": 0.5, "accuracy_t2": fold / 5}
+        return {"data": "d", "seed": 3, "config": {}, "training": {}, "spiking": metrics}
+
+    monkeypatch.setattr(dvs_tmc, "run", run_one)
+    options = ["--events", "sl_animals", "--use_cpu", "True", "--output_dir", tmp_path]
+    monkeypatch.setattr(sys, "argv", ["dvs_tmc.py", *map(str, options), "--fold", "all"])
+    dvs_tmc.main()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["spiking"] == pytest.approx(
+        {"accuracy": 0.25, "accuracy_t1": 0.5, "accuracy_t2": 0.5}
+    )
+    assert results["folds"]["spiking"]["accuracy"] == [0.1, 0.2, 0.3, 0.4]
+    assert "accuracy 25.0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -264,9 +359,9 @@ def test_losses_are_compared_on_simulated_events(tmp_path):
     run("compare_vision.py", *options)
     record = json.loads((out / "comparison.json").read_text())
     assert set(record["losses"]) == {"tmc_batch_literal", "tet"}
-    assert {"accuracy_t2", "ece_t2", "firing_rate", "energy_microjoules"} <= record["losses"][
-        "tet"
-    ].keys()
+    row = record["losses"]["tet"]
+    assert {"accuracy_t2", "ece_t2", "firing_rate_t2"} <= row.keys()
+    assert 0 < row["energy_microjoules_t1"]["mean"] < row["energy_microjoules_t2"]["mean"]
     text = (out / "comparison.md").read_text()
     for line in ("dense: accuracy", "rounding, converted: accuracy", "rounding, trained: accuracy"):
         assert line in text
@@ -275,6 +370,9 @@ def test_losses_are_compared_on_simulated_events(tmp_path):
         for loss in ("tmc_batch_literal", "tet")
     ]
     assert first[0]["loss"] != first[1]["loss"]
+    options[options.index("--max_steps") + 1] = "2"
+    with pytest.raises(AssertionError, match=r"other options.*max_steps 3 -> 2"):
+        run("compare_vision.py", *options)
 
 
 def test_rivals_are_told_in_percent():

@@ -9,7 +9,7 @@ from spikenlp.data.events.arrays import (
 )
 from spikenlp.data.events.dataset import EventSource, FrameDataset
 from spikenlp.data.events.frames import ToFrames, augment_frames
-from spikenlp.data.events.readers import read_aedat, read_atis, read_events, read_mat
+from spikenlp.data.events.readers import read_aedat, read_atis, read_dat, read_events, read_mat
 from spikenlp.data.events.recordings import EVENT_DATASETS, EventRecordings, load_recordings
 from spikenlp.data.events.simulate import Saccades, SimulatedEvents
 
@@ -29,6 +29,7 @@ __all__ = [
     "make_events",
     "read_aedat",
     "read_atis",
+    "read_dat",
     "read_events",
     "read_mat",
     "sort_by_time",

@@ -60,7 +60,7 @@ def as_events(source: Any) -> np.ndarray:
     for name in "xytp":
         if array.dtype[name].kind not in "iub":
             raise ValueError(f"field {name!r} must be of integers, got {array.dtype[name]}")
-    polarity = array["p"].astype(np.int8)
+    polarity = array["p"]
     signed = bool(len(array)) and polarity.min() == -1
     if not np.isin(polarity, (-1, 1) if signed else (0, 1)).all():
         found = np.unique(polarity)[:5].tolist()

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from spikenlp.data.events.arrays import SensorSize
 from spikenlp.data.events.frames import ToFrames, augment_frames
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 """Part of the key: to be raised when the same settings come to give other frames."""
 
 

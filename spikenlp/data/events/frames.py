@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spikenlp.data.events.arrays import SensorSize, as_events, check_events
@@ -17,7 +18,7 @@ class ToFrames:
     """Frames [T, 2, H, W] of a recording: how many events of each polarity fell on each pixel.
 
     Every event is counted once, so that frames sum to the number of events, unless `binary` or
-    `resize="nearest"` asks for less.
+    `resize="bilinear"` asks for less.
 
     Args:
         num_frames: T >= 1.
@@ -26,9 +27,11 @@ class ToFrames:
             slice without events is an empty frame.
         frame_size: (H, W), or None for the sensor's own.
         resize: how `frame_size` is reached. "sum": an event goes to pixel floor(x W / width), so that
-            nothing is lost; "nearest": every pixel takes the count of the sensor's pixel at its
-            centre, as in TET's preprocessing, and other events are lost.
-        binary: 1 where anything happened, else 0: TET's preprocessing.
+            nothing is lost; "bilinear": frames of the sensor's size are resized as PIL resizes images,
+            with a triangle as wide as two of the larger pixels, as the loaders of TET and TMC do.
+            (Their two polarities are grey and alpha of one image, where PIL weights the first by the
+            second; here each is resized by itself.)
+        binary: 1 where anything happened, else 0, before a bilinear resizing: TET's preprocessing.
 
     Raises:
         ValueError: an option out of range; when called, no event at all, events outside the sensor
@@ -43,20 +46,20 @@ class ToFrames:
     num_frames: int
     by: Literal["count", "time"] = "count"
     frame_size: tuple[int, int] | None = None
-    resize: Literal["sum", "nearest"] = "sum"
+    resize: Literal["sum", "bilinear"] = "sum"
     binary: bool = False
 
     def __post_init__(self) -> None:
         if self.num_frames < 1:
             raise ValueError(f"num_frames must be at least 1, got {self.num_frames}")
-        for name, allowed in (("by", ("count", "time")), ("resize", ("sum", "nearest"))):
+        for name, allowed in (("by", ("count", "time")), ("resize", ("sum", "bilinear"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         if self.frame_size is not None and (len(self.frame_size) != 2 or min(self.frame_size) < 1):
             raise ValueError(f"frame_size must be (height, width), got {self.frame_size}")
 
     def __call__(self, events: Any, sensor_size: SensorSize) -> np.ndarray:
-        """int32 [T, 2, H, W]; channel 0 counts polarity 0."""
+        """int32 [T, 2, H, W], resized bilinearly float32; channel 0 counts polarity 0."""
         events = as_events(events)
         if len(events) == 0:
             raise ValueError("the recording has no events")
@@ -71,10 +74,9 @@ class ToFrames:
         flat = ((slices * 2 + events["p"]) * height + y) * width + x
         counts = np.bincount(flat, minlength=self.num_frames * 2 * height * width)
         frames = counts.reshape(self.num_frames, 2, height, width).astype(np.int32)
-        if not summed and (rows, columns) != (height, width):
-            row, column = (_centres(n, of) for n, of in ((rows, height), (columns, width)))
-            frames = frames[:, :, row[:, None], column]
-        return np.minimum(frames, 1) if self.binary else frames
+        if self.binary:
+            frames = np.minimum(frames, 1)
+        return frames if summed else _resize(frames, rows, columns)
 
     def _slices(self, time: np.ndarray) -> np.ndarray:
         """Each event's slice, int64 [N] in [0, T)."""
@@ -92,9 +94,10 @@ class ToFrames:
         return asdict(self)
 
 
-def _centres(size: int, of: int) -> np.ndarray:
-    """Indices of nearest neighbours when an axis of length `of` is resized to `size`."""
-    return ((2 * np.arange(size) + 1) * of) // (2 * size)
+def _resize(frames: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """float32 [T, 2, rows, columns]."""
+    pixels = torch.from_numpy(frames.astype(np.float32))
+    return F.interpolate(pixels, (rows, columns), mode="bilinear", antialias=True).numpy()
 
 
 def augment_frames(frames: Tensor, *, flip: bool = True, roll: int = 5) -> Tensor:

@@ -2,9 +2,10 @@
 
 | format | data sets | layout |
 |---|---|---|
-| AEDAT 2.0 (.aedat) | CIFAR10-DVS, SL-Animals-DVS | text lines that start with `#`; then big-endian u4 address and u4 time in us. DVS128's address: bit 0 polarity, bits 1-7 x, bits 8-14 y |
+| AEDAT 2.0 (.aedat) | CIFAR10-DVS, SL-Animals-DVS | text lines that start with `#`; then big-endian u4 address and u4 time in us. DVS128's address: bit 0 polarity, bits 1-7 x, bits 8-14 y; bit 15 marks a special event (an external signal), which has no pixel |
 | AEDAT 3.1 (.aedat) | DVS128-Gesture | text up to `#!END-HEADER`; then packets: 28-byte little-endian header and events of u4 data (bit 0 valid, bit 1 polarity, bits 2-16 y, bits 17-31 x) and u4 time, whose bits above 30 are in the packet header |
 | ATIS (.bin) | N-MNIST, N-Caltech101 | 5 bytes an event: x, y, 1 bit polarity and 23 bits of time, big-endian; y = 240 is no event, it adds 2^13 us |
+| ATIS, Prophesee DAT 2 (.dat) | N-CARS | text lines that start with `%`; a byte each of type (0 or 12: pixel events) and size (8); then little-endian u4 time in us and u4 data (bits 0-13 x, bits 14-27 y, bits 28-31 polarity) |
 | MATLAB (.mat) | see `read_mat` | |
 
 All return events [N] of `EVENT_DTYPE` in the order of the file, x and y as the file has them, and
@@ -32,13 +33,15 @@ _PACKET = np.dtype(
 )
 _POLARITY_EVENT = 1
 _AEDAT_EVENT = 8
+_DAT_HEADER = re.compile(rb"(?:%[^\n]*\n)+")
+_DAT_PIXEL_EVENTS = (0, 12)
 _ATIS_OVERFLOW_Y = 240
 _ATIS_OVERFLOW_US = 2**13
 _TAXELS = (10, 10)
 
 
 def read_events(path: str | Path) -> np.ndarray:
-    """Reads an .aedat (2.0 or 3.1), .bin or .mat file.
+    """Reads an .aedat (2.0 or 3.1), .bin, .dat or .mat file.
 
     Raises:
         ValueError: another suffix, another AEDAT version, a file that is not what it should be.
@@ -48,21 +51,27 @@ def read_events(path: str | Path) -> np.ndarray:
     ('x', 'y', 't', 'p')
     """
     path = Path(path)
-    readers = {".bin": read_atis, ".mat": read_mat, ".aedat": read_aedat}
+    readers = {".bin": read_atis, ".dat": read_dat, ".mat": read_mat, ".aedat": read_aedat}
     if path.suffix not in readers:
         raise ValueError(f"{path}: the suffix must be one of {', '.join(readers)}")
     return readers[path.suffix](path)
 
 
-def read_aedat(path: str | Path) -> np.ndarray:
-    """AEDAT 2.0 of a DVS128 or AEDAT 3.1, told apart by the first line."""
+def read_aedat(path: str | Path, *, special: bool = False) -> np.ndarray:
+    """AEDAT 2.0 of a DVS128 or AEDAT 3.1, told apart by the first line.
+
+    Args:
+        special: special events of AEDAT 2.0 are there too, at x = y = -1, so that the i-th event is the
+            i-th of the file.
+    """
     path = Path(path)
     data = path.read_bytes()
     version = re.match(rb"#!AER-DAT(\d\.\d)", data)
     if version is None:
         raise ValueError(f"{path} does not start with an AEDAT version (#!AER-DAT2.0 or 3.1)")
     if version[1] == b"2.0":
-        return _aedat2(data, path)
+        events = _aedat2(data, path)
+        return events if special else events[events["x"] >= 0]
     if version[1] == b"3.1":
         return _aedat31(data, path)
     raise ValueError(f"{path} is AEDAT {version[1].decode()}: this reads 2.0 and 3.1")
@@ -86,7 +95,8 @@ def _aedat2(data: bytes, path: Path) -> np.ndarray:
         raise ValueError(f"{path} is truncated: its last event has {rest} of {_AEDAT_EVENT} bytes")
     words = np.frombuffer(data, ">u4", offset=start).reshape(-1, 2)
     address, time = words[:, 0], words[:, 1]
-    return make_events(address >> 1 & 0x7F, address >> 8 & 0x7F, time, address & 1)
+    x, y = (np.where(address & 0x8000, -1, (address >> bit & 0x7F).astype(int)) for bit in (1, 8))
+    return make_events(x, y, time, address & 1)
 
 
 def _aedat31(data: bytes, path: Path) -> np.ndarray:
@@ -129,6 +139,33 @@ def read_atis(path: str | Path) -> np.ndarray:
     overflow = y == _ATIS_OVERFLOW_Y
     time = ((high & 0x7F) << 16 | middle << 8 | low) + _ATIS_OVERFLOW_US * overflow.cumsum()
     return make_events(x, y, time, high >> 7)[~overflow]
+
+
+def read_dat(path: str | Path) -> np.ndarray:
+    """Prophesee's DAT of version 2, as in N-CARS.
+
+    Source: docs.prophesee.ai, "DAT File Format".
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    header = _DAT_HEADER.match(data)
+    if header is None or not re.search(rb"(?m)^% Version 2\r?$", header[0]):
+        raise ValueError(f"{path} is no DAT file of version 2: no header line '% Version 2'")
+    start = header.end() + 2
+    kind_and_size = data[header.end() : start]
+    if len(kind_and_size) < 2:
+        raise ValueError(f"{path} is truncated after its header")
+    kind, size = kind_and_size
+    if kind not in _DAT_PIXEL_EVENTS or size != 8:
+        raise ValueError(f"{path} has events of type {kind} and {size} bytes, not 0 or 12 and 8")
+    if rest := (len(data) - start) % 8:
+        raise ValueError(f"{path} is truncated: its last event has {rest} of 8 bytes")
+    words = np.frombuffer(data, "<u4", offset=start).reshape(-1, 2)
+    time, bits = words[:, 0], words[:, 1]
+    polarity = bits >> 28
+    if wrong := polarity[polarity > 1].tolist():
+        raise ValueError(f"{path}: polarities must be 0 or 1, got {wrong[0]}")
+    return make_events(bits & 0x3FFF, bits >> 14 & 0x3FFF, time, polarity)
 
 
 def read_mat(path: str | Path) -> np.ndarray:

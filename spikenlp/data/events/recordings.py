@@ -24,7 +24,7 @@ from typing import Literal
 import numpy as np
 
 from spikenlp.data.events.arrays import SensorSize, sort_by_time
-from spikenlp.data.events.readers import read_events
+from spikenlp.data.events.readers import read_aedat, read_events
 
 Split = Literal["train", "test"]
 
@@ -33,13 +33,17 @@ GESTURES = (
     "hand_clapping right_hand_wave left_hand_wave right_arm_clockwise right_arm_counter_clockwise "
     "left_arm_clockwise left_arm_counter_clockwise arm_roll air_drums air_guitar other_gestures"
 ).split()
+CALTECH_CLASSES = 101
 FOLDS = 4
 TRAIN_SHARE = 0.9
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A labelled stretch of a file: all of it, or events of a time or index in [start, stop)."""
+    """A labelled stretch of a file: all of it, or events of a time or index in [start, stop).
+
+    An index counts all events of the file, special ones too.
+    """
 
     path: Path
     label: int
@@ -77,6 +81,7 @@ class EventRecordings(Sequence):
         elif sample.span == "time":
             time = events["t"]
             events = events[(time >= sample.start) & (time < sample.stop)]
+        events = events[events["x"] >= 0]
         if len(events) == 0:
             raise ValueError(f"{sample.path} has no events for sample {index} ({sample})")
         return sort_by_time(events), sample.label
@@ -116,11 +121,13 @@ _last_read: tuple[tuple[Path, int], np.ndarray] | None = None
 
 
 def _read(path: Path) -> np.ndarray:
-    """The file's events; those of the last file are kept, for the next sample is often in it too."""
+    """The file's events, special ones at x = -1; those of the last file are kept, for the next sample is
+    often in it too."""
     global _last_read
     key = (path, path.stat().st_mtime_ns)
     if _last_read is None or _last_read[0] != key:
-        _last_read = (key, read_events(path))
+        aedat = path.suffix == ".aedat"
+        _last_read = (key, read_aedat(path, special=True) if aedat else read_events(path))
     return _last_read[1]
 
 
@@ -198,8 +205,14 @@ def _cifar10_dvs(root: Path, split: Split, fold: int) -> EventRecordings:
 
 
 def _n_caltech101(root: Path, split: Split, fold: int) -> EventRecordings:
-    root = root / "Caltech101" if (root / "Caltech101").is_dir() else root
+    # Beside it the archive has Caltech101_annotations, with the same class folders and suffix.
+    root = next((path for path in sorted(root.rglob("Caltech101")) if path.is_dir()), root)
     files = _class_folders(root, (".bin",))
+    if len(files) != CALTECH_CLASSES:
+        raise FileNotFoundError(
+            f"n_caltech101: {root} must hold .bin files in the folders of {CALTECH_CLASSES} classes, "
+            f"found {len(files)}"
+        )
     samples = _nine_to_one(files, split)
     return EventRecordings("n_caltech101", samples, tuple(files), (240, 180, 2))
 

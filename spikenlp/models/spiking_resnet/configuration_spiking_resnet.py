@@ -4,7 +4,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
-from spikenlp.models.vision import SpikingVisionConfig
+from spikenlp.models.vision import ABOVE_ONE, SpikingVisionConfig
 
 _IMAGENET = {
     "stem": "imagenet",
@@ -12,6 +12,7 @@ _IMAGENET = {
     "image_size": 224,
     "num_labels": 1000,
     "neuron": "if",
+    "v_threshold": 1.0,
     "detach_reset": True,
     "surrogate": "arctan",
 }
@@ -29,11 +30,12 @@ class SpikingResNetConfig(SpikingVisionConfig):
     """The fields of `SpikingVisionConfig`, and the shape of the network; the default is ResNet-19.
 
     ResNet-19 (Zheng et al., AAAI 2021; as in TET and TMC): a stem of 64 channels, stages of 3, 3 and 2
-    basic blocks at 128, 256 and 512, a hidden layer of 256 in the head. The authors' neuron fires
-    where u > 1, ours where u >= 1.
+    basic blocks at 128, 256 and 512, a hidden layer of 256 in the head. The neuron fires where u > 1,
+    as that of TET and TMC does (`ABOVE_ONE`).
 
     `SpikingResNetConfig.preset(name)`: "resnet-19"; "spiking-resnet-34" and "-101"; "sew-resnet-34" and
-    "-101" (Fang et al., NeurIPS 2021), for ImageNet, with the neuron of the latter's authors.
+    "-101" (Fang et al., NeurIPS 2021), for ImageNet, with the neuron of the latter's authors, which
+    fires at 1, too.
 
     Args:
         embedding_size: channels of the stem.
@@ -68,6 +70,7 @@ class SpikingResNetConfig(SpikingVisionConfig):
     residual: Literal["spiking", "sew"] = "spiking"
     stem: Literal["cifar", "imagenet"] = "cifar"
     head_size: int | None = 256
+    v_threshold: float | int = ABOVE_ONE
 
     def validate_resnet(self):
         """Run by `@strict` when a config is built or loaded."""

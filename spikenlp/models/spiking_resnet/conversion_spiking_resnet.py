@@ -46,7 +46,8 @@ def convert_resnet(
 
 def _sew_fields() -> dict[str, Any]:
     preset = SpikingResNetConfig.presets["sew-resnet-34"]
-    return {name: preset[name] for name in ("residual", "neuron", "detach_reset", "surrogate")}
+    names = ("residual", "neuron", "v_threshold", "detach_reset", "surrogate")
+    return {name: preset[name] for name in names}
 
 
 def _shape_fields(state: Mapping[str, Tensor], stages: list[int]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from spikenlp.models.vision import SpikingVisionConfig
+from spikenlp.models.vision import ABOVE_ONE, SpikingVisionConfig
 
 
 @strict
@@ -11,7 +11,7 @@ class SpikingVGGConfig(SpikingVisionConfig):
 
     VGGSNN (Deng et al., ICLR 2022, and TMC): 3x3 convolutions of 64, 128, 256, 256, 512, 512, 512 and
     512 channels on 2 x 48 x 48 frames, average pooling by 2 after every second, a linear readout. The
-    authors' neuron fires where u > 1, ours where u >= 1.
+    neuron fires where u > 1, as its authors' does (`ABOVE_ONE`).
 
     Args:
         hidden_sizes: channels of each convolution.
@@ -29,6 +29,7 @@ class SpikingVGGConfig(SpikingVisionConfig):
     num_channels: int = 2
     image_size: int = 48
     num_timesteps: int = 10
+    v_threshold: float | int = ABOVE_ONE
 
     def validate_vgg(self):
         """Run by `@strict` when a config is built or loaded."""

@@ -13,10 +13,11 @@ AEDAT31_HEADER = (
 )
 
 
-def aedat2(events, header=AEDAT2_HEADER, junk=0):
-    """`junk`: bits above the 15 that a DVS128 uses."""
+def aedat2(events, header=AEDAT2_HEADER, junk=0, special=()):
+    """`junk`: bits above the 16 that a DVS128 uses; `special`: which events have bit 15 set."""
     return header + b"".join(
-        struct.pack(">II", junk | y << 8 | x << 1 | p, t) for x, y, t, p in events
+        struct.pack(">II", junk | (i in special) << 15 | y << 8 | x << 1 | p, t)
+        for i, (x, y, t, p) in enumerate(events)
     )
 
 
@@ -33,6 +34,17 @@ def packet(events, overflow=0, type_=1, invalid=(), capacity=None):
 
 def aedat31(*packets, header=AEDAT31_HEADER):
     return header + b"".join(packets)
+
+
+DAT_HEADER = b"% Data file containing CD events\n% Version 2\n% Date 2017-10-31 11:29:21\n"
+
+
+def dat(events, header=DAT_HEADER, kind=12, size=8):
+    return (
+        header
+        + bytes([kind, size])
+        + b"".join(struct.pack("<II", t, p << 28 | y << 14 | x) for x, y, t, p in events)
+    )
 
 
 def atis(events):

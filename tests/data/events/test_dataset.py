@@ -73,7 +73,7 @@ def test_every_setting_has_its_own_folder(tmp_path):
         ToFrames(6),
         ToFrames(5, by="time"),
         ToFrames(5, frame_size=(6, 6)),
-        ToFrames(5, frame_size=(6, 6), resize="nearest"),
+        ToFrames(5, frame_size=(6, 6), resize="bilinear"),
         ToFrames(5, binary=True),
     ]
     for to_frames in settings:

@@ -12,6 +12,7 @@ from spikenlp.data.events import (
     as_events,
     check_events,
     make_events,
+    read_aedat,
     read_events,
     sort_by_time,
 )
@@ -56,6 +57,16 @@ def test_aedat2_whose_first_data_byte_is_a_hash(tmp_path):
     assert_events(found, events)
 
 
+def test_aedat2_special_events_have_no_pixel(tmp_path):
+    events = random_events(count=6)
+    found = read(tmp_path, "a.aedat", files.aedat2(events, special=(0, 3)))
+    assert_events(found, [events[i] for i in (1, 2, 4, 5)])
+    found = read_aedat(tmp_path / "a.aedat", special=True)
+    assert_events(
+        found, [(-1, -1, *event[2:]) if i in (0, 3) else event for i, event in enumerate(events)]
+    )
+
+
 def test_aedat2_with_newlines_in_its_events_and_other_letters_in_its_header(tmp_path):
     events = [(5, 10, 0x0A0A0A0A, 0)]
     header = files.AEDAT2_HEADER.replace(b"\r\n", b"\n") + "# Usuario: José\n".encode("latin-1")
@@ -95,6 +106,14 @@ def test_atis_round_trips_through_time_overflows(tmp_path):
     assert_events(read(tmp_path, "a.bin", files.atis(events)), events)
 
 
+@pytest.mark.parametrize("kind", [0, 12])
+def test_dat_round_trips(kind, tmp_path):
+    events = random_events(size=(1280, 720), last=2**32)
+    header = files.DAT_HEADER.replace(b"2\n", b"2\r\n") if kind else files.DAT_HEADER
+    found = read(tmp_path, "a.dat", files.dat(events, header, kind))
+    assert_events(found, events)
+
+
 @pytest.mark.parametrize("layout", ["columns", "out1", "out1 of six"])
 def test_mat_round_trips(layout, tmp_path):
     events = random_events()
@@ -124,6 +143,7 @@ def test_mat_of_taxels_round_trips(tmp_path):
         ("a.aedat", files.AEDAT31_HEADER),
         ("a.aedat", files.aedat31(files.packet([]))),
         ("a.bin", b""),
+        ("a.dat", files.dat([])),
     ],
 )
 def test_a_file_without_events_is_an_empty_array(name, data, tmp_path):
@@ -142,6 +162,12 @@ def test_a_file_without_events_is_an_empty_array(name, data, tmp_path):
         ("a.aedat", files.aedat31(files.packet([]))[:-1], "truncated in the packet header"),
         ("a.aedat", files.AEDAT31_HEADER[:40], "no #!END-HEADER"),
         ("a.bin", files.atis(random_events((34, 34)))[:-2], "truncated: its last event has 3 of 5"),
+        ("a.dat", files.dat(random_events())[:-3], "truncated: its last event has 5 of 8"),
+        ("a.dat", files.DAT_HEADER, "truncated after its header"),
+        ("a.dat", files.dat([], header=b"% Version 1\n"), "no DAT file of version 2"),
+        ("a.dat", files.dat([], header=b""), "no DAT file of version 2"),
+        ("a.dat", files.dat([], kind=14), "events of type 14 and 8 bytes, not 0 or 12 and 8"),
+        ("a.dat", files.dat([(0, 0, 0, 3)]), "polarities must be 0 or 1, got 3"),
         ("a.aedat", b"#!AER-DAT4.0\r\n", "AEDAT 4.0: this reads 2.0 and 3.1"),
         ("a.aedat", b"", "does not start with an AEDAT version"),
         (
@@ -149,7 +175,7 @@ def test_a_file_without_events_is_an_empty_array(name, data, tmp_path):
             b"MATLAB 5.0 MAT-file" + bytes(50),
             "cannot be read as a MATLAB file of version 5 to 7",
         ),
-        ("a.raw", b"", r"suffix must be one of \.bin, \.mat, \.aedat"),
+        ("a.raw", b"", r"suffix must be one of \.bin, \.dat, \.mat, \.aedat"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(name, data, message, tmp_path):
@@ -210,6 +236,15 @@ def test_real_n_mnist():
     assert rate.min() < 0.4 * rate.mean()
 
 
+@pytest.mark.parametrize("name", ["tonic_sample_ncars.dat", "loris_NCARS_obj_004397_td.dat"])
+def test_real_n_cars(name):
+    events = real(name)
+    check_events(events, (120, 100, 2))  # the largest samples are of this size
+    assert len(events) > 1000
+    assert 90_000 < events["t"][-1] - events["t"][0] <= 100_000, "cut to 100 ms"
+    assert 0.3 < events["p"].mean() < 0.7
+
+
 def test_real_st_mnist():
     events = real("tonic_sample_stmnist.mat")
     check_events(events, (10, 10, 2))
@@ -240,6 +275,9 @@ def test_structured_arrays_of_others_are_taken():
         (np.zeros(5, [(k, "i4") for k in "xyt"]), r"fields x, y, t and p.*\['x', 'y', 't'\]"),
         (np.zeros(5, [(k, "f4") for k in "xytp"]), "'x' must be of integers, got float32"),
         (np.full(5, 2, [(k, "i4") for k in "xytp"]), r"polarities must be .* got \[2\]"),
+        (np.full(5, 256, [(k, "i4") for k in "xytp"]), r"polarities must be .* got \[256\]"),
+        (np.full(5, 257, [(k, "i4") for k in "xytp"]), r"polarities must be .* got \[257\]"),
+        (np.full(5, 255, [(k, "u1") for k in "xytp"]), r"polarities must be .* got \[255\]"),
         (np.array([(70_000, 0, 0, 1)], [(k, "i4") for k in "xytp"]), "'x' must hold .* 70000"),
     ],
 )

@@ -31,19 +31,34 @@ def test_cifar10_dvs_tests_the_last_tenth_of_each_class(tmp_path):
     assert not set(train.groups) & set(test.groups)
 
 
+def caltech_archive(folder, classes=101):
+    """Eleven recordings of the first class and one of each other, and as many annotations."""
+    for c in range(classes):
+        for i in range(1, 12 if c == 0 else 2):
+            for name, data in (
+                ("Caltech101/{}/image_{:04d}.bin", files.atis([(i, 179, 5, 1), (239, 0, 6, 0)])),
+                ("Caltech101_annotations/{}/annotation_{:04d}.bin", bytes(20)),
+            ):
+                path = folder / name.format(f"class{c:03d}", i)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+
+
 def test_n_caltech101_tests_the_last_tenth_of_each_class(tmp_path):
-    for name, count in (("accordion", 11), ("yin_yang", 3)):
-        (tmp_path / "Caltech101" / name).mkdir(parents=True)
-        for i in range(1, count + 1):
-            data = files.atis([(i, 179, 5, 1), (239, 0, 6, 0)])
-            (tmp_path / "Caltech101" / name / f"image_{i:04d}.bin").write_bytes(data)
-    (tmp_path / "Caltech101_annotations").mkdir()
-    train, test = (load_recordings("n_caltech101", tmp_path, s) for s in ("train", "test"))
-    assert train.labels == [0] * 10 + [1] * 3
-    assert test.labels == [0]
-    assert test.classes == ("accordion", "yin_yang")
-    assert test[0][0].tolist() == [(11, 179, 5, 1), (239, 0, 6, 0)]
-    assert test.sensor_size == (240, 180, 2)
+    caltech_archive(tmp_path / "archive")
+    for root in (tmp_path, tmp_path / "archive", tmp_path / "archive" / "Caltech101"):
+        train, test = (load_recordings("n_caltech101", root, s) for s in ("train", "test"))
+        assert train.labels == [0] * 10 + list(range(1, 101))
+        assert test.labels == [0]
+        assert len(test.classes) == 101
+        assert test[0][0].tolist() == [(11, 179, 5, 1), (239, 0, 6, 0)]
+        assert test.sensor_size == (240, 180, 2)
+
+
+def test_n_caltech101_has_101_classes(tmp_path):
+    caltech_archive(tmp_path / "archive", classes=3)
+    with pytest.raises(FileNotFoundError, match=r"Caltech101 must hold .* 101 classes, found 3"):
+        load_recordings("n_caltech101", tmp_path, "train")
 
 
 def gesture_archive(folder):
@@ -95,7 +110,7 @@ def test_a_gesture_without_events_is_named(tmp_path):
         load_recordings("dvs_gesture", tmp_path, "train")[0]
 
 
-def animals_archive(folder, count=8):
+def animals_archive(folder, count=8, special=()):
     recordings, tags = folder / "allusers_aedat", folder / "tags_updated_19_08_2020"
     recordings.mkdir(parents=True)
     tags.mkdir()
@@ -103,7 +118,7 @@ def animals_archive(folder, count=8):
         name = f"user{user}_{'indoor' if user % 2 else 'dc'}"
         events = [(user, i, 10 * i, 0) for i in range(95)]
         events[3], events[4] = events[4], events[3]  # indices count in the order of the file
-        (recordings / f"{name}.aedat").write_bytes(files.aedat2(events))
+        (recordings / f"{name}.aedat").write_bytes(files.aedat2(events, special=special))
         rows = [f"{c},{5 * (c - 1)},{5 * c}" for c in range(1, 20)]
         (tags / f"{name}.csv").write_text(
             "class,startTime_ev,endTime_ev\n" + "\n".join(rows) + "\n"
@@ -129,6 +144,16 @@ def test_sl_animals_has_four_folds_over_recordings(tmp_path):
     assert test[18][0]["y"].tolist() == [90, 91, 92, 93, 94]
 
 
+def test_tags_count_special_events_which_are_not_shown(tmp_path):
+    animals_archive(tmp_path, special=(2, 7))
+    test = load_recordings("sl_animals", tmp_path, "test", fold=1)
+    assert [test[i][0]["y"].tolist() for i in range(3)] == [
+        [0, 1, 3, 4],
+        [5, 6, 8, 9],
+        [10, 11, 12, 13, 14],
+    ]
+
+
 def test_a_tag_beyond_the_recording_is_refused(tmp_path):
     animals_archive(tmp_path)
     for path in tmp_path.rglob("*.csv"):
@@ -148,7 +173,7 @@ def test_a_tag_beyond_the_recording_is_refused(tmp_path):
         (("dvs_gesture", "train", 1), ValueError, "fold is for sl_animals only"),
         (("dvs_gesture", "train", None), FileNotFoundError, "no trials_to_train.txt"),
         (("cifar10_dvs", "train", None), FileNotFoundError, "folders.*airplane"),
-        (("n_caltech101", "train", None), FileNotFoundError, "no recordings of the train split"),
+        (("n_caltech101", "train", None), FileNotFoundError, "101 classes, found 0"),
         (("sl_animals", "test", 2), FileNotFoundError, "no recordings of the test split"),
     ],
 )
