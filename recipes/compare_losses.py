@@ -61,6 +61,10 @@ WINDOW = 5
 """Of the moving average that the loss's oscillation is measured against, in logged values."""
 
 
+def options_of(loss: str) -> list[str]:
+    return [part for name, value in LOSSES[loss].items() for part in (f"--{name}", value)]
+
+
 def run_one(options: list[str], out: Path, seed: int) -> dict[str, Any]:
     """One training, and what the trained model does; read from disk if it is done."""
     done = out / "run.json"
@@ -170,8 +174,7 @@ def main() -> None:
     for seed in args.seeds:
         for loss in args.losses:
             out = args.output_dir / loss / f"seed{seed}"
-            of_loss = [x for name, value in LOSSES[loss].items() for x in (f"--{name}", value)]
-            runs[loss].append(run_one([*options, *of_loss], out, seed))
+            runs[loss].append(run_one([*options, *options_of(loss)], out, seed))
     table = compare(runs)
     commits = sorted({found["run"]["commit"] or "" for seeds in runs.values() for found in seeds})
     record = {"run": run_record(), "trained_at": commits, "seeds": args.seeds, "losses": table}

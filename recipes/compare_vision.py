@@ -26,10 +26,9 @@ from typing import Any
 
 import dvs_tmc
 import image_tmc
-import torch
 import transformers
 from common import check_same_options, parse_arguments
-from compare_losses import LOSSES, WINDOW, compare, markdown
+from compare_losses import LOSSES, WINDOW, compare, markdown, options_of
 from torch.utils.data import Subset
 from transformers import default_data_collator
 
@@ -85,17 +84,11 @@ def look_into(out: Path, data: image_tmc.VisionData) -> dict[str, Any]:
     log = json.loads((out / "trainer_state.json").read_text())["log_history"]
     losses = [entry["loss"] for entry in log if "loss" in entry]
     return {
-        "firing_rate_by_step": torch.stack([c.rate_by_step for c in monitor.layers.values()])
-        .mean(0)
-        .tolist(),
+        "firing_rate_by_step": monitor.rate_by_step.tolist(),
         "energy_microjoules": microjoules(reports),
         "similarity": None,
         "loss_oscillation": loss_oscillation(losses, WINDOW) if len(losses) >= WINDOW else None,
     }
-
-
-def options_of(loss: str) -> list[str]:
-    return [part for name, value in LOSSES[loss].items() for part in (f"--{name}", value)]
 
 
 def rivals(found: dict[str, list[dict[str, Any]]]) -> list[str]:

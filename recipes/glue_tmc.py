@@ -21,7 +21,6 @@ logs. `--push_to_hub --hub_model_id user/name` shares what of it is public.
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -160,10 +159,8 @@ def spending(model: PreTrainedModel, inputs: Inputs, size: int) -> dict[str, Any
             before = energies.get(name, [0.0] * len(by_step))
             energies[name] = [a + share * b for a, b in zip(before, by_step, strict=True)]
     return {
-        "firing_rate": statistics.mean(counts.rate for counts in monitor.layers.values()),
-        "firing_rate_by_step": torch.stack([c.rate_by_step for c in monitor.layers.values()])
-        .mean(0)
-        .tolist(),
+        "firing_rate": float(monitor.rate_by_step.mean()),
+        "firing_rate_by_step": monitor.rate_by_step.tolist(),
         "spikes_per_neuron": monitor.spikes_per_neuron,
         "energy_samples": samples,
         "energy_microjoules": energies,

@@ -122,6 +122,11 @@ class SpikeMonitor:
         seen.sites += sites
 
     @property
+    def rate_by_step(self) -> Tensor:
+        """Firing rate at each step, [T] in [0, 1]: the mean over layers."""
+        return torch.stack([counts.rate_by_step for counts in self.layers.values()]).mean(0)
+
+    @property
     def spikes_per_neuron(self) -> float:
         """Spikes per neuron and inference over all layers, where a channel is a neuron at each of its
         real positions."""

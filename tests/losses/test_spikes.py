@@ -73,6 +73,9 @@ def test_it_counts_what_the_monitor_counts(dense, batches, nonlinearity):
     assert len(set(neurons)) > 2  # the last layer answers for the first token alone
     spikes = sum(int((c.positive + c.negative).sum()) for c in layers)
     assert monitor.spikes_per_neuron == spikes / sum(neurons)
+    rates = [counts.rate for counts in layers]
+    assert monitor.rate_by_step.shape == (model.config.num_timesteps,)
+    assert monitor.rate_by_step.mean().item() == pytest.approx(sum(rates) / len(rates))
     assert counted.mean().item() == pytest.approx(spikes / sum(neurons), rel=1e-5)
 
 
