@@ -56,7 +56,7 @@ from spikenlp import (
     watchdogs,
 )
 from spikenlp.data import carve_validation
-from spikenlp.data.augmentation import ImageTransform
+from spikenlp.data.augmentation import ImageTransform, MixupDataset
 from spikenlp.data.images import MEAN_STD, ImageDataset, label_names, load_images
 from spikenlp.training import last_checkpoint
 from spikenlp.training.cpu import keep_freed_memory, use_all_cores
@@ -171,6 +171,9 @@ class ImageArguments(SplitArguments):
     )
     cutout_size: int = field(default=0, metadata={"help": "Side of the square cut out."})
     erasing: float = field(default=0.0, metadata={"help": "Probability of random erasing."})
+    mixup: float = field(
+        default=0.0, metadata={"help": "alpha of mixup, 0.1 to 1; 0 mixes nothing."}
+    )
 
 
 @dataclass
@@ -237,9 +240,12 @@ def load_image_data(model_args: VisionModelArguments, data_args: ImageArguments)
         cutout_size=data_args.cutout_size,
         erasing=data_args.erasing,
     )
+    images: Dataset = ImageDataset(train, augmented)
+    if data_args.mixup:
+        images = MixupDataset(images, alpha=data_args.mixup, num_labels=len(names))
     return VisionData(
         source=source,
-        train=ImageDataset(train, augmented),
+        train=images,
         calibration=ImageDataset(train, plain),
         validation=ImageDataset(validation, plain),
         test=ImageDataset(test, plain),

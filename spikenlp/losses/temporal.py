@@ -14,7 +14,8 @@ With z_t the logits at step t, y the label, CE the cross entropy and sg the stop
 
 Every loss takes `timestep_logits` [B, T, C] (or [B, T, L, C] for token labels [B, L]) of any
 floating dtype, whatever network they come from, computes in float32 and returns the mean over the
-samples whose label is not -100.
+samples whose label is not -100. In place of a class a label may be a distribution over the classes
+(mixup): CE is then the cross entropy with it, and p_t = sum_c y_c softmax(zbar_t)[c].
 """
 
 from __future__ import annotations
@@ -44,14 +45,16 @@ def sdt_loss(timestep_logits: Tensor, labels: Tensor, *, label_smoothing: float 
 
     Args:
         timestep_logits: z, [B, T, C].
-        labels: y, int64 [B] in [0, C), -100 is ignored; with C = 1, float targets [B].
+        labels: y, int64 [B] in [0, C), -100 is ignored; or probabilities [B, C]; with C = 1, float
+            targets [B].
         label_smoothing: in [0, 1), of the cross entropy.
 
     Returns:
         float32 scalar.
 
     Raises:
-        ValueError: shapes that do not fit, labels out of range, NaN or infinite logits.
+        ValueError: shapes that do not fit, labels out of range, probabilities that do not sum to 1,
+            NaN or infinite logits.
 
     >>> sdt_loss(torch.zeros(2, 4, 2), torch.tensor([0, 1])).item()
     0.6931471824645996
@@ -194,7 +197,8 @@ def trt_loss(
     classes = logits.shape[-1]
     if classes == 1:
         raise ValueError("TRT is defined for classification (C >= 2): use 'sdt' or 'tet'")
-    distance = (logits - F.one_hot(labels, classes)[:, None]).square().mean((1, 2))
+    target = labels if labels.is_floating_point() else F.one_hot(labels, classes)
+    distance = (logits - target[:, None]).square().mean((1, 2))
     cross_entropy = _mean_cross_entropy(logits, labels, share, label_smoothing)
     return (1 - mse_weight) * cross_entropy + mse_weight * _mean(distance, share)
 
@@ -231,7 +235,7 @@ def gradient_scaling_factor(
     1 where the running mean is sure already, negative where TMC lowers the target logit.
 
     Args:
-        timestep_logits: [B, T, C]; labels: [B]; as in `tmc_loss`.
+        timestep_logits: [B, T, C]; labels: classes [B].
 
     Returns:
         float32 [B, T] (samples labelled -100 left out), at most 1; -inf where P_t is so near 1 that
@@ -241,8 +245,8 @@ def gradient_scaling_factor(
         logits, labels, share = _prepare(timestep_logits, labels)
         logits, labels = logits[share > 0], labels[share > 0]
         _, steps, classes = logits.shape
-        if classes == 1:
-            raise ValueError("g_t is defined for classification (C >= 2)")
+        if classes == 1 or labels.is_floating_point():
+            raise ValueError("g_t is defined for labels that are classes (C >= 2)")
         weight = _resolve_weight(theta_weight, classes, steps)
         log_p, log_not_p = _log_confidence(_running_mean(logits), labels)
         _, log_not_p_step = _log_confidence(logits, labels)
@@ -319,7 +323,7 @@ def get_temporal_loss(name: str, **options) -> Callable[[Tensor, Tensor], Tensor
 
 
 def _prepare(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Checked logits [N, T, C] in float32, labels [N] and each sample's share [N] of a mean.
+    """Checked logits [N, T, C] in float32, labels [N] or [N, C] and each sample's share [N] of a mean.
 
     Ignored samples get the share 0: to drop them, a GPU would have to be asked how many there are.
     """
@@ -332,35 +336,50 @@ def _prepare(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = logits.transpose(1, 2)
     if labels.dim() == logits.dim() - 1 and labels.shape[-1] == 1 == logits.shape[-1]:
         labels = labels.squeeze(-1)
-    if labels.shape != logits.shape[:-2]:
+    classes = logits.shape[-1]
+    soft = classes > 1 and labels.is_floating_point()
+    expected = (*logits.shape[:-2], classes) if soft else logits.shape[:-2]
+    if labels.shape != expected:
         raise ValueError(
-            f"labels of shape {tuple(labels.shape)} do not fit timestep_logits of shape "
-            f"{tuple(logits.shape)}: expected {tuple(logits.shape[:-2])}"
+            f"labels of shape {tuple(labels.shape)} and {labels.dtype} do not fit timestep_logits of "
+            f"shape {tuple(logits.shape)}: expected {tuple(logits.shape[:-2])}, or probabilities "
+            f"{(*logits.shape[:-2], classes)}"
         )
-    if logits.shape[-2] < 1 or logits.shape[-1] < 1:
+    if logits.shape[-2] < 1 or classes < 1:
         raise ValueError(f"timestep_logits need T >= 1 and C >= 1, got shape {tuple(logits.shape)}")
     logits = logits.reshape(-1, *logits.shape[-2:]).float()
-    labels = labels.reshape(-1)
-    if logits.shape[-1] == 1:
-        labels = labels.float()
-    elif labels.is_floating_point():
-        raise ValueError(f"labels of a classification must be integers, got {labels.dtype}")
-    kept = labels != IGNORE_INDEX
+    labels = labels.reshape(-1, classes) if soft else labels.reshape(-1)
     nothing = f"no sample to learn from: the batch is empty or all {IGNORE_INDEX}"
     if len(labels) == 0:
         raise ValueError(nothing)
+    labels, kept = _checked_labels(labels, classes)
     _require(kept.any(), nothing)
     logits = logits.where(kept[:, None, None], 0)
-    labels = labels.where(kept, 0)
     _require(torch.isfinite(logits).all(), "timestep_logits contain NaN or infinity")
-    if logits.shape[-1] == 1:
+    return logits, labels, kept / kept.sum()
+
+
+def _checked_labels(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Classes or targets [N] with 0 for what is ignored, or probabilities [N, C]; which [N] are kept."""
+    if labels.dim() == 2:
+        labels = labels.float()
+        sums = labels.sum(-1)
+        valid = (labels >= 0).all(-1) & ((sums - 1).abs() < 1e-2)
+        _require(
+            valid.all(), "labels that are probabilities must be >= 0 and sum to 1 over the classes"
+        )
+        return labels, torch.ones_like(valid)
+    labels = labels.float() if classes == 1 else labels
+    kept = labels != IGNORE_INDEX
+    labels = labels.where(kept, 0)
+    if classes == 1:
         _require(torch.isfinite(labels).all(), "labels contain NaN or infinity")
     else:
         _require(
-            ((labels >= 0) & (labels < logits.shape[-1])).all(),
-            f"labels must lie in [0, {logits.shape[-1]}), or be {IGNORE_INDEX} to be ignored",
+            ((labels >= 0) & (labels < classes)).all(),
+            f"labels must lie in [0, {classes}), or be {IGNORE_INDEX} to be ignored",
         )
-    return logits, labels, kept / kept.sum()
+    return labels, kept
 
 
 def _require(condition: Tensor, message: str) -> None:
@@ -387,9 +406,11 @@ def _log_means(log_x: Tensor, share: Tensor, scope: str) -> Tensor:
 def _mean_cross_entropy(
     logits: Tensor, labels: Tensor, share: Tensor, label_smoothing: float
 ) -> Tensor:
+    soft = labels.is_floating_point()
+    targets = labels[:, None].expand(logits.shape if soft else logits.shape[:2])
     loss = F.cross_entropy(
         logits.transpose(1, 2),
-        labels[:, None].expand(logits.shape[:2]),
+        targets.transpose(1, 2) if soft else targets,
         reduction="none",
         label_smoothing=label_smoothing,
     )
@@ -405,6 +426,11 @@ def _running_mean(logits: Tensor) -> Tensor:
 
 def _log_confidence(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """log p and log(1 - p) of the label, [N, T], from logits [N, T, C]."""
+    if labels.is_floating_point():
+        log_p = logits.log_softmax(-1)
+        shares = torch.stack([labels, (1 - labels).clamp_min(0)])[:, :, None]
+        log_p, log_not_p = (log_p + shares.log()).logsumexp(-1)
+        return log_p, log_not_p
     index = labels[:, None, None].expand(*logits.shape[:2], 1)
     total = logits.logsumexp(-1)
     others = logits.scatter(-1, index, -math.inf).logsumexp(-1)

@@ -69,8 +69,8 @@ def _without_non_finite(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor,
     that counts had any: a boolean tensor, so that no device has to be asked."""
     bad_logits, bad_labels = ~logits.isfinite(), ~labels.isfinite()
     bad = bad_logits.any(-1).any(1)
-    bad = bad | bad_labels.reshape(bad.shape)
-    counts = labels.reshape(bad.shape) != IGNORE_INDEX
+    bad = bad | bad_labels.reshape(*bad.shape, -1).any(-1)
+    counts = (labels != IGNORE_INDEX).reshape(*bad.shape, -1).any(-1)
     return (
         logits.masked_fill(bad_logits, 0),
         labels.masked_fill(bad_labels, 0),

@@ -9,10 +9,10 @@ from spikenlp.data.augmentation import (
     CIFAR10_POLICY,
     RANDAUGMENT_OPS,
     ImageTransform,
+    MixupDataset,
     apply_op,
     auto_augment,
     cutout,
-    mixup,
     rand_augment,
     random_erasing,
 )
@@ -241,11 +241,18 @@ def test_pipelines_bring_an_image_to_the_same_input(crop, size, crop_pct):
 
 def test_mixup_mixes_images_and_labels_by_one_share():
     torch.manual_seed(0)
-    images = torch.eye(4)[:, :, None]  # image i is the i-th unit vector
-    labels = torch.tensor([0, 1, 2, 3])
-    mixed, targets = mixup(images, labels, alpha=0.8, num_labels=4)
-    assert torch.allclose(mixed[:, :, 0], targets)
-    assert torch.allclose(targets.sum(1), torch.ones(4))
-    assert ((targets > 0).sum(1) <= 2).all()
+    units = torch.eye(4)[:, None, None]  # image i is the i-th unit vector
+    rows = [{"pixel_values": units[i], "labels": i} for i in range(4)]
+    mixed = MixupDataset(rows, alpha=0.8, num_labels=4)
+    drawn = [mixed[2] for _ in range(200)]
+    labels = torch.stack([row["labels"] for row in drawn])
+    assert torch.allclose(torch.stack([row["pixel_values"][0, 0] for row in drawn]), labels)
+    assert torch.allclose(labels.sum(1), torch.ones(200))
+    assert ((labels > 0).sum(1) <= 2).all()
+    partners = [(labels[labels[:, 2] < 1] > 0)[:, i].any() for i in (0, 1, 3)]
+    assert len(mixed) == 4
+    assert all(partners)
+    assert (labels[:, 2] < 0.5).any()
+    assert (labels[:, 2] > 0.5).any()
     with pytest.raises(ValueError, match="alpha must be > 0"):
-        mixup(images, labels, alpha=0, num_labels=4)
+        MixupDataset(rows, alpha=0, num_labels=4)

@@ -41,18 +41,28 @@ def softmax(z):
     return e / e.sum()
 
 
+def of_label(x, y):
+    """Entry y of x [C], or its mean where y is a distribution [C]."""
+    return x[y] if y.dim() == 0 else (y * x).sum()
+
+
 def cross_entropy(z, y, smoothing=0.0):
     log_p = softmax(z).log()
-    return -(1 - smoothing) * log_p[y] - smoothing * log_p.mean()
+    return -(1 - smoothing) * of_label(log_p, y) - smoothing * log_p.mean()
+
+
+def samples(labels):
+    """Numbers of the samples that count."""
+    return [b for b, y in enumerate(labels) if y.dim() or y != -100]
 
 
 def slow_sdt(z, labels, smoothing=0.0):
-    kept = [b for b, y in enumerate(labels) if y != -100]
+    kept = samples(labels)
     return sum(cross_entropy(z[b].mean(0), labels[b], smoothing) for b in kept) / len(kept)
 
 
 def slow_tet(z, labels, mse_weight=0.0, mse_target=1.0, smoothing=0.0):
-    steps, total, kept = z.shape[1], 0.0, [b for b, y in enumerate(labels) if y != -100]
+    steps, total, kept = z.shape[1], 0.0, samples(labels)
     for b in kept:
         for t in range(steps):
             ce = cross_entropy(z[b, t], labels[b], smoothing)
@@ -65,14 +75,14 @@ def slow_tmc(
     z, labels, reduction, weight=1.0, constant_lambda=False, odds=True, smoothing=0.0, history=None
 ):
     """TMC of z [B, T, C]; `history` [B, T, C] holds sg(z_1 + ... + z_{t-1}) fixed where given."""
-    steps, kept = z.shape[1], [b for b, y in enumerate(labels) if y != -100]
+    steps, kept = z.shape[1], samples(labels)
     total = 0.0
     for t in range(1, steps + 1):
         lam = 1.0 if constant_lambda else (steps - t + 1) / steps
         ps = []
         for b in kept:
             past = z[b, : t - 1].sum(0).detach() if history is None else history[b, t - 1]
-            ps.append(softmax((past + z[b, t - 1]) / t)[labels[b]])
+            ps.append(of_label(softmax((past + z[b, t - 1]) / t), labels[b]))
         ps = torch.stack(ps)
         if reduction == "batch":
             ps = ps.mean()[None]
@@ -122,6 +132,39 @@ def test_sdt_equals_its_equation(smoothing, ignored):
         z,
         labels,
     )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_labels_may_be_probabilities(smoothing):
+    z, _ = sample_problem()
+    labels = torch.rand(5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    labels[labels < 0.3] = 0
+    labels = labels / labels.sum(-1, keepdim=True)
+
+    def probable(loss, **options):
+        return lambda z, y: loss(z, y.to(z.dtype), label_smoothing=smoothing, **options)
+
+    def slow(loss, *options):
+        return lambda z, y: loss(z, y, *options, smoothing=smoothing)
+
+    assert_agrees(probable(sdt_loss), slow(slow_sdt), z, labels)
+    assert_agrees(probable(tet_loss, mse_weight=0.4), slow(slow_tet, 0.4), z, labels)
+    for reduction in REDUCTIONS:
+        loss = probable(tmc_loss, theta_reduction=reduction)
+        assert_agrees(loss, slow(slow_tmc, reduction), z, labels)
+
+
+@pytest.mark.parametrize(("name", "options"), [*ALL_LOSSES, ("trt", {})])
+def test_one_hot_probabilities_are_classes(name, options):
+    z, labels = sample_problem()
+    loss = get_temporal_loss(name, **options)
+    z = z.detach().float().requires_grad_()
+    expected = value_and_gradient(lambda z: loss(z, labels), z)
+    found = value_and_gradient(lambda z: loss(z, nn.functional.one_hot(labels, 6).bfloat16()), z)
+    torch.testing.assert_close(found, expected)
+    token_logits = z.reshape(1, 5, 4, 6).transpose(1, 2)
+    tokens = loss(token_logits, nn.functional.one_hot(labels, 6).float()[None])
+    torch.testing.assert_close(tokens, expected[0])
 
 
 @pytest.mark.parametrize(("mse_weight", "mse_target"), [(0.0, 1.0), (1e-3, 1.0), (0.4, -0.5)])
@@ -596,6 +639,10 @@ def test_the_weight_penalty_of_trt_against_a_loop():
         (torch.zeros(2, 3, 4), torch.tensor([0, 1, 2]), "labels"),
         (torch.zeros(2, 3, 4), torch.tensor([[0], [1]]), "labels"),
         (torch.zeros(2, 3, 4), torch.tensor([0.0, 1.0]), "labels"),
+        (torch.zeros(2, 3, 4), torch.zeros(2, 4), "sum to 1"),
+        (torch.zeros(2, 3, 4), torch.tensor([[1.5, -0.5, 0, 0], [1, 0, 0, 0]]), ">= 0"),
+        (torch.zeros(2, 3, 4), torch.full((2, 4), math.nan), "labels"),
+        (torch.zeros(2, 3, 4), torch.full((2, 5), 0.2), "labels"),
         (torch.zeros(2, 3, 5, 4), torch.tensor([0, 1]), "labels"),
         (torch.zeros(2, 3, 5, 4), torch.zeros(2, 3, dtype=torch.long), "labels"),
         (torch.zeros(2, 4), torch.tensor([0, 1]), "timestep_logits"),

@@ -220,6 +220,14 @@ def test_only_training_images_are_augmented(tmp_path):
     assert len({data.train[0]["pixel_values"].numpy().tobytes() for _ in range(8)}) > 4
 
 
+def test_only_training_images_are_mixed(tmp_path):
+    folder = images_in(tmp_path / "images", {"train": 40, "test": 4})
+    asked = arguments("image", "--data_dir", folder, "--image_size", 8, "--mixup", 0.4)
+    data = image_tmc.load_image_data(*asked[:2])
+    assert data.train[0]["labels"].shape == (2,)
+    assert all(split[0]["labels"] in (0, 1) for split in (data.calibration, data.validation))
+
+
 def test_events_of_a_recording_set_follow_its_split(tmp_path):
     gesture_archive(tmp_path / "DvsGesture")
     folder = tmp_path / "DvsGesture"
@@ -341,7 +349,7 @@ def test_the_model_that_is_kept_is_the_best_on_validation(tmp_path):
     folder = images_in(tmp_path / "images", {"train": 40, "test": 10})
     out = tmp_path / "out"
     options = [*SMALL_VGG, *TINY, "--data_dir", folder, "--image_size", "8", "--output_dir", out]
-    run("image_tmc.py", *options, "--neuron", "lif", "--learning_rate", "0.3")
+    run("image_tmc.py", *options, "--neuron", "lif", "--learning_rate", "0.3", "--mixup", "0.2")
     results = json.loads((out / "results.json").read_text())
     log = json.loads((out / "trainer_state.json").read_text())["log_history"]
     seen = [entry["eval_accuracy"] for entry in log if "eval_accuracy" in entry]

@@ -114,6 +114,19 @@ def test_accumulation_equals_one_large_batch(name, options, tmp_path):
     assert_same(found[1], found[0])
 
 
+@pytest.mark.parametrize("non_finite", ["raise", "nan"])
+def test_labels_that_are_probabilities_count_once_a_sample(non_finite, tmp_path, monkeypatch):
+    monkeypatch.setattr(TemporalLossFunction, "non_finite", non_finite)
+    data = make_data()
+    one_hot = torch.eye(2)[torch.tensor(data["labels"][:])]
+    mixed = data.remove_columns("labels").add_column("labels", one_hot.tolist())
+    found = []
+    for dataset in (data, mixed):
+        args = make_args(tmp_path, temporal_loss="tet", gradient_accumulation_steps=4)
+        found.append(gradients_of(SpikingTrainer(make_model(), args, train_dataset=dataset))[0])
+    assert_same(found[1], found[0])
+
+
 def test_trt_adds_its_penalty_once_an_optimizer_step(tmp_path, monkeypatch):
     strong = functools.partial(trt_weight_penalty, strength=0.1)
     monkeypatch.setattr("spikenlp.training.trainer.trt_weight_penalty", strong)
