@@ -118,6 +118,11 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rounding", action="store_true")
+    parser.add_argument(
+        "--rounding_learning_rate",
+        help="Of converted networks, which a learning rate for training from scratch may destroy "
+        "(default: that of the others).",
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/compare_vision"))
     args, options = parser.parse_known_args()
     runs: dict[str, list[dict[str, Any]]] = {loss: [] for loss in args.losses}
@@ -133,6 +138,8 @@ def main() -> None:
         if args.rounding:
             convert = ["--neuron", "rounding", "--model_name_or_path", str(out)]
             convert += options_of(args.losses[0])
+            if args.rounding_learning_rate:
+                convert += ["--learning_rate", args.rounding_learning_rate]
             for name, fitted in (("rounding", "False"), ("reconstructed", "True")):
                 asked = [*options, *convert, "--reconstruct", fitted]
                 out = args.output_dir / name / f"seed{seed}"

@@ -364,7 +364,13 @@ def test_losses_are_compared_on_simulated_events(tmp_path):
     options = ["dvs", "--losses", "tmc_batch_literal", "tet", "--seeds", "1", "2", "--rounding"]
     options += ["--events", "simulated", "--data_dir", folder, "--cache_dir", tmp_path / "cache"]
     options += ["--frame_size", "8", *SMALL_VGG, *TINY, "--output_dir", out]
+    options += ["--rounding_learning_rate", "1e-3"]
     run("compare_vision.py", *options)
+    rates = {
+        name: yaml.safe_load((out / name / "seed2" / "arguments.yaml").read_text())["learning_rate"]
+        for name in ("tet", "dense", "rounding", "reconstructed")
+    }
+    assert rates == {"tet": 1e-2, "dense": 1e-2, "rounding": 1e-3, "reconstructed": 1e-3}
     record = json.loads((out / "comparison.json").read_text())
     assert set(record["losses"]) == {"tmc_batch_literal", "tet"}
     row = record["losses"]["tet"]
