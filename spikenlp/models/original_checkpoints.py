@@ -33,8 +33,9 @@ def read_checkpoint(checkpoint: str | Path | Mapping[str, Any]) -> dict[str, Ten
     """The model's tensors by name, without the prefix `module.` of (Distributed)DataParallel.
 
     Args:
-        checkpoint: a file of `torch.save`, or what it holds: a state dict, alone or under "model" or
-            "state_dict" beside an optimizer, an epoch, arguments. Nothing in the file is executed.
+        checkpoint: a file of `torch.save`, or what it holds: a state dict, alone or under "model",
+            "state_dict" or "net" (TMC) beside an optimizer, an epoch, arguments. Nothing in the file
+            is executed.
 
     Raises:
         ValueError: it holds no state dict, or objects of other classes than tensors, containers and
@@ -58,7 +59,7 @@ def read_checkpoint(checkpoint: str | Path | Mapping[str, Any]) -> dict[str, Ten
                 f"{path} is damaged, or no file of torch.save ({type(error).__name__}: "
                 f"{(str(error) or 'no message').splitlines()[0]})"
             ) from error
-    for name in ("model", "state_dict"):
+    for name in ("model", "state_dict", "net"):
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(name), Mapping):
             checkpoint = checkpoint[name]
             break

@@ -50,7 +50,7 @@ REFERENCES = {
     "spiking bottleneck": (
         lambda: SewResNet([8, 16], [1, 2], bottleneck=True, sew=False),
         SpikingResNetForImageClassification,
-        {"image_size": 32, "residual": "spiking"},
+        {"image_size": 32},
     ),
     "qkformer imagenet": (
         lambda: QkFormer("imagenet", 32, 2, [1, 1, 2]),
@@ -177,6 +177,11 @@ ROUND_TRIPS = {
         lambda: SewResNet([8, 12], [2, 1]).spikingjelly_state_dict(),
         *REFERENCES["sew"][1:],
     ),
+    "spiking of spikingjelly": (
+        lambda: SewResNet([8, 12], [2, 1], sew=False).spikingjelly_state_dict(),
+        SpikingResNetForImageClassification,
+        {"image_size": 32, "residual": "spiking"},
+    ),
 }
 
 
@@ -243,6 +248,17 @@ def test_tmc_files_have_two_copies_of_each_layer(make, prefix, tmp_path):
     )
     model = model_class.from_original(tmp_path / "best.pth.tar", num_timesteps=STEPS)
     torch.testing.assert_close(model(frames).timestep_logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_from_which_tmc_goes_on(tmp_path):
+    """`checkpoint.pth.tar` of TMC's training code."""
+    state = {f"module.{key}": value for key, value in vgg(wrapped=True).state_dict().items()}
+    file = {"epoch": 3, "net": state, "optimizer": {}, "scheduler": {"T_max": 300}}
+    torch.save(file, tmp_path / "checkpoint.pth.tar")
+    found = SpikingVGGForImageClassification.from_original(tmp_path / "checkpoint.pth.tar")
+    expected = SpikingVGGForImageClassification.from_original(state)
+    for name, value in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
 
 
 @torch.no_grad()

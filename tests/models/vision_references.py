@@ -7,6 +7,7 @@ spikenlp. Tensors are [T, B, ...] throughout.
 from __future__ import annotations
 
 import copy
+import re
 
 import torch
 from torch import nn
@@ -231,8 +232,8 @@ class SewBlock(nn.Module):
         self.downsample = None
         if stride != 1 or before != after:
             conv = nn.Conv2d(before, after, 1, stride, bias=False)
-            neuron = [IntegrateAndFire()] if sew else []
-            self.downsample = nn.Sequential(Folded(conv, nn.BatchNorm2d(after)), *neuron)
+            shortcut = Folded(conv, nn.BatchNorm2d(after))
+            self.downsample = nn.Sequential(shortcut, IntegrateAndFire()) if sew else shortcut
         self.neuron = IntegrateAndFire()
 
     def forward(self, x):
@@ -278,7 +279,7 @@ class SewResNet(nn.Module):
             for n in (1, 2, 3):
                 key = key.replace(f".conv{n}.module.0.", f".conv{n}.")
                 key = key.replace(f".conv{n}.module.1.", f".bn{n}.")
-            key = key.replace(".downsample.0.module.", ".downsample.")
+            key = re.sub(r"\.downsample\.(0\.)?module\.", ".downsample.", key)
             renamed[key] = value
         return renamed
 

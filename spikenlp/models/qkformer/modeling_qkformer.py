@@ -7,6 +7,10 @@
     block            x + attention(x), then x + mlp(x), every part ending with a neuron
 
 Source: Zhou et al., NeurIPS 2024. Sums of spikes are small whole numbers.
+
+Their code gives the neuron after the projection of self-attention [T * B, ...], so that its membrane
+potential goes from one image of a batch to the next. Here it goes over T, as everywhere: what an image
+gets is what it gets there in a batch of its own.
 """
 
 import itertools

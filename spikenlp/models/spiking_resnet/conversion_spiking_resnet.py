@@ -3,8 +3,9 @@
 - ResNet-19 of TET (Deng et al., ICLR 2022) and TMC (Yan et al., ICML 2025), where each layer is
   registered, and saved, more than once.
 - SEW-ResNet of its authors (Fang et al., NeurIPS 2021), where convolution and batch norm are
-  `convN.module.0` and `.1`, and of SpikingJelly, where they are `convN` and `bnN`. SpikingJelly's
-  spiking_resnet has the same keys: it needs `residual="spiking"`.
+  `convN.module.0` and `.1`, and of SpikingJelly, where they are `convN` and `bnN`.
+- Spiking ResNet of both. The former's has no neuron in `downsample`, so that a name is shorter; the
+  latter's has the keys of its SEW-ResNet, and needs `residual="spiking"`.
 """
 
 from __future__ import annotations
@@ -37,17 +38,18 @@ def convert_resnet(
         )
     with_hidden_head = any(key.startswith("fc1.") for key in state)
     names_of = _tet_names if with_hidden_head else _sew_names
-    fields = {**({} if with_hidden_head else _sew_fields()), **_shape_fields(state, stages)}
+    fields = {**({} if with_hidden_head else _sew_fields(state)), **_shape_fields(state, stages)}
     config = SpikingResNetConfig(**{**fields, **config_overrides})
     model = model_class(config)
     load_original(model, state, names_of(config))
     return model.eval()
 
 
-def _sew_fields() -> dict[str, Any]:
+def _sew_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     preset = SpikingResNetConfig.presets["sew-resnet-34"]
-    names = ("residual", "neuron", "v_threshold", "detach_reset", "surrogate")
-    return {name: preset[name] for name in names}
+    names = ("neuron", "v_threshold", "detach_reset", "surrogate")
+    spiking = any(".downsample.module." in key for key in state)
+    return {**{name: preset[name] for name in names}, "residual": "spiking" if spiking else "sew"}
 
 
 def _shape_fields(state: Mapping[str, Tensor], stages: list[int]) -> dict[str, Any]:
@@ -124,6 +126,10 @@ def _sew_names(config: SpikingResNetConfig) -> Names:
             names[f"{ours}.{layer}.conv"] = (f"{conv}.module.0", conv)
             names[f"{ours}.{layer}.norm"] = (f"{conv}.module.1", f"{theirs}.bn{number}")
         shortcut = f"{theirs}.downsample"
-        names[f"{ours}.shortcut.conv"] = (f"{shortcut}.0.module.0", f"{shortcut}.0")
-        names[f"{ours}.shortcut.norm"] = (f"{shortcut}.0.module.1", f"{shortcut}.1")
+        for part, number in (("conv", 0), ("norm", 1)):
+            names[f"{ours}.shortcut.{part}"] = (
+                f"{shortcut}.0.module.{number}",
+                f"{shortcut}.module.{number}",
+                f"{shortcut}.{number}",
+            )
     return names

@@ -148,11 +148,12 @@ class SpikingResNetForImageClassification(
     def from_original(
         cls, checkpoint: str | Path | Mapping[str, Any], **config_overrides: Any
     ) -> Self:
-        """ResNet-19 of the TET or TMC authors' code, or a SEW-ResNet of its authors or SpikingJelly.
+        """ResNet-19 of TET or TMC, or a SEW-ResNet (ADD) or Spiking ResNet of Fang et al. or SpikingJelly.
 
         Args:
             checkpoint: a file written by `torch.save`, or what it holds.
-            config_overrides: fields of `SpikingResNetConfig`, e.g. `num_timesteps=6`.
+            config_overrides: fields of `SpikingResNetConfig`, e.g. `num_timesteps=6`;
+                `residual="spiking"` for SpikingJelly's spiking_resnet, which no key tells from SEW.
 
         Raises:
             ValueError: keys that are missing, left over, or of another shape, each named.
