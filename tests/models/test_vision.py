@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -265,6 +266,30 @@ def test_every_parameter_learns(name, fields):
         model(images(model, 8, seed), labels=torch.arange(8)).loss.backward()
     dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert dead == []
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "as_torch"),
+    [
+        ("vgg", {}, False),
+        ("resnet", {}, True),
+        ("resnet", {"residual": "sew", "stem": "imagenet", "head_size": None}, False),
+        ("qkformer", {}, True),
+    ],
+)
+def test_convolutions_start_as_in_their_authors_code(name, fields, as_torch):
+    """As torch's, uniform within 1 / sqrt(fan-in), or normal with a variance of 2 / fan-out."""
+    config_class, model_class = CLASSES[name]
+    torch.manual_seed(0)
+    model = model_class(config_class(**{**TINY[name], **fields}))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            out_channels, *inner = module.weight.shape
+            fan_in, fan_out = math.prod(inner), out_channels * math.prod(inner[1:])
+            expected = (1 / (3 * fan_in) if as_torch else 2 / fan_out) ** 0.5
+            assert module.weight.std().item() == pytest.approx(expected, rel=0.4)
+            if as_torch:
+                assert module.weight.abs().max() <= fan_in**-0.5
 
 
 def test_the_neurons_are_those_of_the_papers():

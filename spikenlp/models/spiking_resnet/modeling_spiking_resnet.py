@@ -5,13 +5,18 @@
 
 The first is ResNet-19 of TET and TMC and SpikingJelly's spiking_resnet; the second SEW-ResNet (Fang
 et al., NeurIPS 2021, ADD), whose blocks send small whole numbers.
+
+Convolutions start as in the code of each: of ResNet-19 as torch's do, of ImageNet's by Kaiming's rule.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 from typing_extensions import Self
 
 from spikenlp.models.spiking_resnet.configuration_spiking_resnet import SpikingResNetConfig
@@ -71,6 +76,12 @@ class SpikingResNetPreTrainedModel(FromDense, SpikingVisionPreTrainedModel):
     config: SpikingResNetConfig
     base_model_prefix = "resnet"
     _no_split_modules = ["SpikingResNetBlock"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Conv2d) and self.config.stem == "cifar":
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
 
     def neurons_of_sums(self) -> dict[str, str]:
         if self.config.residual == "sew":
