@@ -231,9 +231,7 @@ def energy_report(
     updates = float(membrane_updates(seen).sum()) / seen.samples
     between = sum(elementwise.values()) * constants.float_mac
     between_dense = constants.float_mac * sum(
-        count if kind == "input" else count / steps
-        for kind, count in elementwise.items()
-        if kind != "running means"
+        float(count.sum()) / seen.samples for count in seen.elementwise_of_one_pass.values()
     )
     bits = math.ceil(math.log2((2 if ternary else 1) * steps + 1))
     c = constants

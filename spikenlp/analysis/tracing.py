@@ -116,6 +116,7 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.products: list[Product] = []
         self.elementwise: dict[str, Tensor] = {}
+        self.elementwise_of_one_pass: dict[str, Tensor] = {}
         self.neurons: list[Sent] = []
         self._memory: dict[int | None, _Memory] = {}
         self._inside: list[str] = []
@@ -125,7 +126,13 @@ class _Recorder(TorchFunctionMode):
         self.use_mask(mask)
 
     def trace(self) -> Trace:
-        return Trace(self.products, self.elementwise, self.neurons, self.samples)
+        return Trace(
+            self.products,
+            self.elementwise,
+            self.elementwise_of_one_pass,
+            self.neurons,
+            self.samples,
+        )
 
     def use_mask(self, mask: Tensor | None) -> None:
         if mask is not None and len(mask) != self.samples:
@@ -289,17 +296,18 @@ class _Recorder(TorchFunctionMode):
         elif (kind := _ELEMENTWISE.get(func)) and isinstance(result, Tensor) and result.dim() > 2:
             rows, steps = self.rows(result)
             count = rows * result.shape[-1]
+            means = (0 if kind == "residual" else 2) * count
             timeless = not self.neurons and steps == 1
-            self._elementwise(
-                "input" if timeless else kind, count, (0 if kind == "residual" else 2) * count
-            )
+            self._elementwise("input" if timeless else kind, count, steps, means)
         return result
 
-    def _elementwise(self, kind: str, count: Tensor, running_means: Tensor) -> None:
-        """Adds `count` evaluations; a running model makes the mean of what a float function reads
-        and the difference that it sends besides. Before the first neuron there is no time yet, but
-        in frames."""
+    def _elementwise(self, kind: str, count: Tensor, steps: int, running_means: Tensor) -> None:
+        """Adds `count` evaluations over `steps`; a running model makes the mean of what a float function
+        reads and the difference that it sends besides. Before the first neuron there is no time yet,
+        but in frames."""
         self.elementwise[kind] = self.elementwise.get(kind, 0) + count
+        of_one_pass = self.elementwise_of_one_pass.get(kind, 0) + count // steps
+        self.elementwise_of_one_pass[kind] = of_one_pass
         if self.neurons and self.neurons[0].running:
             made = self.elementwise.get("running means", 0) + running_means
             self.elementwise["running means"] = made
@@ -365,7 +373,7 @@ class _Recorder(TorchFunctionMode):
             sops = None if origin is None else self._by_sample(origin.behind, operand) * queries
             self._add(kind, origin, macs, steps, sops, 0, "." + kind.split()[1])
         streams = 2 * steps * (queries + lengths) * heads * width
-        self._elementwise("softmax", steps * queries * lengths * heads, streams)
+        self._elementwise("softmax", steps * queries * lengths * heads, steps, streams)
 
 
 _ELEMENTWISE = {
@@ -397,6 +405,8 @@ class Trace:
     elementwise: dict[str, Tensor]
     """Float operations between products, element evaluations over all steps, int64 [B] by sample;
     those before the first neuron run once and are the "input"."""
+    elementwise_of_one_pass: dict[str, Tensor]
+    """The same as a dense model makes them: those of one step, without running means."""
     neurons: list[Sent]
     samples: int
 

@@ -182,9 +182,14 @@ def test_masked_lm_of_rates_reads_the_mean_once():
     model = SpikingBertForMaskedLM(
         SpikingBertConfig(**TINY, architecture="spikingbert", num_timesteps=5)
     )
-    layers = {layer.name: layer for layer in energy_report(model, tokens(2, 4, [4, 3])).layers}
+    batch = tokens(2, 4, [4, 3])
+    found, without = energy_report(model, batch), energy_report(model.bert, batch)
+    layers = {layer.name: layer for layer in found.layers}
     head = layers["cls.predictions.transform.dense"]
     assert (head.driver, head.steps, head.float_macs * 2) == ("float", 1, 7 * 32 * 32)
+    # A dense model makes the head's products, GELU and layer norm once as well.
+    dense = found.energies["dense, float32"] - without.energies["dense, float32"]
+    assert dense * 2 == pytest.approx(4.6 * 7 * (32 * 32 + 32 * 120 + 32 + 32))
 
 
 def test_the_spikes_per_neuron_are_the_monitor_s(batches):
