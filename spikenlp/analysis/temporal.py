@@ -186,7 +186,8 @@ def weight_rank(model: nn.Module) -> dict[str, float]:
     [out, in * ...]), embeddings included. Source: Roy & Vetterli, EUSIPCO 2007.
 
     Returns:
-        By name of parameter, in [1, min(rows, columns)]; 0 for a matrix of zeros.
+        By name of parameter, in [1, min(rows, columns)]; 0 for a matrix of zeros. Of an int8 model with
+        its scales, by the float parameter's name.
 
     >>> layer = nn.Linear(3, 3)
     >>> _ = nn.init.eye_(layer.weight)
@@ -196,7 +197,12 @@ def weight_rank(model: nn.Module) -> dict[str, float]:
     ranks = {}
     for name, parameter in model.named_parameters():
         if parameter.dim() >= 2:
-            values = torch.linalg.svdvals(parameter.flatten(1).double())
+            matrix = parameter
+            if name.endswith("_int8"):  # whose scales of rows are another parameter
+                name = name.removesuffix("_int8")
+                layer, _, attribute = name.rpartition(".")
+                matrix = getattr(model.get_submodule(layer), attribute)
+            values = torch.linalg.svdvals(matrix.flatten(1).double())
             entropy = torch.special.entr(values / values.sum()).sum()
             ranks[name] = float(entropy.exp().where(values.any(), 0))
     return ranks

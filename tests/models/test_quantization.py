@@ -21,7 +21,7 @@ from spikenlp import (
     SpikingVGGConfig,
     SpikingVGGForImageClassification,
 )
-from spikenlp.analysis import assert_spiking, energy_report
+from spikenlp.analysis import assert_spiking, energy_report, weight_rank
 from spikenlp.models.quantization import Int8Conv2d, Int8Embedding, Int8SpikingLinear, int8_of
 from spikenlp.neurons import SpikingLinear
 from tests.conftest import TINY_DENSE
@@ -70,6 +70,16 @@ def test_a_row_of_zeros_stays_zero(dtype):
     assert q.tolist() == [[0] * 3] * 2
     assert ((scale > 0) & scale.isfinite()).all()
     assert scale.dtype == dtype
+
+
+def test_ranks_are_of_the_weights_with_their_scales(model, tmp_path):
+    with torch.no_grad():  # rows that only their scales tell apart
+        model.bert.encoder.layer[0].output.dense.weight *= torch.logspace(-3, 3, 32)[:, None]
+    model.save_pretrained(tmp_path)
+    rounded = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path, quantization_config=Int8Config()
+    )
+    assert weight_rank(rounded) == pytest.approx(weight_rank(model), rel=0.02)
 
 
 def test_a_weight_that_is_not_finite_is_refused_by_name(model, tmp_path):
