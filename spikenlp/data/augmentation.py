@@ -271,11 +271,10 @@ class ImageTransform:
         return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
     def _to_size(self, image: Image.Image) -> Image.Image:
-        width, height = image.size
-        if (width, height) == (self.size, self.size):
-            return image
         if self.crop == "pad":
-            return image.resize((self.size, self.size))
+            square = (self.size, self.size)
+            return image if image.size == square else image.resize(square)
+        width, height = image.size
         shorter = self._shorter_side()
         width, height = (shorter * side // min(width, height) for side in (width, height))
         left, top = (width - self.size) // 2, (height - self.size) // 2

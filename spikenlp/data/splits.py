@@ -28,11 +28,12 @@ def carve_validation(
     """
     if not 0 < fraction < 1:
         raise ValueError(f"the validation fraction must lie in (0, 1), got {fraction}")
+    classes = np.asarray(list(labels))  # once: a column of a data set reads its rows each time
     generator = np.random.default_rng(seed)
     chosen = np.zeros(len(labels), bool)
     if groups is None or len(set(groups)) == len(groups) == len(labels):
-        for label in sorted(set(labels)):
-            members = np.flatnonzero(np.asarray(labels) == label)
+        for label in np.unique(classes):
+            members = np.flatnonzero(classes == label)
             wanted = max(round(fraction * len(members)), 1) if len(members) > 1 else 0
             chosen[generator.permutation(members)[:wanted]] = True
     elif len(groups) != len(labels):

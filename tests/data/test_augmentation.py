@@ -224,6 +224,7 @@ def test_options_out_of_range_are_refused(options, message):
     [
         ("pad", (28, 28), 0.875),
         ("pad", (50, 41), 0.875),
+        ("resized", (28, 28), 0.875),
         ("resized", (50, 41), 0.875),
         ("resized", (37, 90), 0.875),
         ("resized", (37, 90), 1.0),

@@ -16,6 +16,19 @@ def test_without_groups_each_class_gives_its_share():
     assert carve_validation(labels, 0.1, seed=4) != (train, validation)
 
 
+def test_labels_are_read_once():
+    class Column(list):
+        reads = 0
+
+        def __iter__(self):
+            self.reads += 1
+            return super().__iter__()
+
+    labels = Column(i % 20 for i in range(100))
+    assert carve_validation(labels, 0.2) == carve_validation(list(labels), 0.2)
+    assert labels.reads == 2, "one of them is the line above"
+
+
 def test_with_groups_no_group_is_on_both_sides():
     groups = [f"user{i // 12}" for i in range(120)]
     labels = [i % 12 for i in range(120)]

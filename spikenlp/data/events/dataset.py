@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from spikenlp.data.events.arrays import SensorSize
 from spikenlp.data.events.frames import ToFrames, augment_frames
+from spikenlp.data.events.recordings import EventRecordings
 
 CACHE_FORMAT = 2
 """Part of the key: to be raised when the same settings come to give other frames."""
@@ -26,10 +27,9 @@ CACHE_FORMAT = 2
 class EventSource(Protocol):
     """What `FrameDataset` reads: `EventRecordings`, a data set of tonic, or your own.
 
-    `[i]` is (events, label): a structured array with the fields x, y, t and p, and a class id.
+    `[i]` is (events, label): a structured array with the fields x, y, t and p, and a class id or name.
+    Most have `sensor_size`, (width, height, polarities), too.
     """
-
-    sensor_size: SensorSize
 
     def __len__(self) -> int: ...
 
@@ -48,11 +48,14 @@ class FrameDataset(Dataset):
             and several may share the folder.
         cache_name: what the source is, for the key. Needed where the source has no `fingerprint`; it
             must then name everything that its events depend on (split, transforms).
+        sensor_size: (width, height, polarities), where the source has none (tonic's N-Caltech101, whose
+            recordings differ: (240, 180, 2) holds all of them).
+        classes: names in the order of their ids, where the source's labels are names.
         flip, roll: augmentation, as in `augment_frames`, drawn anew each time; none by default.
 
     Raises:
-        ValueError: a source without sensor_size, no cache_name where one is needed; later, a
-            recording that cannot be framed (with its index).
+        ValueError: no cache_name where one is needed; later, events and no sensor_size, a label that is
+            not among `classes`, a recording that cannot be framed (with its index).
 
     >>> import tonic  # doctest: +SKIP
     >>> nmnist = tonic.datasets.NMNIST("data", train=True)  # doctest: +SKIP
@@ -66,15 +69,14 @@ class FrameDataset(Dataset):
         *,
         cache_dir: str | Path | None = None,
         cache_name: str | None = None,
+        sensor_size: SensorSize | None = None,
+        classes: Sequence[str] | None = None,
         flip: bool = False,
         roll: int = 0,
     ):
-        if len(getattr(source, "sensor_size", None) or ()) != 3:
-            raise ValueError(
-                "source must have sensor_size = (width, height, polarities), got "
-                f"{getattr(source, 'sensor_size', None)} of {type(source).__name__}"
-            )
         self.source, self.to_frames = source, to_frames
+        self.sensor_size: SensorSize | None = sensor_size or getattr(source, "sensor_size", None)
+        self.classes = None if classes is None else list(classes)
         self.flip, self.roll = flip, roll
         self.folder = None if cache_dir is None else self._open_cache(Path(cache_dir), cache_name)
 
@@ -90,7 +92,8 @@ class FrameDataset(Dataset):
             "name": name or getattr(self.source, "name", type(self.source).__name__),
             "source": fingerprint,
             "samples": len(self.source),
-            "sensor_size": list(self.source.sensor_size),
+            "sensor_size": self.sensor_size,
+            "classes": self.classes,
             "frames": self.to_frames.settings(),
         }
         text = json.dumps(settings, indent=1, sort_keys=True)
@@ -131,29 +134,44 @@ class FrameDataset(Dataset):
                 pass  # damaged after it was written: made again below
         events, label = self.source[index]
         try:
-            frames = self._frame(events)
+            frames, label = self._frame(events), self._class_id(label)
         except ValueError as error:
-            raise ValueError(
-                f"recording {index} of {type(self.source).__name__}: {error}"
-            ) from error
+            where = f"recording {index} of {type(self.source).__name__}"
+            if isinstance(self.source, EventRecordings):
+                where += f", {self.source.samples[index].path}"
+            raise ValueError(f"{where}: {error}") from error
         if path is not None:
             if frames.dtype.kind in "iu" and frames.min() >= 0:
                 frames = frames.astype(np.min_scalar_type(frames.max()))
-            _write_whole(
-                path, lambda file: np.savez_compressed(file, frames=frames, label=int(label))
-            )
-        return frames, int(label)
+            _write_whole(path, lambda file: np.savez_compressed(file, frames=frames, label=label))
+        return frames, label
 
     def _frame(self, events: Any) -> np.ndarray:
         array = np.asarray(events)
         if array.dtype.names is not None or array.ndim != 4:
-            return self.to_frames(events, self.source.sensor_size)
+            if self.sensor_size is None or len(self.sensor_size) != 3:
+                raise ValueError(
+                    "events need sensor_size=(width, height, polarities), of the source or given, got "
+                    f"{self.sensor_size}"
+                )
+            return self.to_frames(events, self.sensor_size)
         if len(array) != self.to_frames.num_frames:
             raise ValueError(
                 f"frames of shape {array.shape} come from the source, but num_frames is "
                 f"{self.to_frames.num_frames}"
             )
         return array
+
+    def _class_id(self, label: Any) -> int:
+        if not isinstance(label, str):
+            return int(label)
+        if self.classes is None:
+            raise ValueError(
+                f"the label {label!r} is a name: give classes, in the order of their ids"
+            )
+        if label not in self.classes:
+            raise ValueError(f"the label {label!r} is not among the {len(self.classes)} classes")
+        return self.classes.index(label)
 
 
 def _write_whole(path: Path, write: Any) -> None:

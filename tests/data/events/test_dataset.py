@@ -11,6 +11,7 @@ import torch
 from transformers import default_data_collator
 
 from spikenlp.data.events import FrameDataset, Saccades, SimulatedEvents, ToFrames, make_events
+from spikenlp.data.events.recordings import EventRecordings, Sample
 from tests.data.events import files
 from tests.data.events.test_readers import random_events
 
@@ -163,8 +164,42 @@ def test_a_recording_that_cannot_be_framed_is_named():
 def test_sources_that_say_too_little_are_refused(tmp_path):
     with pytest.raises(ValueError, match="Counting has no fingerprint: give cache_name"):
         FrameDataset(Counting(), ToFrames(2), cache_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"sensor_size.*None of list"):
-        FrameDataset([], ToFrames(2))
+    unsized = Counting()
+    unsized.sensor_size = None
+    with pytest.raises(ValueError, match=r"recording 0 of Counting: events need sensor_size.*None"):
+        FrameDataset(unsized, ToFrames(2))[0]
+
+
+def test_a_source_of_names_and_no_sensor_size_as_tonics_n_caltech101(tmp_path):
+    class Named(Counting):
+        sensor_size = None
+
+        def __getitem__(self, index):
+            events, label = super().__getitem__(index)
+            return events, ["airplanes", "BACKGROUND_Google", "ant"][label]
+
+    given = {"cache_dir": tmp_path, "cache_name": "named", "sensor_size": (12, 12, 2)}
+    classes = ["BACKGROUND_Google", "airplanes", "ant"]
+    for _ in range(2):
+        data = FrameDataset(Named(), ToFrames(5), classes=classes, **given)
+        assert [data[i]["labels"] for i in range(3)] == [1, 0, 2]
+        expected = FrameDataset(SOURCE, ToFrames(5))[1]["pixel_values"]
+        assert torch.equal(data[1]["pixel_values"], expected)
+    other = FrameDataset(Named(), ToFrames(5), classes=classes[::-1], **given)
+    assert other[0]["labels"] == 1
+    assert other[1]["labels"] == 2, "not what the cache has for other ids"
+    with pytest.raises(ValueError, match="'airplanes' is a name: give classes"):
+        FrameDataset(Named(), ToFrames(5), **given)[0]
+    with pytest.raises(ValueError, match="'ant' is not among the 2 classes"):
+        FrameDataset(Named(), ToFrames(5), classes=classes[:2], **given)[2]
+
+
+def test_a_file_that_cannot_be_framed_is_named(tmp_path):
+    path = tmp_path / "7.bin"
+    path.write_bytes(files.atis(random_events((34, 34), count=9)))
+    source = EventRecordings("mine", (Sample(path, 0),), ("a",), (4, 4, 2))
+    with pytest.raises(ValueError, match=r"recording 0 of EventRecordings, .*7.bin: .*outside the"):
+        FrameDataset(source, ToFrames(2))[0]
 
 
 def test_data_sets_and_transforms_of_tonic_plug_in(tmp_path):
