@@ -16,6 +16,7 @@ import csv
 import hashlib
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,8 @@ GESTURES = (
 ).split()
 CALTECH_CLASSES = 101
 FOLDS = 4
+CLOCK_JITTER = 100_000
+"""Microseconds that packets which were written out of order may lie apart."""
 TRAIN_SHARE = 0.9
 
 
@@ -54,7 +57,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class EventRecordings(Sequence):
-    """A data set of recordings: `[i]` is (events, label), events sorted by time.
+    """A data set of recordings: `[i]` is (events, label), events sorted by time; a warning tells of a
+    clock that goes back by more than 0.1 s.
 
     Attributes:
         classes: class names in the order of their ids; sensor_size: (width, height, polarities).
@@ -84,6 +88,13 @@ class EventRecordings(Sequence):
         events = events[events["x"] >= 0]
         if len(events) == 0:
             raise ValueError(f"{sample.path} has no events for sample {index} ({sample})")
+        back = -np.diff(events["t"]).min(initial=0)
+        if back > CLOCK_JITTER:
+            warnings.warn(
+                f"{sample.path}: the clock goes back by {back} us within sample {index}, more than "
+                "packets out of order explain; its events are sorted by time all the same",
+                stacklevel=2,
+            )
         return sort_by_time(events), sample.label
 
     @property

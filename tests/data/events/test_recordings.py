@@ -1,9 +1,13 @@
 """The four data sets, from small archives in their original layout and formats."""
 
+import os
+import warnings
+
 import numpy as np
 import pytest
 
 from spikenlp.data.events import load_recordings
+from spikenlp.data.events.recordings import EventRecordings, Sample
 from tests.data.events import files
 from tests.data.events.test_readers import random_events
 
@@ -29,6 +33,19 @@ def test_cifar10_dvs_tests_the_last_tenth_of_each_class(tmp_path):
     # 18 and 19, not the last of "0, 1, 10, 11, ..."
     assert events_of(test) == [written[c, i] for c in range(10) for i in (18, 19)]
     assert not set(train.groups) & set(test.groups)
+
+
+def test_a_clock_that_goes_back_is_told(tmp_path):
+    path = tmp_path / "x.aedat"
+    found = EventRecordings("x", (Sample(path, 0),), ("a",), (128, 128, 2))
+    path.write_bytes(files.aedat2([(1, 1, 50, 0), (1, 2, 40, 0)]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert found[0][0]["t"].tolist() == [40, 50]
+    path.write_bytes(files.aedat2([(1, 1, 900_000, 0), (1, 2, 50, 0), (1, 3, 60, 0)]))
+    os.utime(path, (1, 1))
+    with pytest.warns(UserWarning, match=r"x\.aedat: the clock goes back by 899950 us"):
+        assert found[0][0]["t"].tolist() == [50, 60, 900_000]
 
 
 def caltech_archive(folder, classes=101):
