@@ -42,6 +42,7 @@ from spikenlp.data.images import label_names, load_images
 from spikenlp.training.provenance import run_record
 
 FRAMES = 10
+FRAME_SIZE = 48
 
 
 @dataclass
@@ -55,7 +56,10 @@ class EventArguments(SplitArguments):
     frames_by: Literal["count", "time"] = field(
         default="count", metadata={"help": "Slices of as many events, or of the same duration."}
     )
-    frame_size: int = field(default=48, metadata={"help": "Side of the frames."})
+    frame_size: int | None = field(
+        default=None,
+        metadata={"help": "Side of the frames (default: 48, or the sensor's where that is less)."},
+    )
     resize: Literal["sum", "bilinear"] = field(
         default="sum", metadata={"help": "Events of merged pixels are summed, or frames resized."}
     )
@@ -75,12 +79,14 @@ def load_event_data(model_args: VisionModelArguments, data_args: EventArguments)
         sources, names, description = simulated(data_args)
     else:
         for split in ("train", "test"):
+            if data_args.fold == "all":
+                raise ValueError("--fold all is for dvs_tmc.py alone: give one fold, 1 to 4")
             fold = None if data_args.fold is None else int(data_args.fold)
             sources[split] = load_recordings(data_args.events, data_args.data_dir, split, fold=fold)
         names = list(sources["train"].classes)
         description = f"{data_args.events}, frames by {data_args.frames_by}"
     frames = model_args.num_timesteps or FRAMES
-    side = data_args.frame_size
+    side = data_args.frame_size or min(FRAME_SIZE, *sources["train"].sensor_size[:2])
     to_frames = ToFrames(
         frames,
         by=data_args.frames_by,

@@ -259,6 +259,13 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
+def neuron_of(path: str) -> str:
+    config = AutoConfig.from_pretrained(path)
+    if config.model_type not in MODELS:
+        raise ValueError(f"{path} is a {config.model_type}: choose from {', '.join(MODELS)}")
+    return config.neuron
+
+
 def build_model(
     model_args: VisionModelArguments,
     data: VisionData,
@@ -273,17 +280,22 @@ def build_model(
     if path is not None:
         if model_args.dense_first or model_args.preset:
             raise ValueError("--model_name_or_path excludes --dense_first and --preset")
-        if path.endswith(ORIGINAL):
-            if model_args.reconstruct:
-                raise ValueError(f"--reconstruct converts a dense network, but {path} is spiking")
-            return MODELS[model_args.model][1].from_original(path, **fields)
-        config = AutoConfig.from_pretrained(path)
-        if getattr(config, "neuron", None) == "relu" and fields.get("neuron") == "rounding":
+        original = path.endswith(ORIGINAL)
+        neuron = "spiking" if original else neuron_of(path)
+        asked = fields.get("neuron", neuron)
+        if neuron == "relu" and asked == "rounding":
             dense = AutoModelForImageClassification.from_pretrained(path, **data.label_fields())
             results["dense"] = score(trainer_of(dense, data, training_args), data.test, "dense")
             return convert(dense, model_args, data, training_args)
         if model_args.reconstruct:
             raise ValueError(f"--reconstruct converts a dense network, but {path} is spiking")
+        if asked != neuron and asked in ("rounding", "relu"):
+            raise ValueError(
+                f"{path} was trained with {neuron} neurons, not {asked}: rounding neurons are converted "
+                "from a dense network (relu), which is trained from scratch"
+            )
+        if original:
+            return MODELS[model_args.model][1].from_original(path, **fields)
         return AutoModelForImageClassification.from_pretrained(path, **fields)
     config_class, model_class = MODELS[model_args.model]
     if fields.get("neuron") == "rounding" and not model_args.dense_first:

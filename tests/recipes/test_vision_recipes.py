@@ -15,7 +15,11 @@ import yaml
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 
-from spikenlp import SpikingTrainingArguments
+from spikenlp import (
+    SpikingTrainingArguments,
+    SpikingVGGConfig,
+    SpikingVGGForImageClassification,
+)
 from spikenlp.data.augmentation import ImageTransform
 from spikenlp.data.images import MEAN_STD, load_images
 
@@ -108,10 +112,16 @@ def test_a_benchmarks_config_is_the_published_network(name, tmp_path):
         assert data_args.crop_pct == (1 if "hst" in name else 0.875)
     else:
         assert data_args.resize == ("bilinear" if name == "cifar10_dvs" else "sum")
-    side = data_args.frame_size if kind == "dvs" else data_args.image_size
+    side = dvs_tmc.FRAME_SIZE if kind == "dvs" else data_args.image_size
     fields = {"num_channels": 2 if kind == "dvs" else 3, "image_size": side}
     names = [str(i) for i in range(labels)]
     data = image_tmc.VisionData("", [], [], [], [], names, fields)
+    if (
+        "hst" in name
+    ):  # a learning rate for weights that are trained: there is no start without them
+        with pytest.raises(FileNotFoundError, match="path/to/checkpoint"):
+            image_tmc.build_model(model_args, data, training_args, {})
+        model_args.model_name_or_path = None
     with torch.device("meta"):
         model = image_tmc.build_model(model_args, data, training_args, {})
     assert sum(p.numel() for p in model.parameters()) == parameters
@@ -291,6 +301,64 @@ def test_options_that_do_not_fit_are_refused(options, message):
     data = image_tmc.VisionData("", [], [], [], [], ["a", "b"], {})
     with pytest.raises(ValueError, match=message):
         image_tmc.build_model(model_args, data, training_args, {})
+
+
+@pytest.mark.parametrize(
+    ("saved", "asked", "message"),
+    [
+        ("lif", "rounding", "was trained with lif neurons, not rounding"),
+        ("lif", "relu", "was trained with lif neurons, not relu"),
+        ("rounding", "relu", "was trained with rounding neurons, not relu"),
+        (".pth", "rounding", "was trained with spiking neurons, not rounding"),
+        (".pth", "relu", "was trained with spiking neurons, not relu"),
+    ],
+)
+def test_weights_of_one_neuron_are_no_start_for_another(saved, asked, message, tmp_path):
+    path = tmp_path / "x.pth"
+    if saved != ".pth":
+        path = tmp_path / saved
+        config = SpikingVGGConfig(neuron=saved, image_size=8, hidden_sizes=[4], depths=[1])
+        SpikingVGGForImageClassification(config).save_pretrained(path)
+    options = ["--use_cpu", "True", "--model_name_or_path", path, "--neuron", asked]
+    model_args, _, training_args = arguments("image", *options)
+    data = image_tmc.VisionData("", [], [], [], [], ["a", "b"], {})
+    with pytest.raises(ValueError, match=message):
+        image_tmc.build_model(model_args, data, training_args, {})
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path):
+    transformers.ViTConfig().save_pretrained(tmp_path)
+    model_args, _, training_args = arguments(
+        "image", "--use_cpu", "True", "--model_name_or_path", tmp_path
+    )
+    data = image_tmc.VisionData("", [], [], [], [], ["a", "b"], {})
+    with pytest.raises(ValueError, match="is a vit: choose from spiking_resnet"):
+        image_tmc.build_model(model_args, data, training_args, {})
+
+
+def test_simulated_events_fill_the_sensor_and_recordings_48_pixels(tmp_path):
+    folder = images_in(tmp_path / "images", {"train": 12, "test": 4})
+    options = ["--events", "simulated", "--data_dir", folder, "--num_timesteps", "2"]
+    options += ["--cache_dir", tmp_path / "cache", "--validation_fraction", "0.2"]
+    data = dvs_tmc.load_event_data(*arguments("dvs", *options)[:2])
+    assert data.train[0]["pixel_values"].shape == (2, 2, 14, 14)
+    assert data.config_fields["image_size"] == 14
+    gesture_archive(tmp_path / "DvsGesture")
+    folder = tmp_path / "DvsGesture"
+    for suffix in (".aedat", "_labels.csv"):
+        new = folder / f"user02_led{suffix}"
+        new.write_bytes((folder / f"user01_led{suffix}").read_bytes())
+    (folder / "trials_to_train.txt").write_text("user01_led.aedat\nuser02_led.aedat")
+    options = ["--events", "dvs_gesture", "--data_dir", folder, "--num_timesteps", "2"]
+    options += ["--cache_dir", tmp_path / "cache"]
+    data = dvs_tmc.load_event_data(*arguments("dvs", *options)[:2])
+    assert data.config_fields["image_size"] == 48
+
+
+def test_all_folds_at_once_are_for_the_recipe_alone(tmp_path):
+    options = ["--events", "sl_animals", "--data_dir", tmp_path, "--fold", "all"]
+    with pytest.raises(ValueError, match=r"--fold all is for dvs_tmc\.py alone"):
+        dvs_tmc.load_event_data(*arguments("dvs", *options)[:2])
 
 
 def test_a_subset_is_the_same_each_time():
