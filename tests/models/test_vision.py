@@ -100,7 +100,9 @@ def parameters_of(model_class, config):
         return sum(p.numel() for p in model_class(config).parameters())
 
 
-@pytest.mark.parametrize(("classes", "expected"), [(10, 9271498), (11, 9276107), (101, 9690917)])
+@pytest.mark.parametrize(
+    ("classes", "expected"), [(10, 9271498), (11, 9276107), (19, 9312979), (101, 9690917)]
+)
 def test_vggsnn_has_its_published_size(classes, expected):
     config = SpikingVGGConfig(num_labels=classes)
     assert parameters_of(SpikingVGGForImageClassification, config) == expected
@@ -123,16 +125,18 @@ def test_resnets_have_their_published_sizes(preset, fields, expected):
 
 
 @pytest.mark.parametrize(
-    ("preset", "expected"),
+    ("preset", "fields", "expected"),
     [
-        ("hst-10-384", 16473688),
-        ("hst-10-512", 29079336),
-        ("hst-10-768", 64962760),
-        ("dvs-cifar10", 1504138),
+        ("hst-10-384", {}, 16473688),
+        ("hst-10-512", {}, 29079336),
+        ("hst-10-768", {}, 64962760),
+        ("cifar", {"num_labels": 100}, 6740884),
+        ("dvs-cifar10", {}, 1504138),
+        ("dvs-gesture", {}, 1999371),
     ],
 )
-def test_qkformers_have_their_published_sizes(preset, expected):
-    config = QKFormerConfig.preset(preset)
+def test_qkformers_have_their_published_sizes(preset, fields, expected):
+    config = QKFormerConfig.preset(preset, **fields)
     assert parameters_of(QKFormerForImageClassification, config) == expected
 
 
