@@ -72,6 +72,29 @@ def test_what_the_collapsed_twin_and_the_unrolled_network_have_in_common(dense, 
 
 
 @torch.no_grad()
+def test_unrolled_is_collapsed_where_no_neuron_saturates(dense, batches):
+    """Amplitudes that no step's current exceeds: a neuron then ends within half of one of what it got."""
+    batch = batches[0]
+    unrolled, twin = (convert(dense, batches, num_timesteps=4, collapsed=c) for c in (False, True))
+    assert (unrolled(**batch).logits - twin(**batch).logits).abs().max() > 0.01, "they saturate"
+    order = []
+    for _, neuron in neurons_of(unrolled):
+        neuron.register_forward_pre_hook(lambda neuron, args: order.append((neuron, args[0])))
+    unrolled(**batch)
+    for i in range(len(order)):
+        order.clear()
+        unrolled(**batch)
+        neuron, means = order[i]
+        steps = torch.arange(1, len(means) + 1).view(-1, *[1] * (means.dim() - 1))
+        currents = (steps * means).diff(dim=0, prepend=torch.zeros_like(means[:1]))
+        neuron.amplitude.copy_(currents.abs().flatten(0, -2).amax(0).clamp_min(1e-6))
+    twin.load_state_dict(unrolled.state_dict())
+    found, expected = unrolled(**batch), twin(**batch)
+    assert torch.allclose(found.logits, expected.logits, atol=1e-5)
+    assert (found.timestep_logits[:, 0] - found.logits).abs().max() > 0.01, "time does something"
+
+
+@torch.no_grad()
 def test_a_dense_model_becomes_one_of_rates(dense, batches):
     """Ternary populations of spikingbert hold what binary ones lose, the negative half."""
     model = convert(dense, batches, architecture="spikingbert", ternary=True, num_timesteps=64)
