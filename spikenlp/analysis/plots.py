@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from spikenlp.analysis.equilibrium import RateConvergence
 from spikenlp.analysis.temporal import NORM_KEY, loss_residual
 from spikenlp.metrics.calibration import ReliabilityCurve
 
@@ -177,6 +178,33 @@ def plot_rate_by_depth(rates: Mapping[str, Sequence[float]]) -> Figure:
     axes.set(ylabel="spikes per neuron and step", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def plot_rate_convergence(curves: Mapping[str, RateConvergence]) -> Figure:
+    """How far average spiking rates are from their equilibrium after each time step, on two logarithmic
+    axes: a line a population of neurons, from dark (the first) to bright, and their mean.
+
+    Args:
+        curves: by name of population, from the input on, as `rate_convergence` gives them.
+
+    Raises:
+        ValueError: nothing to draw.
+    """
+    _require(curves)
+    from matplotlib import colormaps
+
+    distances = np.array([curve.distance for curve in curves.values()])
+    steps = np.arange(1, distances.shape[1] + 1)
+    figure = _figure()
+    axes = figure.subplots()
+    colours = colormaps["viridis"](np.linspace(0, 0.9, len(curves)))
+    for distance, colour in zip(distances, colours, strict=True):
+        axes.plot(steps, distance, color=colour, alpha=0.5, linewidth=1)
+    axes.plot(steps, distances.mean(0), color="black", label="mean of all populations")
+    axes.set(xlabel="time step", ylabel="distance from the equilibrium", xscale="log", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
     return figure
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
 
-from spikenlp.analysis import loss_oscillation, plots
+from spikenlp.analysis import RateConvergence, loss_oscillation, plots
 from spikenlp.metrics import reliability_curve
 
 
@@ -110,6 +110,17 @@ def test_rates_by_depth():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["step 1", "step 2"]
 
 
+def test_rates_converge_a_line_a_population():
+    distances = {"layer.0": [0.4, 0.2, 0.1], "layer.1": [0.2, 0.4, 0.3]}
+    curves = {k: RateConvergence(np.ones(3), np.array(v)) for k, v in distances.items()}
+    axes = drawn(plots.plot_rate_convergence(curves))[0]
+    *populations, mean = axes.lines
+    assert [line.get_ydata().tolist() for line in populations] == list(distances.values())
+    assert mean.get_ydata().tolist() == pytest.approx([0.3, 0.3, 0.2])
+    assert mean.get_xdata().tolist() == [1, 2, 3]
+    assert axes.get_yscale() == "log"
+
+
 def test_weight_ranks():
     axes = drawn(plots.plot_weight_rank({"a.weight": 3.5, "b.weight": 1.0}))[0]
     assert [bar.get_width() for bar in axes.patches] == [3.5, 1.0]
@@ -164,6 +175,7 @@ def test_each_spike_is_a_mark():
         (lambda: plots.plot_similarity({}), "nothing to draw"),
         (lambda: plots.plot_head_rates({}), "nothing to draw"),
         (lambda: plots.plot_rate_by_depth({}), "nothing to draw"),
+        (lambda: plots.plot_rate_convergence({}), "nothing to draw"),
         (lambda: plots.plot_weight_rank({}), "nothing to draw"),
         (lambda: plots.plot_raster({}, []), "nothing to draw"),
         (lambda: plots.plot_loss_oscillation([1.0], window=3), "window=3"),
