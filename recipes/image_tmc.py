@@ -14,8 +14,9 @@ it has a test set beside it, else `--validation_fraction` of the training set. T
 validation set) is looked at once, at the end.
 
 A run that was stopped goes on from its last checkpoint when the same command is given again. The
-output folder gets the model, arguments.yaml, results.json (test accuracy, loss and calibration at
-every time step) and the Trainer's own logs.
+output folder gets the model, a model card, arguments.yaml, results.json (test accuracy, loss and
+calibration at every time step) and the Trainer's own logs. `--push_to_hub --hub_model_id user/name`
+shares what of it is public.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import transformers
-from common import parse_arguments, record_options, save_records, summary
+from common import base_model, parse_arguments, record_options, save_records, summary
 from torch.utils.data import Dataset
 from transformers import (
     AutoConfig,
@@ -179,7 +180,8 @@ class ImageArguments(SplitArguments):
 @dataclass
 class VisionData:
     """Data sets of {"pixel_values", "labels"}; `calibration`: training samples as they are; `processor`:
-    what transformers' pipelines bring an image to the model's input with."""
+    what transformers' pipelines bring an image to the model's input with; `tested_on`: the source's name
+    of the split that is `test`."""
 
     source: str
     train: Dataset
@@ -189,6 +191,7 @@ class VisionData:
     labels: list[str]
     config_fields: dict[str, Any]
     processor: BaseImageProcessor | None = None
+    tested_on: str = "test"
 
     def label_fields(self) -> dict[str, Any]:
         return {
@@ -220,7 +223,8 @@ def load_image_data(model_args: VisionModelArguments, data_args: ImageArguments)
         )
         held_out = train.select(chosen)
     train = train.select(some(kept, data_args.max_train_samples))
-    test = splits["test"] if "test" in splits else splits["validation"]
+    tested_on = "test" if "test" in splits else "validation"
+    test = splits[tested_on]
     validation, test = (
         rows.select(some(range(len(rows)), data_args.max_eval_samples)) for rows in (held_out, test)
     )
@@ -252,6 +256,7 @@ def load_image_data(model_args: VisionModelArguments, data_args: ImageArguments)
         labels=names,
         config_fields={"num_channels": len(mean), "image_size": size},
         processor=plain.image_processor(),
+        tested_on=tested_on,
     )
 
 
@@ -434,6 +439,9 @@ def run(
     results: dict[str, Any] = {
         "data": data.source,
         "samples": {k: len(getattr(data, k)) for k in ("train", "validation", "test")},
+        "evaluated_on": data.tested_on,
+        "base_model": base_model(model_args.model_name_or_path),
+        "dense_first": model_args.dense_first,
         "seed": training_args.seed,
         "run": run_record(),
     }
@@ -457,6 +465,10 @@ def run(
     if trainer.is_world_process_zero():
         save_records(output_dir, results)
         print(summary(results), flush=True)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(results=results)
+    else:
+        trainer.create_model_card(results=results)
     return results
 
 

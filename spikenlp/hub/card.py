@@ -1,8 +1,9 @@
 """The model card: everything that a run knows about itself, nothing that it does not.
 
 Figures come from `results`, the mapping that the recipes write as results.json: task, data, samples,
-base_model, seed, run, config, dense, before_training, training, spiking (metrics, at each step as
-`accuracy_t1` ...) and energy_microjoules. Whatever is absent there is left out of the card.
+evaluated_on (the split, of a run that has a test set), base_model, dense_first, seed, run, config, dense,
+before_training, training, spiking (metrics, at each step as `accuracy_t1` ...) and energy_microjoules. Whatever
+is absent there is left out of the card.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData, eval_result_entries_to_yaml
+from torch import nn
 from transformers import PreTrainedModel
 
 from spikenlp.hub import results as recorded
 from spikenlp.hub.citations import citations
 from spikenlp.hub.privacy import scrub
+from spikenlp.models.vision import SpikingVisionPreTrainedModel
+from spikenlp.neurons.modules import SpikingNeuron
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
 EVAL_RESULTS = ".eval_results"
@@ -32,6 +36,18 @@ PIPELINES = {
     "Model": "feature-extraction",
 }
 """Ending of a class's name -> pipeline of transformers that serves it."""
+POLARITIES = 2
+"""Channels of an event camera's frames, which no pipeline of transformers makes."""
+PROCESSOR = "preprocessor_config.json"
+OF_THE_RUN = (
+    "steps",
+    "epochs",
+    "seconds",
+    "loss",
+    "best_checkpoint",
+    "best_validation_accuracy",
+)
+"""What a record of training holds besides the options of the loss."""
 
 
 def model_card(
@@ -42,6 +58,7 @@ def model_card(
     licence: str | None = None,
     tags: list[str] | None = None,
     plots: list[dict[str, str]] | None = None,
+    processor: bool = False,
 ) -> ModelCard:
     """The card of `model`.
 
@@ -51,18 +68,21 @@ def model_card(
         licence: identifier such as "mit". Default: Apache-2.0 for a model trained from scratch; of one
             that was made from another, whose licence counts too, none.
         plots: {"title", "file"} of charts that lie beside the card.
+        processor: an image processor lies beside it, without which no pipeline takes images.
 
     Raises:
         ValueError: results of a model with another T, neuron, alphabet or nonlinearity.
     """
-    results = scrub(dict(results or {}))
+    results = recorded.of_itself(scrub(dict(results or {})))
     check_config(model, results)
     base = results.get("base_model")
     if licence is None and from_scratch(results):
         licence = LICENCE
-    pipeline = next((p for k, p in PIPELINES.items() if type(model).__name__.endswith(k)), None)
+    pipeline = _pipeline(model)
     dataset = recorded.hub_dataset(results)
-    measured = recorded.eval_results(results)
+    vision = isinstance(model, SpikingVisionPreTrainedModel)
+    task_type = "image-classification" if vision else "text-classification"
+    measured = recorded.eval_results(results, task_type)
     spikes, drivers = describe(model)
     data = ModelCardData(
         library_name="transformers",
@@ -73,7 +93,12 @@ def model_card(
         datasets=[dataset] if dataset else None,
         metrics=sorted({r.metric_type for r in measured} & set(recorded.HUB_METRICS.values()))
         or None,
-        tags=["spikenlp", "spiking-neural-network", model.config.model_type, *(tags or [])],
+        tags=[
+            "spikenlp",
+            *(["spiking-neural-network"] if spikes else []),
+            model.config.model_type,
+            *(tags or []),
+        ],
         model_name=name.split("/")[-1],
         eval_results=measured or None,
         spikes=spikes,
@@ -83,15 +108,16 @@ def model_card(
         template_path=str(TEMPLATE),
         name=name.split("/")[-1],
         summary=_summary(model, results),
-        load=_load(model, name, pipeline),
+        load=_load(model, name, pipeline, processor),
+        outputs=_outputs(model),
         table=recorded.steps_table(results),
-        results_note=_results_note(results),
+        results_note=_results_note(model, results),
         plots=plots or [],
-        spikes=_sentence(spikes),
+        spikes=_sentence(model, spikes),
         drivers=drivers,
         facts=_facts(results),
         licence_note=_licence_note(results, licence),
-        citations=citations(results, model.config.model_type),
+        citations=citations(results, model.config),
     )
 
 
@@ -107,9 +133,10 @@ def write_card(
         ValueError: as `model_card`, whose options it takes.
     """
     folder = Path(folder)
-    clean = scrub(dict(results or {}))
+    clean = recorded.of_itself(scrub(dict(results or {})))
     plots = _draw(folder, clean)
-    card = model_card(model, clean, plots=plots, **options)
+    processor = (folder / PROCESSOR).is_file()
+    card = model_card(model, clean, plots=plots, processor=processor, **options)
     card.save(folder / "README.md")
     entries = recorded.eval_result_entries(clean)
     for stale in (folder / EVAL_RESULTS).glob("*.yaml"):
@@ -122,14 +149,15 @@ def write_card(
 
 def from_scratch(results: Mapping[str, Any]) -> bool:
     """Whether the run says so: a base model that is absent is not one that there was not."""
-    return "base_model" in results and results["base_model"] is None and "dense" not in results
+    made = "dense" in results and not results.get("dense_first")
+    return "base_model" in results and results["base_model"] is None and not made
 
 
 def check_config(model: PreTrainedModel, results: Mapping[str, Any]) -> None:
     """Raises ValueError where `results` say that they are of another model than this one."""
     for key, value in results.get("config", {}).items():
         found = getattr(model.config, key, None)
-        if found != value:
+        if found != value and key != "parameters":  # their number, which is no field
             raise ValueError(f"results are of a model with {key}={value!r}, this one has {found!r}")
 
 
@@ -137,7 +165,7 @@ def describe(model: PreTrainedModel) -> tuple[dict[str, Any] | None, str]:
     """What drives the matrix products, of `describe_spikes`: counts by alphabet, and the whole table."""
     from spikenlp.analysis import describe_spikes, spikes_table
 
-    if getattr(model.config, "collapsed", False):
+    if getattr(model.config, "collapsed", False) or not _neurons(model):
         return None, ""
     training = model.training
     model.eval()
@@ -148,18 +176,40 @@ def describe(model: PreTrainedModel) -> tuple[dict[str, Any] | None, str]:
     counts: dict[str, Any] = {"products": len(drivers)}
     for driver in drivers:
         counts[driver.driver] = counts.get(driver.driver, 0) + 1
-        if driver.alphabet:
-            counts["alphabet"] = f"{{{driver.alphabet}}}"
+    counts["alphabet"] = _alphabet(model)
     return counts, spikes_table(drivers)
 
 
-def _sentence(spikes: dict[str, Any] | None) -> str:
+def _neurons(model: PreTrainedModel) -> list[SpikingNeuron]:
+    return [module for module in model.modules() if isinstance(module, SpikingNeuron)]
+
+
+def _alphabet(model: PreTrainedModel) -> str:
+    return "{-1, 0, 1}" if any(n.ternary for n in _neurons(model)) else "{0, 1}"
+
+
+def _pipeline(model: PreTrainedModel) -> str | None:
+    found = next((p for k, p in PIPELINES.items() if type(model).__name__.endswith(k)), None)
+    if not isinstance(model, SpikingVisionPreTrainedModel):
+        return found
+    if model.config.num_channels == POLARITIES:
+        return None
+    return "image-feature-extraction" if found == "feature-extraction" else found
+
+
+def _sentence(model: PreTrainedModel, spikes: dict[str, Any] | None) -> str:
+    if not _neurons(model):
+        return "None: this is a dense network, with ReLU in the place of neurons."
     if spikes is None:
         return "None: this is the collapsed twin of a spiking model, without a time axis."
     driven = spikes["products"] - spikes.get("float", 0)
+    sums = spikes.get("integer", 0)
+    learned = any(isinstance(n.amplitude, nn.Parameter) for n in _neurons(model))
     return (
-        f"{driven} of the {spikes['products']} matrix products of a forward pass read spikes, from the "
-        f"alphabet {spikes.get('alphabet', 'none')} times a learned amplitude; floats drive the others."
+        f"{driven} of the {spikes['products']} matrix products of a forward pass read spikes"
+        f"{f' ({sums} of them sums or averages of spikes)' if sums else ''}, from the "
+        f"alphabet {spikes['alphabet']}{' times a learned amplitude' if learned else ''}; "
+        "floats drive the others."
     )
 
 
@@ -170,17 +220,28 @@ def _summary(model: PreTrainedModel, results: Mapping[str, Any]) -> str:
     if layers is not None:
         size += f", {layers} layers of {c.hidden_size}"
     parts = [f"`{type(model).__name__}` of spikenlp: {size}"]
-    if getattr(c, "neuron", None):
-        sent = "{-1, 0, 1}" if c.ternary else "{0, 1}"
+    if isinstance(model, SpikingVisionPreTrainedModel):
+        parts.append(f"{_input(model)} of {c.num_channels} x {c.image_size} x {c.image_size}")
+    if _neurons(model):
+        sent = _alphabet(model)
         parts.append(f"T = {c.num_timesteps} time steps of {c.neuron} neurons that send {sent}")
+    else:
+        parts.append("dense, without time steps")
     if results.get("task"):
         parts.append(f"trained for {results['task']}")
     return "; ".join(parts) + "."
 
 
-def _load(model: PreTrainedModel, name: str, pipeline: str | None) -> str:
+def _input(model: PreTrainedModel) -> str:
+    return "frames" if model.config.num_channels == POLARITIES else "images"
+
+
+def _load(model: PreTrainedModel, name: str, pipeline: str | None, processor: bool) -> str:
     kind = type(model).__name__
-    if pipeline in (None, "image-classification"):
+    if isinstance(model, SpikingVisionPreTrainedModel):
+        if not (pipeline and processor):
+            return _load_vision(model, name)
+    elif pipeline is None:
         return f'from spikenlp import {kind}  # pip install spikenlp\n\nmodel = {kind}.from_pretrained("{name}")'
     return (
         "import spikenlp  # pip install spikenlp\n"
@@ -189,10 +250,43 @@ def _load(model: PreTrainedModel, name: str, pipeline: str | None) -> str:
     )
 
 
-def _results_note(results: Mapping[str, Any]) -> str:
+def _load_vision(model: PreTrainedModel, name: str) -> str:
+    c = model.config
+    shape = [c.num_channels, c.image_size, c.image_size]
+    comment = "images [B, C, H, W], normalised as in training"
+    if _input(model) == "frames":
+        shape.insert(0, c.num_timesteps)
+        comment = "T frames of an event camera's recording, [B, T, 2, H, W]"
+    auto = next(a for a, kind in c.auto_classes.items() if kind == type(model).__name__)
+    return (
+        "import spikenlp  # pip install spikenlp\n"
+        "import torch\n"
+        f"from transformers import {auto}\n\n"
+        f'model = {auto}.from_pretrained("{name}")\n'
+        f"pixel_values = torch.zeros(1, {', '.join(map(str, shape))})  # {comment}\n"
+        "outputs = model(pixel_values=pixel_values)"
+    )
+
+
+def _outputs(model: PreTrainedModel) -> str:
+    if not _neurons(model):
+        return "The model sees an image once, and each frame of a recording by itself."
+    if getattr(model.config, "collapsed", False) or "For" not in type(model).__name__:
+        return ""
+    return (
+        "`model(**inputs).timestep_logits` holds what each step sends; the mean of the first t steps is "
+        "the answer at\nstep t."
+    )
+
+
+def _results_note(model: PreTrainedModel, results: Mapping[str, Any]) -> str:
     notes = ["Row t is the model stopped after t steps."]
+    if not _neurons(model):
+        notes = ["Row t is the mean answer to the first t frames; of an image there is one."]
     samples = results.get("samples", {})
     evaluated = [f"{rows:,} ({split})" for split, rows in samples.items() if split != "train"]
+    if split := results.get("evaluated_on"):
+        evaluated = [f"{samples['test']:,} ({split})"]
     if evaluated:
         notes.append(f"Evaluated on {', '.join(evaluated)} of {results.get('data', 'the data')}.")
     if results.get("rounded_after_evaluation"):
@@ -212,17 +306,20 @@ def _facts(results: Mapping[str, Any]) -> dict[str, str]:
     training = results.get("training", {})
     run = results.get("run", {})
     samples = results.get("samples", {})
-    options = {k: v for k, v in training.items() if k not in ("steps", "seconds", "loss")}
+    options = {k: v for k, v in training.items() if k not in OF_THE_RUN}
     loss = options.pop("temporal_loss", None)
     chosen = ", ".join(f"{k}={v}" for k, v in options.items())
     data = results.get("data")
     if data and samples.get("train"):
         data += f" ({samples['train']:,} training rows)"
     base = results.get("base_model")
-    if results.get("dense"):
-        base = f"{base or 'not recorded'}, fine-tuned for the task as a dense model"
-    elif from_scratch(results):
+    if from_scratch(results):
         base = "none, trained from scratch"
+        if results.get("dense_first"):
+            base += " as a dense network, then converted"
+    elif results.get("dense"):
+        base = f"{base or 'not recorded'}, trained for the task as a dense model"
+    best = training.get("best_validation_accuracy")
     hardware = run.get("hardware", {})
     facts = {
         "Task": results.get("task"),
@@ -230,6 +327,8 @@ def _facts(results: Mapping[str, Any]) -> dict[str, str]:
         "Base model": base or ("not recorded" if training else None),
         "Loss": f"{loss}{f' ({chosen})' if chosen else ''}" if loss else None,
         "Steps": training.get("steps"),
+        "Epochs": training.get("epochs"),
+        "Kept": f"the best on validation data, accuracy {best:.4f}" if best is not None else None,
         "Seed": results.get("seed"),
         "Command": f"`{run['command']}`" if run.get("command") else None,
         "Commit": run.get("commit"),
@@ -243,7 +342,7 @@ def _facts(results: Mapping[str, Any]) -> dict[str, str]:
 def _licence_note(results: Mapping[str, Any], licence: str | None) -> str:
     base = results.get("base_model")
     notes = [f"{licence}." if licence else "None is stated for these weights."]
-    if base or "dense" in results:
+    if base or ("dense" in results and not from_scratch(results)):
         notes.append(
             f"They were made from {base or 'a dense model'}, whose licence applies to them."
         )
@@ -256,6 +355,8 @@ def _draw(folder: Path, results: Mapping[str, Any]) -> list[dict[str, str]]:
 
     metrics = recorded.by_step(results.get("spiking", {}))
     if not metrics or find_spec("matplotlib") is None:
+        return []
+    if max(len(values) for values in metrics.values()) == 1:
         return []
     from spikenlp.analysis.plots import plot_metric_by_step
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 TMC = """@inproceedings{yan2025tmc,
   title = {Training High Performance Spiking Neural Network by Temporal Model Calibration},
   author = {Yan and others},
@@ -36,17 +38,44 @@ MINILM = """@inproceedings{wang2020minilm,
   booktitle = {Advances in Neural Information Processing Systems},
   year = {2020}
 }"""
+RESNET = """@inproceedings{zheng2021going,
+  title = {Going Deeper With Directly-Trained Larger Spiking Neural Networks},
+  author = {Zheng, Hanle and Wu, Yujie and Deng, Lei and Hu, Yifan and Li, Guoqi},
+  booktitle = {AAAI Conference on Artificial Intelligence},
+  year = {2021}
+}"""
+SEW = """@inproceedings{fang2021deep,
+  title = {Deep Residual Learning in Spiking Neural Networks},
+  author = {Fang, Wei and Yu, Zhaofei and Chen, Yanqi and Huang, Tiejun and Masquelier, Timoth{\\'e}e and Tian, Yonghong},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2021}
+}"""
+QKFORMER = """@inproceedings{zhou2024qkformer,
+  title = {{QKFormer}: Hierarchical Spiking Transformer using {Q-K} Attention},
+  author = {Zhou, Chenlin and Zhang, Han and Zhou, Zhaokun and Yu, Liutao and Huang, Liwei and Fan, Xiaopeng and Yuan, Li and Ma, Zhengyu and Zhou, Huihui and Tian, Yonghong},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2024}
+}"""
 LOSSES = {"tmc": TMC, "tet": TET, "trt": TRT}
+ARCHITECTURES = {
+    "spiking_bert": BERT,
+    "spiking_vgg": TET,
+    "spiking_resnet": RESNET,
+    "qkformer": QKFORMER,
+}
+"""Model type -> the source of its default; VGGSNN is of TET's authors."""
 BASE_MODELS = {"minilm": MINILM}
 """Part of a base model's name -> its source."""
 
 
-def citations(results: Mapping[str, Any], model_type: str) -> str:
+def citations(results: Mapping[str, Any], config: PreTrainedConfig) -> str:
     """BibTeX entries: the toolkit's TMC unless another loss was used, and the model's sources."""
-    loss = results.get("training", {}).get("temporal_loss", "tmc")
+    usual = None if getattr(config, "neuron", None) == "relu" else "tmc"
+    loss = results.get("training", {}).get("temporal_loss", usual)
     found = [LOSSES[loss]] if loss in LOSSES else []
-    if "bert" in model_type:
-        found.append(BERT)
+    source = SEW if getattr(config, "residual", None) == "sew" else ARCHITECTURES[config.model_type]
+    if source not in found:
+        found.append(source)
     base = results.get("base_model") or ""
     found += [entry for name, entry in BASE_MODELS.items() if re.search(name, base, re.I)]
     return "\n\n".join(found)

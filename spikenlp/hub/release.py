@@ -23,6 +23,7 @@ from transformers import AutoConfig, PreTrainedModel
 import spikenlp
 from spikenlp.hub.card import LICENCE, from_scratch, write_card
 from spikenlp.hub.publish import check_private, stage
+from spikenlp.hub.results import of_itself
 
 SUMS = "SHA256SUMS"
 
@@ -46,7 +47,7 @@ def release(checkpoint: str | Path, out: str | Path, licence: str | None = None)
             f"{checkpoint} has no results.json: a release states only figures that a run recorded. Train "
             "with a recipe, or put the record of the run there"
         )
-    results = json.loads(record.read_text())
+    results = of_itself(json.loads(record.read_text()))
     licence = licence or (LICENCE if from_scratch(results) else None)
     if licence is None:
         raise ValueError(

@@ -45,6 +45,15 @@ def is_glue(task: Any) -> bool:
     return task in {name.partition("_")[0] for name in GLUE_DEV_ROWS}
 
 
+def of_itself(results: Mapping[str, Any]) -> dict[str, Any]:
+    """`results` with the figures of the model under "spiking", where the run of a network that stays dense
+    has them under "dense"."""
+    found = dict(results)
+    if found.get("config", {}).get("neuron") == "relu" and "dense" in found:
+        found["spiking"] = found.pop("dense")
+    return found
+
+
 def by_step(metrics: Mapping[str, Any]) -> dict[str, list[float]]:
     """Metric -> its values at steps 1 ... T, of keys such as accuracy_t1, accuracy_t2.
 
@@ -90,35 +99,52 @@ def hub_dataset(results: Mapping[str, Any], split: str = "validation") -> str | 
     return None
 
 
-def eval_results(results: Mapping[str, Any]) -> list[EvalResult]:
-    """For `model-index`: each task metric, ECE and the energy, at each step."""
+def eval_results(
+    results: Mapping[str, Any], task_type: str = "text-classification"
+) -> list[EvalResult]:
+    """For `model-index`: each task metric, ECE and the energy, at each step; `task_type` is the Hub's."""
     metrics = by_step(results.get("spiking", {}))
     wanted = [*task_metrics(results.get("spiking", {})), *(k for k in metrics if k.endswith("ece"))]
     found = []
     for name in wanted:
         split, metric = split_of(name)
         found += [
-            _eval_result(results, split, metric, value, t, len(metrics[name]))
+            _eval_result(results, task_type, split, metric, value, t, len(metrics[name]))
             for t, value in enumerate(metrics[name], 1)
         ]
     energies = results.get("energy_microjoules", {}).get(MEASURED, []) if wanted else []
     found += [
-        _eval_result(results, split_of(wanted[0])[0], "energy_microjoules", value, t, len(energies))
+        _eval_result(
+            results,
+            task_type,
+            split_of(wanted[0])[0],
+            "energy_microjoules",
+            value,
+            t,
+            len(energies),
+        )
         for t, value in enumerate(energies, 1)
     ]
     return found
 
 
 def _eval_result(
-    results: Mapping[str, Any], split: str, metric: str, value: float, step: int, steps: int
+    results: Mapping[str, Any],
+    task_type: str,
+    split: str,
+    metric: str,
+    value: float,
+    step: int,
+    steps: int,
 ) -> EvalResult:
-    dataset, task = hub_dataset(results, split), str(results.get("task", "unknown"))
+    dataset, task = hub_dataset(results, split), results.get("task")
+    data = results.get("data", "data not recorded")
     return EvalResult(
-        task_type="text-classification",
-        dataset_type=dataset or task,
-        dataset_name=f"{task}, {results.get('data', 'data not recorded')}",
+        task_type=task_type,
+        dataset_type=dataset or task or "unknown",
+        dataset_name=f"{task}, {data}" if task else data,
         dataset_config=task if dataset == GLUE else None,
-        dataset_split=split,
+        dataset_split=results.get("evaluated_on", split),
         metric_type=HUB_METRICS.get(metric, metric),
         metric_name=f"{metric}, step {step} of {steps}",
         metric_value=value,
@@ -126,7 +152,10 @@ def _eval_result(
 
 
 def eval_result_entries(results: Mapping[str, Any]) -> list[EvalResultEntry]:
-    """For `.eval_results`: the main metric, the last step first. Empty where the data have no Hub id."""
+    """For `.eval_results`: the main metric, the last step first. Empty where the data have no Hub id, or
+    the run no task."""
+    if "task" not in results:
+        return []
     metrics = by_step(results.get("spiking", {}))
     energies = results.get("energy_microjoules", {}).get(MEASURED)
     main: dict[str, str] = {}

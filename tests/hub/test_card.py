@@ -9,12 +9,21 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
+from PIL import Image as PILImage
 
-from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification, SpikingBertModel
+from spikenlp import (
+    SpikingBertConfig,
+    SpikingBertForSequenceClassification,
+    SpikingBertModel,
+    SpikingVGGConfig,
+    SpikingVGGModel,
+)
 from spikenlp.analysis import describe_spikes
+from spikenlp.data.augmentation import ImageTransform
 from spikenlp.hub import eval_result_entries, eval_results, model_card, write_card
 from spikenlp.hub.results import GLUE_DEV_ROWS, by_step, hub_dataset, steps_table
 from tests.conftest import TINY_DENSE
+from tests.models.test_vision import make
 
 RESULTS = {
     "task": "sst2",
@@ -241,3 +250,149 @@ def test_what_the_recipes_recorded_before_can_be_shown(model):
         assert f"{results['spiking']['accuracy_t4']:.4f}" in table
         assert eval_result_entries(results) == []
         assert eval_results(results)[0].dataset_type == results["task"]
+
+
+IMAGE_RESULTS = {
+    "data": "someone/pictures",
+    "samples": {"train": 36, "validation": 4, "test": 10},
+    "evaluated_on": "test",
+    "base_model": None,
+    "dense_first": False,
+    "seed": 7,
+    "training": {
+        "steps": 3,
+        "epochs": 1.0,
+        "seconds": 2.0,
+        "loss": 0.5,
+        "temporal_loss": "sdt",
+        "label_smoothing": 0.1,
+        "best_checkpoint": "checkpoint-2",
+        "best_validation_accuracy": 0.75,
+    },
+    "validation": {"accuracy": 0.75},
+    "spiking": {
+        "accuracy": 0.9,
+        **{f"accuracy_t{t}": (6 + t) / 10 for t in (1, 2, 3)},
+        **{f"ece_t{t}": t / 100 for t in (1, 2, 3)},
+    },
+}
+
+
+def image_results(model, **fields):
+    """A record as recipes/image_tmc.py makes it."""
+    shape = ("model_type", "num_timesteps", "neuron", "hidden_sizes", "depths", "image_size")
+    config = {k: getattr(model.config, k) for k in shape}
+    return {
+        **copy.deepcopy(IMAGE_RESULTS),
+        "config": {**config, "parameters": model.num_parameters()},
+        **fields,
+    }
+
+
+def load_example(card):
+    """What the card's example leaves, its model taken from disk."""
+    found = {}
+    exec(card.text.partition("```python\n")[2].partition("```")[0], found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "shown", "cited", "learned"),
+    [
+        ("vgg", {}, "frames of 2 x 8 x 8", "deng2022tet", False),
+        ("resnet", {"neuron": "rounding"}, "images of 3 x 8 x 8", "zheng2021going", True),
+        ("resnet", {"residual": "sew"}, "images of 3 x 8 x 8", "fang2021deep", False),
+        ("qkformer", {}, "images of 3 x 16 x 16", "zhou2024qkformer", False),
+    ],
+)
+def test_the_card_of_a_vision_model(name, fields, shown, cited, learned, tmp_path):
+    model = make(name, **fields)
+    model.save_pretrained(tmp_path)
+    write_card(tmp_path, model, image_results(model), name=str(tmp_path))
+    card = ModelCard.load(tmp_path / "README.md")
+    events = name == "vgg"
+    assert card.data.pipeline_tag == (None if events else "image-classification")
+    assert card.data.spikes["alphabet"] == "{0, 1}"
+    assert card.data.spikes["products"] == len(describe_spikes(model))
+    assert card.data.license == "apache-2.0"
+    assert card.data.datasets == ["someone/pictures"]
+    assert card.data.metrics == ["accuracy"]
+    assert "spiking-neural-network" in card.data.tags
+    assert {(r.task_type, r.dataset_split) for r in card.data.eval_results} == {
+        ("image-classification", "test")
+    }
+    for said in (
+        f"{shown}; T = 3 time steps of {model.config.neuron} neurons that send {{0, 1}}.",
+        "Evaluated on 10 (test) of someone/pictures.",
+        "**Base model**: none, trained from scratch\n",
+        "**Loss**: sdt (label_smoothing=0.1)\n",
+        "**Epochs**: 1.0\n",
+        "**Kept**: the best on validation data, accuracy 0.7500\n",
+    ):
+        assert said in card.text
+    assert cited in card.text
+    assert "yan2025tmc" not in card.text
+    assert ("learned amplitude" in card.text) is learned
+    assert "text" not in card.text
+    assert "tokenizer" not in card.text
+    found = load_example(card)
+    assert type(found["model"]) is type(model)
+    assert found["pixel_values"].shape[1:-2] == ((3, 2) if events else (3,))
+    assert found["outputs"].timestep_logits.shape == (1, 3, 10)
+
+
+def test_the_card_of_a_dense_vision_model_says_that_it_does_not_spike(tmp_path):
+    model = make("resnet", neuron="relu")
+    results = image_results(model, dense={"accuracy": 0.9, "accuracy_t1": 0.9})
+    del results["spiking"]
+    write_card(tmp_path, model, results, name="x")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "spikes" not in card.data
+    assert "spiking-neural-network" not in card.data.tags
+    assert card.data.license == "apache-2.0"
+    assert card.data.pipeline_tag == "image-classification"
+    assert [r.metric_value for r in card.data.eval_results] == [0.9]
+    assert "| step 1 | 0.9000 |" in card.text
+    assert "| dense" not in card.text
+    for said in (
+        "images of 3 x 8 x 8; dense, without time steps.",
+        "None: this is a dense network",
+        "of an image there is one",
+        "**Base model**: none, trained from scratch\n",
+    ):
+        assert said in card.text
+    for wrong in ("timestep_logits", "collapsed", "neurons that send", "dense model", "stopped"):
+        assert wrong not in card.text
+    assert "yan2025tmc" not in str(model_card(model, name="x"))
+
+
+def test_a_pipeline_is_shown_where_an_image_processor_lies_beside_the_card(tmp_path):
+    model = make("resnet")
+    model.save_pretrained(tmp_path)
+    transform = ImageTransform(8, (0.5,) * 3, (0.5,) * 3, train=False)
+    transform.image_processor().save_pretrained(tmp_path)
+    write_card(tmp_path, model, name=str(tmp_path))
+    found = load_example(ModelCard.load(tmp_path / "README.md"))
+    (answer,) = found["answer"]([PILImage.new("RGB", (9, 7))])
+    assert len(answer) == 5
+
+
+def test_a_vision_model_without_a_head_and_one_made_from_a_dense_one(tmp_path):
+    model = SpikingVGGModel(SpikingVGGConfig(hidden_sizes=[4], depths=[1], image_size=8))
+    card = model_card(model, name="x")
+    assert "AutoModel.from_pretrained" in card.text
+    assert "timestep_logits" not in card.text
+    model = make("resnet", neuron="rounding")
+    made = image_results(model, dense={"accuracy": 0.9}, dense_first=True)
+    card = model_card(model, made, name="x")
+    assert "none, trained from scratch as a dense network, then converted" in card.text
+    assert "whose licence applies" not in card.text
+    assert card.data.license == "apache-2.0"
+    card = model_card(model, {**made, "base_model": "seed1", "dense_first": False}, name="x")
+    assert "**Base model**: seed1, trained for the task as a dense model" in card.text
+    assert card.data.license is None
+
+
+def test_results_of_another_vision_model_are_refused():
+    with pytest.raises(ValueError, match=r"hidden_sizes=\[6, 8\], this one has \[8, 8\]"):
+        model_card(make("resnet", hidden_sizes=[8, 8]), image_results(make("resnet")), name="x")

@@ -14,7 +14,8 @@ from spikenlp.hub.publish import stage
 from spikenlp.hub.release import main, release
 from spikenlp.inference import ExitPolicy
 from tests.conftest import TINY_DENSE
-from tests.hub.test_card import RESULTS
+from tests.hub.test_card import RESULTS, image_results
+from tests.models.test_vision import make
 
 
 @pytest.fixture
@@ -77,6 +78,21 @@ def test_a_release_is_complete_and_its_sums_are_right(checkpoint, tmp_path):
         1.25,
         2.5,
     }
+
+
+@pytest.mark.parametrize("neuron", ["lif", "relu"])
+def test_an_image_model_is_released_with_its_runs_figures(tmp_path, neuron):
+    model = make("resnet", neuron=neuron)
+    model.save_pretrained(tmp_path / "run")
+    results = image_results(model)
+    if neuron == "relu":
+        results["dense"] = {"accuracy_t1": results.pop("spiking")["accuracy"]}
+    (tmp_path / "run" / "results.json").write_text(json.dumps(results))
+    folder = release(tmp_path / "run", tmp_path / "release")
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.license == "apache-2.0"
+    assert 0.9 in [r.metric_value for r in card.data.eval_results]
+    assert not (folder / ".eval_results").exists(), "no benchmark of the Hub's"
 
 
 def test_its_records_are_scrubbed(checkpoint, tmp_path):

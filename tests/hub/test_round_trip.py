@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from PIL import Image
 
 from tests.hub.loopback_hub import LoopbackHub
 
@@ -202,3 +203,40 @@ def test_a_recipe_pushes_its_model_its_card_and_its_record(scratch):
         for path, content in files.items():
             for private in (TOKEN, str(scratch), "private place"):
                 assert private.encode() not in content, path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("neuron", ["lif", "relu"])
+def test_an_image_recipe_pushes_its_model_its_card_and_its_record(scratch, neuron):
+    images = scratch / f"images {neuron}"
+    for split, count in (("train", 20), ("test", 4)):
+        for name, level in (("dark", 20), ("bright", 200)):
+            (images / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (8, 8), (level, level + i, level)).save(
+                    images / split / name / f"{i}.png"
+                )
+    out = scratch / "private place" / neuron
+    options = ["--data_dir", images, "--image_size", "8", "--model", "spiking_vgg"]
+    options += ["--model_config", '{"hidden_sizes": [4, 8], "depths": [1, 1]}']
+    options += ["--num_timesteps", "2", "--neuron", neuron, "--num_train_epochs", "1"]
+    options += ["--output_dir", out, "--push_to_hub", "--hub_model_id", "ann/image"]
+    options += ["--hub_token", TOKEN, "--disable_tqdm", "True", "--use_cpu", "True"]
+    with LoopbackHub(TOKEN) as hub:
+        client(ROOT / "recipes" / "image_tmc.py", hub, scratch, *options)
+        files = hub.files("ann/image")
+    results = json.loads(files["results.json"])
+    measured = results["dense" if neuron == "relu" else "spiking"]
+    card = ModelCard(files["README.md"].decode())
+    found = {r.metric_name: r.metric_value for r in card.data.eval_results}
+    steps = 1 if neuron == "relu" else 2
+    for t in range(1, steps + 1):
+        assert found[f"accuracy, step {t} of {steps}"] == measured[f"accuracy_t{t}"]
+    assert card.data.pipeline_tag == "image-classification"
+    assert card.data.license == "apache-2.0"
+    assert 'pipeline("image-classification", model="ann/image")' in card.text
+    assert f"Evaluated on 8 (test) of the files in images {neuron}." in card.text
+    assert {"arguments.yaml", "preprocessor_config.json", "model.safetensors"} <= files.keys()
+    for path, content in files.items():
+        for private in (TOKEN, str(scratch), "private place"):
+            assert private.encode() not in content, path
