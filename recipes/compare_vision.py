@@ -33,9 +33,9 @@ from torch.utils.data import Subset
 from transformers import default_data_collator
 
 from spikenlp import SpikingTrainingArguments
-from spikenlp.analysis import SpikeMonitor, energy_report, microjoules
+from spikenlp.analysis import SpikeMonitor, energy_by_step, microjoules
 from spikenlp.analysis.plots import plot_metric_by_step
-from spikenlp.analysis.temporal import loss_oscillation
+from spikenlp.analysis.temporal import loss_oscillation, mean_off_diagonal, temporal_similarity
 from spikenlp.training.provenance import run_record
 
 KINDS = {
@@ -43,7 +43,7 @@ KINDS = {
     "dvs": (dvs_tmc.EventArguments, dvs_tmc.load_event_data),
 }
 LOOKED_INTO = 128
-"""Test samples that rates and energy are taken from."""
+"""Test samples that rates, energy and similarity are taken from."""
 
 
 def run_one(kind: str, options: list[str], out: Path, seed: int) -> dict[str, Any]:
@@ -70,23 +70,20 @@ def run_one(kind: str, options: list[str], out: Path, seed: int) -> dict[str, An
 
 
 def look_into(out: Path, data: image_tmc.VisionData) -> dict[str, Any]:
-    """Firing rate and energy by time step, and how much the loss swung."""
+    """Firing rate and energy by time step, how alike the steps are, and how much the loss swung."""
     model = transformers.AutoModelForImageClassification.from_pretrained(out).eval()
     few = Subset(data.test, range(min(LOOKED_INTO, len(data.test))))  # type: ignore[arg-type]
     pixels = default_data_collator(list(few))["pixel_values"]
     with SpikeMonitor(model) as monitor:
         model(pixels)
-    reports = []
-    for steps in range(1, model.config.num_timesteps + 1):
-        model.config.num_timesteps = steps  # of an image; frames are cut
-        shown = pixels if pixels.dim() == 4 else pixels[:, :steps]
-        reports.append(energy_report(model, {"pixel_values": shown}))
+    batch = {"pixel_values": pixels}
+    similarity = temporal_similarity(model, batch)
     log = json.loads((out / "trainer_state.json").read_text())["log_history"]
     losses = [entry["loss"] for entry in log if "loss" in entry]
     return {
         "firing_rate_by_step": monitor.rate_by_step.tolist(),
-        "energy_microjoules": microjoules(reports),
-        "similarity": None,
+        "energy_microjoules": microjoules(energy_by_step(model, batch)),
+        "similarity": statistics.mean(mean_off_diagonal(m) for m in similarity.values()),
         "loss_oscillation": loss_oscillation(losses, WINDOW) if len(losses) >= WINDOW else None,
     }
 

@@ -2,7 +2,8 @@
 
 spikenlp inspect MODEL       what it is, what drives its products, and the memory that training takes;
                              only its config is read
-spikenlp report MODEL ...    one page: accuracy, calibration, spikes and energy over time steps
+spikenlp report MODEL ...    one page on texts or images: accuracy, calibration, spikes and energy over time
+                             steps
 spikenlp compare A.json ...  the numbers of several reports side by side
 spikenlp space CHECKPOINT    writes a Gradio Space: the answer, spikes and energy step by step
 spikenlp export CHECKPOINT   for other runtimes: torch.export, ONNX or NIR, checked against the model
@@ -22,14 +23,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 import spikenlp
 from spikenlp.analysis import describe_spikes, estimate_memory, spikes_table
 from spikenlp.analysis.spikes import Driver
 from spikenlp.models.checkpoint import SpikingConfig
 from spikenlp.models.spiking_bert.conversion_spiking_bert import spiking_config
+from spikenlp.models.vision import SpikingVisionConfig
 
 
 def inspect_model(args: argparse.Namespace) -> str:
@@ -104,8 +114,6 @@ def _drivers(config: PreTrainedConfig) -> list[Driver]:
 
 
 def report_model(args: argparse.Namespace) -> str:
-    from transformers import AutoModelForSequenceClassification
-
     from spikenlp.analysis.report import report
     from spikenlp.metrics import glue_metrics
 
@@ -113,27 +121,19 @@ def report_model(args: argparse.Namespace) -> str:
         raise ValueError("--batch and --max_samples must be >= 1")
     config = AutoConfig.from_pretrained(args.model)
     kind = next(iter(config.architectures or []), None)
-    if kind != "SpikingBertForSequenceClassification":
+    tokenizer = None
+    if kind == "SpikingBertForSequenceClassification":
+        tokenizer = AutoTokenizer.from_pretrained(args.model)
+        batches = _text_batches(args, config, tokenizer)
+    elif isinstance(config, SpikingVisionConfig) and str(kind).endswith("ForImageClassification"):
+        batches = _image_batches(args, config)
+    else:
         raise ValueError(
-            f"a report reads spiking text classifiers, but {args.model} holds a {kind} "
+            f"a report reads spiking classifiers of texts or images, but {args.model} holds a {kind} "
             f"({config.model_type}); `spikenlp inspect` describes every model of spikenlp"
         )
-    columns, labels = _labelled_texts(args, config)
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForSequenceClassification.from_pretrained(args.model)
-    longest, batches = min(128, config.max_position_embeddings), []
-    for start in range(0, len(labels), args.batch):
-        rows = slice(start, start + args.batch)
-        batch = tokenizer(
-            *(texts[rows] for texts in columns),
-            truncation=True,
-            max_length=longest,
-            padding=True,
-            return_tensors="pt",
-        )
-        batches.append({**batch, "labels": torch.tensor(labels[rows])})
     values = report(
-        model,
+        getattr(spikenlp, str(kind)).from_pretrained(args.model),
         batches,
         args.out,
         tokenizer=tokenizer,
@@ -146,6 +146,80 @@ def report_model(args: argparse.Namespace) -> str:
         f"{values['calibration']['ece']:.3f} on {values['samples']} samples\n"
         f"written: {args.out} and {args.out.with_suffix('.json')}"
     )
+
+
+Batch = dict[str, torch.Tensor]
+
+
+def _text_batches(
+    args: argparse.Namespace, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> list[Batch]:
+    columns, labels = _labelled_texts(args, config)
+    longest, batches = min(128, config.max_position_embeddings), []
+    for start in range(0, len(labels), args.batch):
+        rows = slice(start, start + args.batch)
+        batch = tokenizer(
+            *(texts[rows] for texts in columns),
+            truncation=True,
+            max_length=longest,
+            padding=True,
+            return_tensors="pt",
+        )
+        batches.append({**batch, "labels": torch.tensor(labels[rows])})
+    return batches
+
+
+def _image_batches(args: argparse.Namespace, config: SpikingVisionConfig) -> list[Batch]:
+    """`--max_samples` images of the test split, else of the validation split, drawn at random but the same
+    each time: folders hold them class by class.
+
+    Raises:
+        ValueError: options or data that do not fit each other or the model.
+        OSError: no folder, or no image processor and no `--normalisation`.
+    """
+    from spikenlp.data.augmentation import ImageTransform
+    from spikenlp.data.images import MEAN_STD, label_names, load_images
+
+    if config.num_channels == 2:
+        raise ValueError(
+            f"{args.model} reads frames of an event camera: give batches of them to "
+            "spikenlp.analysis.report.report"
+        )
+    if args.data is None or args.data_dir or args.dataset:
+        raise ValueError(f"{args.model} is an image classifier: give --data, a folder of images")
+    splits = load_images(data_dir=args.data)
+    split = splits.get("test", splits.get("validation"))
+    if split is None:
+        raise ValueError(f"{args.data} has no test or validation split beside train")
+    names = label_names(splits["train"])
+    ids = _ids(config)
+    if unknown := [name for name in names if name not in ids]:
+        raise ValueError(f"{args.data} has classes {unknown}, the model's are {list(ids)}")
+    if args.normalisation is None:
+        processor = AutoImageProcessor.from_pretrained(args.model)
+
+        def pixels(image: Any) -> torch.Tensor:
+            return processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+    elif args.normalisation in MEAN_STD:
+        pixels = ImageTransform(config.image_size, *MEAN_STD[args.normalisation], train=False)
+    else:
+        raise ValueError(f"--normalisation must be one of {', '.join(MEAN_STD)}")
+    drawn = np.random.default_rng(0).permutation(len(split))[: args.max_samples].tolist()
+    batches = []
+    for start in range(0, len(drawn), args.batch):
+        rows = [split[i] for i in drawn[start : start + args.batch]]
+        batches.append(
+            {
+                "pixel_values": torch.stack([pixels(row["image"]) for row in rows]),
+                "labels": torch.tensor([ids[names[row["label"]]] for row in rows]),
+            }
+        )
+    return batches
+
+
+def _ids(config: PreTrainedConfig) -> dict[str, Any]:
+    """Name or id of a class -> its id."""
+    return {str(i): i for i in config.id2label or {}} | (config.label2id or {})
 
 
 def _labelled_texts(
@@ -190,6 +264,8 @@ def _own_data(
     from datasets.exceptions import DatasetsError
 
     path, text_columns, label_column = args.data, args.text_columns, args.label_column
+    if args.normalisation:
+        raise ValueError("--normalisation is for images")
     if path.suffix not in READERS:
         raise ValueError(f"--data must end with one of {', '.join(READERS)}, got {path}")
     if not path.is_file():
@@ -208,7 +284,7 @@ def _own_data(
             "--label_column"
         )
     rows = split[: args.max_samples]
-    ids = {str(i): i for i in config.id2label or {}} | (config.label2id or {})
+    ids = _ids(config)
     for i, values in enumerate(zip(*(rows[column] for column in columns), strict=True), 1):
         if None in values:
             raise ValueError(f"{path}, row {i} has no {columns[values.index(None)]!r}")
@@ -323,7 +399,10 @@ def main(argv: list[str] | None = None) -> None:
     report.add_argument("model", help="folder or Hub id of a spiking classifier")
     source = report.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--data", type=Path, help="your labelled texts: .csv, .tsv, .json or .jsonl"
+        "--data",
+        type=Path,
+        help="your labelled texts: .csv, .tsv, .json or .jsonl; of an image classifier a folder of images "
+        "as recipes/image_tmc.py reads it",
     )
     source.add_argument("--task_name", help="or a task, of its dev set: sst2, qqp, r8, ...")
     report.add_argument(
@@ -336,6 +415,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     report.add_argument("--data_dir", help="folder with the task's files")
     report.add_argument("--dataset", help="Hub data set with GLUE's configurations: nyu-mll/glue")
+    report.add_argument(
+        "--normalisation",
+        help="of images, where the model has no image processor: cifar10, cifar100, imagenet or mnist",
+    )
     report.add_argument("--max_samples", type=int, default=1000)
     report.add_argument("--batch", type=int, default=32)
     report.add_argument("--out", type=Path, default=Path("report.html"))

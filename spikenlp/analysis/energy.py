@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spikenlp.analysis.tracing import Trace, trace
-from spikenlp.analysis.watching import Sent
+from spikenlp.analysis.watching import Sent, frames_of
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,14 @@ def energy_by_step(
     constants: EnergyConstants | None = None,
 ) -> list[EnergyReport]:
     """`energy_report` of the model stopped after 1, ..., T steps: it has then done what one of so many
-    steps does. The model has `config.num_timesteps`, which is T again afterwards."""
+    steps does. T is the number of the batch's frames, or else the model's `config.num_timesteps`, which is
+    T again afterwards."""
+    frames = frames_of(batch)
+    if isinstance(batch, Mapping) and frames is not None:
+        return [
+            energy_report(model, {**batch, "pixel_values": frames[:, :steps]}, constants=constants)
+            for steps in range(1, frames.shape[1] + 1)
+        ]
     longest = model.config.num_timesteps
     try:
         reports = []

@@ -77,7 +77,7 @@ def collect(
         "timestep_logits": torch.cat(logits),
         "labels": torch.cat(labels),
         "spikes": monitor.layers,
-        "heads": model.config.num_attention_heads,
+        "heads": getattr(model.config, "num_attention_heads", None),
         "drivers": describe_spikes(model, inputs[0]),
         "similarity_samples": len(labels[0]),
         "similarity": temporal_similarity(model, inputs[0]),
@@ -171,11 +171,12 @@ def report(
     """Writes the page `out` and, beside it, its numbers with the ending .json.
 
     Args:
-        model: a sequence classifier of ours.
-        batches: tokenised batches with `labels` [B] in [0, C); similarity, what drives each product and
+        model: a sequence or image classifier of ours.
+        batches: tokenised batches, images or frames of equal T (`pixel_values`), with `labels` [B] in
+            [0, C); similarity, what drives each product and
             the example are taken from the first, energy from the first `ENERGY_SAMPLES` samples (whole
             batches), everything else from all.
-        tokenizer: names the example's tokens.
+        tokenizer: names the tokens of the example, whose spikes are shown of text only.
         metrics: further scores by name of logits [N, C] and labels [N], as `glue_metrics("qqp")`.
         constants: picojoules of operations.
 
@@ -183,8 +184,8 @@ def report(
         The numbers; None where there is no value, such as a similarity at T = 1.
 
     Raises:
-        ValueError: no batch, no labels or others, a regression, a collapsed model; `out` is a folder or
-            ends with .json.
+        ValueError: no batch, no labels or others, a regression, a collapsed model or one without neurons;
+            `out` is a folder or ends with .json.
         ImportError: matplotlib is not installed (extra `plots`).
     """
     from spikenlp.analysis import plots
@@ -243,20 +244,17 @@ def report(
             plots.plot_firing_rates({_short(k): v for k, v in values["firing_rate"].items()}),
         ),
         (
-            "Firing rate of keys, values and context, layer by head",
-            plots.plot_head_rates({_short(k): v for k, v in values["firing_rate_by_head"].items()}),
-        ),
-        (
             "Similarity of features between time steps",
-            plots.plot_similarity(
-                {f"layer {_short(k)}": m for k, m in found["similarity"].items()}
-            ),
-        ),
-        (
-            f"One example: {_answer(example['by_step'][-1])} (truth: {example['truth']})",
-            plots.plot_raster(spikes, example["tokens"]),
+            plots.plot_similarity({_titled(k): m for k, m in found["similarity"].items()}),
         ),
     ]
+    if values["firing_rate_by_head"]:
+        rates = {_short(k): v for k, v in values["firing_rate_by_head"].items()}
+        title_of_heads = "Firing rate of keys, values and context, layer by head"
+        charts.insert(-1, (title_of_heads, plots.plot_head_rates(rates)))
+    if spikes:
+        answer = f"{_answer(example['by_step'][-1])} (truth: {example['truth']})"
+        charts.append((f"One example: {answer}", plots.plot_raster(spikes, example["tokens"])))
     further = "".join(f"{name} {of_step[-1]:.3f}, " for name, of_step in scores.items())
     page = _page(
         title,
@@ -290,7 +288,7 @@ def formula(constants: EnergyConstants) -> str:
     source = "45 nm, Horowitz, ISSCC 2014" if c == EnergyConstants() else "Constants of your own"
     return f"""\
 SOP      = spikes that a product reads x its outputs; key and value spikes are read once a query
-E        = SOP x E_AC + (MACs that floats drive, at each step) x E_MAC
+E        = SOP x E_AC + (MACs that floats drive, at each step that they run in) x E_MAC
            + float operations between products x E_MAC + membrane updates x E_AC
 E_AC     = {c.float_ac:g} pJ (float32), {c.int32_add:g} pJ (int8 weights)     \
 E_MAC = {c.float_mac:g} pJ (float32), {c.int8_mac:g} pJ (int8)
@@ -303,12 +301,18 @@ quantised = the same network with as many levels and no time steps: 8-bit weight
 
 def _check_of_products(energy: EnergyReport) -> str:
     c, f = energy.constants, energy.driven_share
+    few = ""
+    if any(layer.rate is None and layer.steps < energy.num_timesteps for layer in energy.layers):
+        few = (
+            "\nThe formula has floats drive products at all T steps; some run in fewer, as what is the same at "
+            "each step runs once."
+        )
     return (
         f"by formula  E_spiking / E_dense = T (rho f r + 1 - f) = {energy.products_ratio_by_formula():.3f}\n"
         f"counted     {energy.products_ratio():.3f}, product by product\n"
         f"T = {energy.num_timesteps}, rho = {energy.rate:.4f} spikes per neuron and step, "
         f"f = {f:.4f} of the MACs driven by spikes,\n"
-        f"r = E_AC / E_MAC = {c.float_ac:g} / {c.float_mac:g}"
+        f"r = E_AC / E_MAC = {c.float_ac:g} / {c.float_mac:g}{few}"
     )
 
 
@@ -320,18 +324,24 @@ def _short(name: str) -> str:
     return name.replace("bert.encoder.layer.", "").removesuffix(".neuron")
 
 
+def _titled(name: str) -> str:
+    short = _short(name)
+    return f"layer {short}" if short.isdigit() else short
+
+
 def _example(
     model: PreTrainedModel,
     batch: Mapping[str, Tensor],
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> dict[str, Any]:
-    """The first sample of the batch: what it says at each step, and spikes of a few channels."""
+    """The first sample of the batch: what it says at each step and, of text, its tokens and spikes of a few
+    channels."""
     inputs = {k: v[:1].to(model.device) for k, v in batch.items() if k != "labels"}
     length = int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else None
     spikes: dict[str, np.ndarray] = {}
 
     def keep(sent: Sent) -> None:
-        if sent.levels.dim() == 4:
+        if "input_ids" in inputs and sent.levels.dim() == 4:
             shown = sent.spikes()[:, 0, :length, :EXAMPLE_CHANNELS]
             spikes[_short(sent.name)] = shown.to(torch.int8).cpu().numpy()
 
@@ -342,11 +352,13 @@ def _example(
     model.train(training)
     names: dict[Any, str] = dict(model.config.id2label or {})
     confidences, classes = _running_mean(logits)[0].softmax(-1).max(-1)
-    ids = inputs["input_ids"][0, :length].tolist()
+    tokens = {}
+    if "input_ids" in inputs:
+        ids = inputs["input_ids"][0, :length].tolist()
+        named = map(str, ids) if tokenizer is None else tokenizer.convert_ids_to_tokens(ids)
+        tokens = {"tokens": list(named)}
     return {
-        "tokens": [str(i) for i in ids]
-        if tokenizer is None
-        else tokenizer.convert_ids_to_tokens(ids),
+        **tokens,
         "truth": names[int(batch["labels"][0])],
         "by_step": [
             {"prediction": names[best], "confidence": confidence}
@@ -362,9 +374,8 @@ def _answer(of_step: Mapping[str, Any]) -> str:
 
 def _example_table(example: Mapping[str, Any]) -> str:
     steps = (f"step {t}: {_answer(of_step)}" for t, of_step in enumerate(example["by_step"], 1))
-    return "\n".join(
-        [f"tokens: {' '.join(example['tokens'])}", f"truth: {example['truth']}", *steps]
-    )
+    tokens = [f"tokens: {' '.join(example['tokens'])}"] if "tokens" in example else []
+    return "\n".join([*tokens, f"truth: {example['truth']}", *steps])
 
 
 def _steps_table(values: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """What happens between time steps and in training: the diagnostics of TMC's paper.
 
-    similarity       mean over tokens of <x_t, x_s> / (|x_t| |x_s|), x_t what a layer sends at step t
+    similarity       mean over tokens (pixels) of <x_t, x_s> / (|x_t| |x_s|), x_t what a layer sends at step t
     scaling factors  g_t, by which TMC scales the cross entropy's gradient at step t
     effective rank   exp(-sum_i p_i log p_i), p_i = sigma_i / sum_j sigma_j  (sigma: singular values)
     oscillation      standard deviation of the loss minus its centred moving average
@@ -25,13 +25,15 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from spikenlp.analysis.spikes import SpikeCounts
-from spikenlp.analysis.watching import unrolled
+from spikenlp.analysis.watching import frames_of, unrolled
 from spikenlp.losses.temporal import gradient_scaling_factor
 from spikenlp.models.over_time import NONLINEARITIES, OverTime
 from spikenlp.neurons.modules import SpikingNeuron
 
 Floats = NDArray[np.float64]
 
+LAYERS = ("encoder.layer", "stages")
+"""Lists of modules whose outputs are compared between time steps."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NORM_KEY = "grad_norm/"
 """What a module's gradient norm is called in a Trainer's log: this and its name."""
@@ -51,11 +53,11 @@ def temporal_similarity(
         model: any module; it runs in eval mode.
         batch: a dict of its inputs [B, ...] (padding, `attention_mask` [B, L], is left out), or its
             one input [T, B, ...].
-        layers: names of modules that give [T, B, ..., D] (or a tuple that starts with it); by
-            default the encoder's layers, where there are such.
+        layers: names of modules that give [T, B, ..., D], or maps [T, B, D, H, W] (or a tuple that
+            starts with it); by default the encoder's layers, or the stages of a vision model.
 
     Returns:
-        float64 [T, T] by layer, in [-1, 1], mean over samples and real tokens; 1 on the diagonal.
+        float64 [T, T] by layer, in [-1, 1], mean over samples and real tokens or pixels; 1 on the diagonal.
         NaN where no position sends at both steps.
 
     Raises:
@@ -67,12 +69,15 @@ def temporal_similarity(
         raise ValueError("the model is collapsed: it has no time steps to compare")
     modules = dict(model.named_modules())
     if layers is None:
-        layers = [name for name in modules if name.rpartition(".")[0].endswith("encoder.layer")]
+        layers = [name for name in modules if name.rpartition(".")[0].endswith(LAYERS)]
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no encoder.layer: name modules in `layers`")
+        raise ValueError(
+            f"{type(model).__name__} has no {' or '.join(LAYERS)}: name modules in `layers`"
+        )
     if unknown := sorted(set(layers) - set(modules)):
         raise ValueError(f"{type(model).__name__} has no module {unknown}")
-    steps = getattr(config, "num_timesteps", None)
+    frames = frames_of(batch)
+    steps = getattr(config, "num_timesteps", None) if frames is None else frames.shape[1]
     over_time = NONLINEARITIES[getattr(config, "nonlinearity", "step")]
     inputs = {k: v for k, v in batch.items() if k != "labels"} if isinstance(batch, Mapping) else {}
     samples = batch.shape[1] if isinstance(batch, Tensor) else len(next(iter(inputs.values())))
@@ -89,6 +94,8 @@ def temporal_similarity(
                 raise ValueError(
                     f"{name} gives {tuple(stream.shape)}, not [T, B, ..., D] with T, B = {expected}"
                 )
+            if stream.dim() == 5:
+                stream = stream.movedim(2, -1)
             if mask is not None and stream.dim() == 4 and stream.shape[1:3] == mask.shape:
                 stream = stream[:, mask.bool()]
             found[name] = _similarity(stream.flatten(1, -2), over_time)

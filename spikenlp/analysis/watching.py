@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +63,12 @@ def refuse_collapsed(model: nn.Module) -> None:
             "the model is collapsed: it rounds, and does not spike. Set model.config.collapsed = "
             "False to look at its spiking twin"
         )
+
+
+def frames_of(batch: Any) -> Tensor | None:
+    """The frames [B, T, C, H, W] of a batch of a vision model, which bring their own T; else None."""
+    pixels = batch.get("pixel_values") if isinstance(batch, Mapping) else None
+    return pixels if pixels is not None and pixels.dim() == 5 else None
 
 
 @contextmanager

@@ -6,22 +6,25 @@ import re
 import pandas
 import pytest
 import torch
-from transformers import AutoTokenizer
+from PIL import Image
+from transformers import AutoTokenizer, pipeline
 
 from spikenlp import (
     SpikingBertConfig,
+    SpikingBertForMaskedLM,
     SpikingBertForSequenceClassification,
-    SpikingVGGConfig,
-    SpikingVGGForImageClassification,
 )
 from spikenlp.analysis import EnergyConstants, SpikeMonitor, describe_spikes, energy_report
 from spikenlp.analysis import report as module
 from spikenlp.analysis.report import report
 from spikenlp.cli import main
 from spikenlp.data import wordpiece_tokenizer
+from spikenlp.data.augmentation import ImageTransform
+from spikenlp.data.images import MEAN_STD
 from spikenlp.metrics import calibration_by_timestep, glue_metrics, reliability_curve
 from tests.conftest import TINY_DENSE
 from tests.hub.browser import EXECUTABLE, browser
+from tests.models.test_vision import images, make
 
 pytestmark = pytest.mark.slow
 CHARTS = 9
@@ -365,12 +368,142 @@ def test_what_is_wrong_with_own_data_is_said(checkpoint, tmp_path, name, content
         main(["report", str(checkpoint / "model"), "--data", str(data), *options])
 
 
-def test_a_report_reads_text_classifiers(tmp_path):
-    SpikingVGGForImageClassification(
-        SpikingVGGConfig(hidden_sizes=[4], depths=[1], image_size=8)
-    ).save_pretrained(tmp_path)
-    with pytest.raises(SystemExit, match=r"reads spiking text classifiers.*spiking_vgg.*inspect"):
+def test_a_report_reads_classifiers(tmp_path):
+    SpikingBertForMaskedLM(SpikingBertConfig(**TINY_DENSE)).save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match=r"reads spiking classifiers.*ForMaskedLM.*inspect"):
         main(["report", str(tmp_path), "--task_name", "sst2"])
+
+
+@pytest.mark.parametrize(
+    ("name", "frames"), [("vgg", 2), ("resnet", None), ("resnet", 4), ("qkformer", None)]
+)
+def test_the_page_of_a_vision_model(name, frames, tmp_path):
+    model = make(name)
+    pixels = images(model, batch=6)
+    if frames is not None:
+        pixels = torch.stack([images(model, 6, seed) for seed in range(frames)], 1)
+    labels = torch.arange(6)
+    batches = [
+        {"pixel_values": pixels[rows], "labels": labels[rows]}
+        for rows in (slice(0, 4), slice(4, 6))
+    ]
+    found = report(model, batches, tmp_path / "page.html")
+    assert strict_json(tmp_path / "page.json") == found
+    with torch.no_grad():
+        logits = model(pixels).timestep_logits
+    steps = logits.shape[1]
+    assert steps == (frames or 3)
+    right = [
+        float((logits[:, : t + 1].mean(1).argmax(-1) == labels).double().mean())
+        for t in range(steps)
+    ]
+    assert found["accuracy"] == pytest.approx(right)
+    with SpikeMonitor(model) as monitor, torch.no_grad():
+        model(pixels)
+    for neuron, counts in monitor.layers.items():
+        assert found["firing_rate"][neuron] == pytest.approx(counts.rate_by_step.tolist())
+    assert found["firing_rate_by_head"] == {}
+    stages = [f"{model.base_model_prefix}.stages.{i}" for i in range(len(model.config.depths))]
+    assert list(found["similarity"]) == stages
+    model.config.num_timesteps = 1
+    first = pixels if frames is None else pixels[:, :1]
+    spent = found["energy_microjoules"]["spiking, float32"]
+    assert spent[0] == pytest.approx(
+        energy_report(model, {"pixel_values": first}).energies["spiking, float32"] / 1e6
+    )
+    assert spent == sorted(set(spent)), "each step costs"
+    assert "tokens" not in found["example"]
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg") == CHARTS - 2, "no heads, no tokens"
+    words = re.sub("<svg.*?</svg>", "", page, flags=re.DOTALL)
+    assert "token" not in words
+    assert ("some run in fewer" in words) is (frames is None)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Dark and bright images, class by class in folders."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for split, count in (("train", 1), ("test", 9)):
+        for name, level in (("bright", 200), ("dark", 20)):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (8, 8), (level, level + i, level)).save(
+                    folder / split / name / f"{i}.png"
+                )
+    return folder
+
+
+LIGHT = {"id2label": {0: "dark", 1: "bright"}, "label2id": {"dark": 0, "bright": 1}}
+
+
+def light(folder, **fields):
+    make("resnet", num_labels=2, **LIGHT, **fields).save_pretrained(folder)
+    return str(folder)
+
+
+def test_the_report_of_a_checkpoint_on_a_folder_of_images(pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    path = light(tmp_path / "model")
+    transform = ImageTransform(8, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), train=False)
+    transform.image_processor().save_pretrained(path)
+    command = ["report", path, "--data", str(pictures), "--out", str(tmp_path / "page.html")]
+    main([*command, "--batch", "4"])
+    assert "on 18 samples" in capsys.readouterr().out
+    values = strict_json(tmp_path / "page.json")
+    assert values["title"] == f"model on {pictures.name}"
+    classify = pipeline("image-classification", model=path)
+    answers = {
+        name: [classify(str(p))[0]["label"] for p in (pictures / "test" / name).iterdir()]
+        for name in ("dark", "bright")
+    }
+    right = sum(answers[name].count(name) for name in answers)
+    assert values["accuracy"][-1] == pytest.approx(right / 18)
+    seen = []
+
+    def watched(model, batches, *args, **options):
+        seen.extend(batches)
+        return report(model, batches, *args, **options)
+
+    monkeypatch.setattr(module, "report", watched)
+    main([*command, "--batch", "4", "--max_samples", "6", "--normalisation", "cifar10"])
+    labels, pixels = (
+        torch.cat([batch[key] for batch in seen]) for key in ("labels", "pixel_values")
+    )
+    assert len(labels) == 6
+    assert set(labels.tolist()) == {0, 1}, "not class by class"
+    assert torch.equal(pixels.mean((1, 2, 3)) > 0, labels == 1)
+    transform = ImageTransform(8, *MEAN_STD["cifar10"], train=False)
+    files = [p for name in ("dark", "bright") for p in (pictures / "test" / name).iterdir()]
+    known = [transform(Image.open(p)) for p in files]
+    assert all(any(torch.equal(x, y) for y in known) for x in pixels)
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "message"),
+    [
+        ({}, [], "preprocessor_config"),
+        ({}, ["--normalisation", "cifar"], "--normalisation must be one of cifar10, cifar100"),
+        (
+            {"label2id": {"a": 0, "b": 1}, "id2label": {0: "a", 1: "b"}},
+            [],
+            r"classes \['bright', 'dark'\]",
+        ),
+        ({"num_channels": 2}, [], r"frames of an event camera.*analysis\.report\.report"),
+        ({"neuron": "relu"}, ["--normalisation", "cifar10"], "holds no spiking neuron"),
+    ],
+)
+def test_what_is_wrong_with_images_is_said(
+    pictures, tmp_path, monkeypatch, fields, options, message
+):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    make("resnet", **{"num_labels": 2, **LIGHT, **fields}).save_pretrained(tmp_path / "model")
+    command = ["report", str(tmp_path / "model"), "--out", str(tmp_path / "page.html"), *options]
+    with pytest.raises(SystemExit, match=message):
+        main([*command, "--data", str(pictures)])
+    if not fields:
+        with pytest.raises(SystemExit, match="image classifier: give --data, a folder of images"):
+            main([*command, "--task_name", "sst2"])
 
 
 def test_bad_input_is_named(model, labelled, batches, tmp_path):

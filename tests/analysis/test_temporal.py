@@ -25,6 +25,7 @@ from spikenlp.losses import tet_loss, tmc_loss
 from spikenlp.models.over_time import running_mean
 from spikenlp.neurons import RoundingIF
 from tests.conftest import TINY_DENSE
+from tests.models.test_vision import images, make
 
 LAYERS = ["bert.encoder.layer.0", "bert.encoder.layer.1"]
 
@@ -92,6 +93,42 @@ def test_layers_that_fit_and_layers_that_do_not(batches):
     mask = batches[0]["attention_mask"]
     with pytest.raises(ValueError, match=r"must be \[B, L\], got shape \(8, 1, 12\)"):
         temporal_similarity(model, {**batches[0], "attention_mask": mask[:, None]})
+
+
+@pytest.mark.parametrize(
+    ("name", "frames"), [("vgg", None), ("vgg", 5), ("resnet", None), ("qkformer", 2)]
+)
+def test_stages_of_a_vision_model_are_compared_pixel_by_pixel(name, frames):
+    model = make(name)
+    pixels = images(model, batch=2)
+    if frames is not None:
+        generator = torch.Generator().manual_seed(1)
+        pixels = torch.randn(2, frames, *pixels.shape[1:], generator=generator)
+    sent = {}
+    last = f"{model.base_model_prefix}.stages.{len(model.config.depths) - 1}"
+    handle = model.get_submodule(last).register_forward_hook(lambda m, a, y: sent.update(y=y))
+    model(pixels)
+    handle.remove()
+    stream = sent["y"].detach().double()
+    found = temporal_similarity(model, {"pixel_values": pixels})
+    assert list(found) == [
+        f"{model.base_model_prefix}.stages.{i}" for i in range(len(model.config.depths))
+    ]
+    steps, samples, _, height, width = stream.shape
+    assert steps == (frames or model.config.num_timesteps)
+    for t in range(steps):
+        for s in range(steps):
+            pairs = [
+                (stream[t, b, :, y, x], stream[s, b, :, y, x])
+                for b in range(samples)
+                for y in range(height)
+                for x in range(width)
+            ]
+            cosines = [
+                float(u @ v / (u.norm() * v.norm())) for u, v in pairs if u.any() and v.any()
+            ]
+            expected = np.mean(cosines) if cosines else math.nan
+            assert found[last][t, s] == pytest.approx(expected, abs=1e-9, nan_ok=True)
 
 
 class Recorded(nn.Module):

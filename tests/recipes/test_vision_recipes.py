@@ -444,6 +444,7 @@ def test_losses_are_compared_on_simulated_events(tmp_path):
     row = record["losses"]["tet"]
     assert {"accuracy_t2", "ece_t2", "firing_rate_t2"} <= row.keys()
     assert 0 < row["energy_microjoules_t1"]["mean"] < row["energy_microjoules_t2"]["mean"]
+    assert -1 <= row["similarity"]["mean"] <= 1
     text = (out / "comparison.md").read_text()
     for line in ("dense: accuracy", "rounding, converted: accuracy", "rounding, trained: accuracy"):
         assert line in text
