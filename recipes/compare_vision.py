@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -77,13 +78,14 @@ def look_into(out: Path, data: image_tmc.VisionData) -> dict[str, Any]:
     with SpikeMonitor(model) as monitor:
         model(pixels)
     batch = {"pixel_values": pixels}
-    similarity = temporal_similarity(model, batch)
+    matrices = temporal_similarity(model, batch).values()
+    similarity = statistics.mean(mean_off_diagonal(matrix) for matrix in matrices)
     log = json.loads((out / "trainer_state.json").read_text())["log_history"]
     losses = [entry["loss"] for entry in log if "loss" in entry]
     return {
         "firing_rate_by_step": monitor.rate_by_step.tolist(),
         "energy_microjoules": microjoules(energy_by_step(model, batch)),
-        "similarity": statistics.mean(mean_off_diagonal(m) for m in similarity.values()),
+        "similarity": similarity if math.isfinite(similarity) else None,
         "loss_oscillation": loss_oscillation(losses, WINDOW) if len(losses) >= WINDOW else None,
     }
 

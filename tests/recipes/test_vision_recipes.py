@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from spikenlp import (
     SpikingVGGConfig,
     SpikingVGGForImageClassification,
 )
+from spikenlp.analysis import energy_report, mean_off_diagonal, temporal_similarity
 from spikenlp.data.augmentation import ImageTransform
 from spikenlp.data.images import MEAN_STD, load_images
 
@@ -35,6 +37,7 @@ from tests.data.events.test_recordings import (  # noqa: E402
     animals_archive,
     gesture_archive,
 )
+from tests.models.test_vision import make  # noqa: E402
 
 CONFIGS = ROOT / "recipes" / "configs"
 PARAMETERS = {
@@ -213,9 +216,11 @@ def test_a_validation_set_without_labelled_test_set_is_the_test_set(tmp_path):
     folder = images_in(tmp_path / "images", {"train": 40, "validation": 6})
     data = image_data("--data_dir", folder, "--image_size", "8")
     assert [len(d) for d in (data.train, data.validation, data.test)] == [36, 4, 6]
+    assert data.tested_on == "validation"
     both = images_in(tmp_path / "both", {"train": 40, "validation": 6, "test": 5})
     data = image_data("--data_dir", both, "--image_size", "8", "--max_train_samples", "7")
     assert [len(d) for d in (data.train, data.validation, data.test)] == [7, 6, 5]
+    assert data.tested_on == "test"
     alone = images_in(tmp_path / "alone", {"train": 40})
     with pytest.raises(ValueError, match="no validation or test split"):
         image_data("--data_dir", alone)
@@ -405,6 +410,9 @@ def test_dense_first_then_rounding_neurons_and_the_same_command_again(tmp_path):
     assert {found["label"] for found in classify(PILImage.new("RGB", (9, 7)))} == {"dark", "bright"}
     assert yaml.safe_load((out / "arguments.yaml").read_text())["temporal_loss"] == "tmc"
     assert str(tmp_path) not in json.dumps(results)
+    card = (out / "README.md").read_text()
+    assert "trained from scratch as a dense network, then converted" in card
+    assert f"| step 2 | {results['spiking']['accuracy_t2']:.4f} |" in card
     printed = run("image_tmc.py", *options)
     assert printed.count("resuming from") == 2
     again = json.loads((out / "results.json").read_text())
@@ -456,6 +464,28 @@ def test_losses_are_compared_on_simulated_events(tmp_path):
     options[options.index("--max_steps") + 1] = "2"
     with pytest.raises(AssertionError, match=r"other options.*max_steps 3 -> 2"):
         run("compare_vision.py", *options)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_what_a_model_does_is_looked_into_by_frame(tmp_path, frames):
+    model = make("vgg", num_timesteps=frames)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "trainer_state.json").write_text('{"log_history": []}')
+    torch.manual_seed(0)
+    pixels = torch.randn(5, frames, 2, 8, 8)
+    test = [{"pixel_values": frames_of_one, "labels": 0} for frames_of_one in pixels]
+    found = compare_vision.look_into(tmp_path, SimpleNamespace(test=test))
+    assert len(found["firing_rate_by_step"]) == frames
+    for t, energy in enumerate(found["energy_microjoules"]["spiking, float32"], 1):
+        report = energy_report(model, {"pixel_values": pixels[:, :t]})
+        assert energy == pytest.approx(report.energies["spiking, float32"] / 1e6)
+    matrices = temporal_similarity(model, {"pixel_values": pixels}).values()
+    if frames == 1:
+        assert found["similarity"] is None
+    else:
+        assert found["similarity"] == pytest.approx(
+            np.mean([mean_off_diagonal(m) for m in matrices])
+        )
 
 
 def test_rivals_are_told_in_percent():
