@@ -44,6 +44,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
+    BertConfig,
     BertForSequenceClassification,
     PreTrainedModel,
     set_seed,
@@ -131,7 +132,8 @@ class Pipeline(Phases):
     """The phases on one task.
 
     Raises:
-        ValueError: a model with another tokenizer, or the task's labels in another order.
+        ValueError: a model that is no dense BERT, or has another tokenizer or the task's labels in
+            another order.
     """
 
     names, students = PHASES, PHASES[1:]
@@ -161,6 +163,7 @@ class Pipeline(Phases):
         self.data_args = data_args
         self.inputs, self.corpus = inputs, corpus
         self.teacher_path = Path(options.teacher or self.root / "teacher")
+        dense_config(options.model_name_or_path)
         self.check_tokenizer(options.model_name_or_path)
         for path in filter(None, (options.teacher, options.student)):
             self.check_source(path)
@@ -346,11 +349,11 @@ class Pipeline(Phases):
         return teacher
 
     def check_source(self, path: str | Path) -> None:
-        """Raises ValueError where a model reads other token ids, or has the task's labels in another
-        order."""
+        """Raises ValueError where a model is no dense BERT, reads other token ids, or has the task's
+        labels in another order."""
+        id2label = dense_config(path).id2label
         self.check_tokenizer(path)
         names = [name.lower() for name in self.inputs.task.labels or ()]
-        id2label = AutoConfig.from_pretrained(path).id2label
         found = [id2label[i].lower() for i in sorted(id2label)]
         if found != names and sorted(found) == sorted(names):
             raise ValueError(
@@ -377,6 +380,16 @@ class Pipeline(Phases):
         ]
         if differing:
             raise ValueError(f"{path} was converted with {'; '.join(differing)}")
+
+
+def dense_config(path: str | Path) -> BertConfig:
+    """Raises ValueError where a model is no dense BERT: loaded as one it would have random weights."""
+    config = AutoConfig.from_pretrained(path)
+    if config.model_type != "bert":
+        raise ValueError(
+            f"{path} is of model_type {config.model_type!r}: give a dense BERT ('bert')"
+        )
+    return config
 
 
 def load_dense(

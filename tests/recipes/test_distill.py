@@ -19,8 +19,11 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    DistilBertConfig,
+    RobertaConfig,
 )
 
+from spikenlp import SpikingBertConfig
 from spikenlp.data import demo_question_pairs, get_task, wordpiece_tokenizer
 from spikenlp.hub.release import release
 from spikenlp.models.spiking_bert.reconstruction import reconstruct
@@ -405,6 +408,15 @@ def others(options):
         )
         BertForSequenceClassification(config).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    shape = {"vocab_size": len(tokenizer), "num_hidden_layers": 1, **DENSE}
+    for config in (
+        DistilBertConfig(vocab_size=len(tokenizer), n_layers=1, n_heads=2, dim=32, hidden_dim=64),
+        RobertaConfig(hidden_size=32, **shape),
+        SpikingBertConfig(hidden_size=32, **shape),
+    ):
+        model = AutoModelForSequenceClassification.from_config(config)
+        model.save_pretrained(folder / config.model_type)
+        tokenizer.save_pretrained(folder / config.model_type)
     tokenizer.save_pretrained(folder / "permuted")
     file = folder / "permuted" / "tokenizer.json"
     content = json.loads(file.read_text())
@@ -421,6 +433,11 @@ def others(options):
     [
         ("--phases unrolled", "needs a student"),
         ("--phases converted", "there is no teacher"),
+        ("--model_name_or_path {}/distilbert", "model_type 'distilbert': give a dense BERT"),
+        ("--model_name_or_path {}/spiking_bert", "model_type 'spiking_bert': give a dense BERT"),
+        ("--teacher {}/roberta", "model_type 'roberta': give a dense BERT"),
+        ("--student {}/distilbert", "model_type 'distilbert': give a dense BERT"),
+        ("--student {}/spiking_bert", "model_type 'spiking_bert': give a dense BERT"),
         ("--teacher {}/other", "must read the same token ids"),
         ("--tokenizer_name {}/permuted", "must read the same token ids"),
         ("--teacher {}/swapped", "their order must be the same"),
