@@ -6,8 +6,9 @@
 Other options go to distill.py. For each T one run trains without a penalty; a target is a fraction of the
 spikes per neuron that it ends with. A run that is done is not repeated. The output folder gets sweep.json,
 sweep.md and, for each billing (float32 against the dense float32 model, int8 against the dense int8 model
-and the quantised network of as many levels), a chart. The quantised network is the collapsed twin, after the
-phase in which it was best.
+and the quantised network of as many levels), a chart. The spiking model is that of the last phase, the
+quantised network its collapsed twin after the phase in which it was best; a student without rounding neurons
+has none.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from distill import distill
+from distill import PHASES, distill
 
 from spikenlp.analysis.plots import plot_energy_front
 from spikenlp.metrics.glue import SCORES
@@ -59,10 +60,14 @@ def run_one(
             *penalty,
         ]
     )
-    last = found.get("unrolled") or found["collapsed"]
+    students = [found[phase] for phase in PHASES if "spiking" in found.get(phase, {})]
+    if not students:
+        raise ValueError("the sweep tables a spiking model: --phases has none that leaves one")
+    last = students[-1]
     metrics = {k: v for k, v in last["spiking"].items() if k in SCORES}
-    twins = [found[phase]["collapsed"] for phase in ("collapsed", "unrolled") if phase in found]
-    best = max(twins, key=lambda twin: twin[next(k for k in SCORES if k in twin)])
+    twins = [student["collapsed"] for student in students if "collapsed" in student]
+    metric = next(k for k in SCORES if k in metrics)
+    best = max(twins, key=lambda twin: twin[metric], default={})
     spent = {
         "spikes_per_neuron": last["spikes_per_neuron"],
         **{f"microjoules, {k}": v[-1] for k, v in last["energy_microjoules"].items()},
@@ -72,7 +77,7 @@ def run_one(
         "fraction": share,
         "spike_target": wanted,
         **metrics,
-        **{f"quantised_{k}": best[k] for k in metrics},
+        **{f"quantised_{k}": best[k] for k in metrics if best},
         **spent,
     }
 
@@ -99,7 +104,7 @@ def draw(rows: list[dict[str, Any]], dense: dict[str, float], out: Path) -> None
         for row in rows:
             point = (row[f"microjoules, spiking, {billing}"], 100 * row[metric])
             series.setdefault(f"T = {row['num_timesteps']}", []).append(point)
-        if billing == "int8":
+        if billing == "int8" and f"quantised_{metric}" in rows[0]:
             series["quantised, same levels"] = [
                 (row["microjoules, quantised, same levels"], 100 * row[f"quantised_{metric}"])
                 for row in rows

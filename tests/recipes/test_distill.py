@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from spikenlp import SpikingBertConfig
+from spikenlp.analysis.plots import plot_energy_front
 from spikenlp.data import demo_question_pairs, get_task, wordpiece_tokenizer
 from spikenlp.hub.release import release
 from spikenlp.models.spiking_bert.reconstruction import reconstruct
@@ -367,21 +368,67 @@ def test_a_sweep_tables_accuracy_and_energy(options, done, tmp_path, monkeypatch
     assert penalised["spikes_per_neuron"] < free["spikes_per_neuron"]
     assert penalised["microjoules, spiking, float32"] < free["microjoules, spiking, float32"]
     found = json.loads((out / "t2_free" / "results.json").read_text())
-    twins = [found[phase]["collapsed"]["accuracy"] for phase in ("collapsed", "unrolled")]
+    twins = [found[phase]["collapsed"]["accuracy"] for phase in distill.USUAL_PHASES[1:]]
     assert free["quantised_accuracy"] == max(twins)
     assert (out / "sweep.md").read_text().count("\n| ") == 2
     assert (out / "int8.svg").stat().st_size > 1000
 
 
-def test_the_quantised_rival_is_the_twin_where_it_was_best(tmp_path, monkeypatch):
-    spent = {"spikes_per_neuron": 1.0, "energy_microjoules": {"spiking, float32": [1.0, 2.0]}}
-    found = {
-        "collapsed": {"spiking": {"accuracy": 0.7}, "collapsed": {"accuracy": 0.9}, **spent},
-        "unrolled": {"spiking": {"accuracy": 0.8}, "collapsed": {"accuracy": 0.85}, **spent},
-    }
+SPENT = {
+    "spikes_per_neuron": 1.0,
+    "energy_microjoules": {
+        name: [1.0, 2.0]
+        for name in (
+            *("spiking, float32", "spiking, int8", "dense, float32", "dense, int8"),
+            "quantised, same levels",
+        )
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("twins", "accuracy", "quantised"),
+    [
+        ({"converted": 0.6, "collapsed": 0.9, "unrolled": 0.85}, 0.8, 0.9),
+        ({"converted": 0.6, "collapsed": 0.7, "reconstructed": 0.8}, 0.75, 0.8),
+        ({"converted": 0.9, "reconstructed": 0.8}, 0.75, 0.9),
+    ],
+    ids=["unrolled", "reconstructed last", "none collapsed"],
+)
+def test_a_row_is_of_the_last_phase_and_of_the_twin_where_it_was_best(
+    tmp_path, monkeypatch, twins, accuracy, quantised
+):
+    spiking = {"converted": 0.5, "collapsed": 0.7, "reconstructed": 0.75, "unrolled": 0.8}
+    found = {"task": "qqp", "teacher": {"dense": {"accuracy": 0.99}}}
+    for phase, twin in twins.items():
+        metrics = {"spiking": {"accuracy": spiking[phase]}, "collapsed": {"accuracy": twin}}
+        found[phase] = {**metrics, **SPENT}
     monkeypatch.setattr(sweep_energy, "distill", lambda argv: found)
     row = sweep_energy.run_one([], tmp_path, 2)
-    assert (row["accuracy"], row["quantised_accuracy"]) == (0.8, 0.9)
+    assert (row["accuracy"], row["quantised_accuracy"]) == (accuracy, quantised)
+
+
+def test_a_student_without_a_twin_is_drawn_without_a_quantised_rival(tmp_path, monkeypatch):
+    drawn = []
+
+    def plot(series, rivals, ylabel):
+        drawn.append(set(series))
+        return plot_energy_front(series, rivals, ylabel)
+
+    monkeypatch.setattr(sweep_energy, "plot_energy_front", plot)
+    for twin in ({}, {"collapsed": {"accuracy": 0.9}}):
+        found = {"unrolled": {"spiking": {"accuracy": 0.8}, **twin, **SPENT}}
+        monkeypatch.setattr(sweep_energy, "distill", lambda argv, found=found: found)
+        row = sweep_energy.run_one([], tmp_path, 2)
+        sweep_energy.draw([row], {"accuracy": 0.99}, tmp_path)
+    alone, beside = {"T = 2"}, {"T = 2", "quantised, same levels"}
+    assert drawn == [alone, alone, alone, beside]
+
+
+def test_a_sweep_without_a_student_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_energy, "distill", lambda argv: {"task": "qqp", "teacher": {}})
+    with pytest.raises(ValueError, match="--phases has none that leaves one"):
+        sweep_energy.run_one([], tmp_path, 2)
 
 
 def test_a_target_for_all_runs_is_not_taken_for_the_targets_of_the_sweep(
