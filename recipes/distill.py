@@ -127,6 +127,10 @@ class PipelineArguments(StudentArguments, CollapsedArguments):
         if "reconstructed" in self.phases and config.architecture != "default":
             raise ValueError("the phase reconstructed is for the architecture 'default'")
 
+    def spiking_fields(self) -> dict[str, Any]:
+        fields = super().spiking_fields()
+        return fields if self.hidden_act is None else {**fields, "hidden_act": self.hidden_act}
+
 
 class Pipeline(Phases):
     """The phases on one task.
@@ -238,12 +242,9 @@ class Pipeline(Phases):
         self.check_source(source)
         dense, created, dropped = load_dense(source, **self.inputs.label_fields())
         self.announce("converted", source, listed([*created, options.created()]), listed(dropped))
-        fields = options.spiking_fields()
-        if options.hidden_act is not None:
-            fields["hidden_act"] = options.hidden_act
         batches = calibration_batches(self.inputs, options.calibration_batches, self.args.seed)
         model = SpikingBertForSequenceClassification.from_dense(
-            dense, calibration=batches, reconstruct=options.reconstruct, **fields
+            dense, calibration=batches, reconstruct=options.reconstruct, **options.spiking_fields()
         )
         check_teacher(model, teacher, self.args)
         args = dataclasses.replace(self.arguments("converted"), hidden_weight=0.0)
@@ -371,11 +372,9 @@ class Pipeline(Phases):
 
     def check_start(self, path: Path, config: SpikingBertConfig) -> None:
         """Raises ValueError where a student was converted with other options than are given."""
-        asked = self.options.spiking_fields()
-        del asked["hidden_dropout_prob"]
         differing = [
             f"{name} {getattr(config, name)!r}, not {value!r}"
-            for name, value in asked.items()
+            for name, value in self.options.spiking_fields().items()
             if getattr(config, name) != value
         ]
         if differing:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForSequenceClassification,
@@ -246,12 +247,34 @@ def test_what_is_done_is_not_repeated(options, done, tmp_path, capsys):
     records = (done[0] / "results.json").read_text()
     with pytest.raises(ValueError, match="seed 42 -> 7"):
         distill.distill([*options[0], "--output_dir", str(done[0]), "--seed", "7"])
-    out = prepared(done, tmp_path / "apart", "teacher", "converted")
-    apart = ["--phases", "unrolled", "--num_timesteps", "4", "--output_dir", str(out)]
-    with pytest.raises(ValueError, match="was converted with num_timesteps 2, not 4"):
-        distill.distill([*options[0], *apart])
     assert (done[0] / "results.json").read_text() == records
     assert weights.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["collapsed", "reconstructed", "unrolled"])
+@pytest.mark.parametrize(
+    ("name", "before", "asked"),
+    [
+        ("num_timesteps", "2", "4"),
+        ("hidden_act", "'gelu'", "relu"),
+        ("hidden_dropout_prob", "0.0", "0.1"),
+    ],
+)
+def test_a_student_that_was_converted_otherwise_is_refused(
+    options, done, tmp_path, phase, name, before, asked
+):
+    out = prepared(done, tmp_path / "apart", "teacher", "converted")
+    apart = ["--phases", phase, f"--{name}", asked, "--output_dir", str(out)]
+    with pytest.raises(ValueError, match=f"was converted with {name} {before}, not "):
+        distill.distill([*options[0], *apart])
+
+
+def test_an_unknown_activation_is_refused_before_anything_is_loaded(options, tmp_path):
+    argv = [*options[0], "--hidden_act", "nonsense", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(StrictDataclassError, match="hidden_act must be one of"):
+        distill.distill(argv)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
