@@ -177,8 +177,8 @@ class ResumableTrainer(Trainer):
     ) -> TrainOutput:
         """As Trainer's, from a whole checkpoint: True takes the newest, a folder that is named must be it.
 
-        Given the checkpoint of a run that reached `max_steps`, where Trainer would take one step more, it
-        loads the model (the best one with `load_best_model_at_end`) and trains no further.
+        Given the checkpoint of a run that is over (`max_steps`, or a fraction of an epoch, after which
+        Trainer would take one step more), it loads the model (the best one with `load_best_model_at_end`) and trains no further.
 
         Raises:
             CheckpointError: the checkpoint to resume from is not whole; or one could not be written (a
@@ -187,9 +187,9 @@ class ResumableTrainer(Trainer):
                 checkpoint of it. It is a SystemExit: uncaught it ends the process with status 143.
         """
         folder = self._whole(resume_from_checkpoint)
-        if folder is not None and self.args.max_steps > 0:
+        if folder is not None:
             state = TrainerState.load_from_json(str(Path(folder) / TRAINER_STATE_NAME))
-            if state.global_step >= self.args.max_steps:
+            if self._is_over(state):
                 return self._train_no_further(folder, state)
         with self._termination.handled(self.args):
             return super().train(folder, *args, **kwargs)
@@ -207,6 +207,12 @@ class ResumableTrainer(Trainer):
         if problem := checkpoint_problem(asked):
             raise CheckpointError(f"cannot resume from {asked}: {problem}")
         return str(asked)
+
+    def _is_over(self, state: TrainerState) -> bool:
+        if self.args.max_steps > 0:
+            return state.global_step >= self.args.max_steps
+        epochs = (state.epoch or 0.0) + 1e-9  # a sum of fractions
+        return state.global_step >= state.max_steps and epochs >= self.args.num_train_epochs
 
     def _train_no_further(self, folder: str, state: TrainerState) -> TrainOutput:
         best = state.best_model_checkpoint if self.args.load_best_model_at_end else None

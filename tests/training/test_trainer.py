@@ -244,8 +244,14 @@ def test_regression_trains_with_tet_and_is_refused_by_tmc(tmp_path):
         SpikingTrainer(model, make_args(tmp_path), train_dataset=data).train()
 
 
-def test_a_run_that_is_over_takes_no_further_step(tmp_path):
-    args = make_args(tmp_path, max_steps=3, save_strategy="steps", save_steps=1)
+@pytest.mark.parametrize(
+    "length",
+    [{"max_steps": 3}, {"max_steps": -1, "num_train_epochs": 0.75}],
+    ids=["steps", "fraction of an epoch"],
+)
+def test_a_run_that_is_over_takes_no_further_step(tmp_path, length):
+    saving = {"save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "constant"}
+    args = make_args(tmp_path, **saving, **length)
     first = SpikingTrainer(make_model(), args, train_dataset=make_data())
     first.train()
     again = SpikingTrainer(make_model(), args, train_dataset=make_data())
@@ -257,6 +263,23 @@ def test_a_run_that_is_over_takes_no_further_step(tmp_path):
     assert unfinished.train(str(tmp_path / "checkpoint-2")).global_step == 3
     for name, parameter in unfinished.model.state_dict().items():
         torch.testing.assert_close(parameter, first.model.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("length", "more"),
+    [
+        ({"max_steps": 3}, {"max_steps": 5}),
+        ({"max_steps": -1, "num_train_epochs": 0.75}, {"num_train_epochs": 1.25}),
+        ({"max_steps": -1, "num_train_epochs": 0.75}, {"max_steps": 5}),
+    ],
+)
+def test_a_run_that_is_over_goes_on_when_it_is_to_be_longer(tmp_path, length, more):
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    args = make_args(tmp_path, **saving, **length)
+    SpikingTrainer(make_model(), args, train_dataset=make_data()).train()
+    args = make_args(tmp_path, **saving, **{**length, **more})
+    longer = SpikingTrainer(make_model(), args, train_dataset=make_data())
+    assert longer.train(str(tmp_path / "checkpoint-3")).global_step == 5
 
 
 @pytest.mark.slow
