@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence, Set
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from spikenlp import SpikingTrainer, SpikingTrainingArguments
+from spikenlp.data.files import write_whole
 from spikenlp.training import last_checkpoint
 
 NOT_SUMMARISED = ("loss", "runtime", "ada_ece", "nll", "brier", "confidence")
@@ -72,7 +74,21 @@ def base_model(path: str | None) -> str | None:
 
 def save_records(output_dir: Path, results: dict[str, Any]) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_text(output_dir / "results.json", json.dumps(results, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is there as a whole or not at all."""
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def weights_digest(folder: str | Path) -> str | None:
+    """SHA-256 of the weights in a folder; None where it has none, such as of a Hub id."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest() if files else None
 
 
 def record_options(*arguments: Any) -> None:

@@ -18,7 +18,7 @@ Phases, each in a folder of its own under `--output_dir`, in this order:
 `--phases` chooses among them (by default all but general and internal, which are for students that cannot
 be converted well, as SpikingBERT's); each goes on from the last one before it that was run. A phase that is
 done is not repeated, and one that was stopped goes on from its last checkpoint, when the same command is
-given again; other options that bear on it are an error. results.json holds dev metrics by time step, spikes
+given again; other options that bear on it, or other weights that it came from, are an error. results.json holds dev metrics by time step, spikes
 and energy after each phase.
 """
 
@@ -34,7 +34,7 @@ from typing import Any
 
 import datasets
 import transformers
-from common import base_model, parse_arguments
+from common import base_model, parse_arguments, write_text
 from corpus import CorpusArguments
 from glue_tmc import dense_trainer, evaluate, fine_tune_dense, spending
 from phases import OF_TRAINING, CollapsedArguments, Phases, names_of
@@ -182,6 +182,17 @@ class Pipeline(Phases):
             source = self.source()
             return "teacher" if source == self.root / "teacher" else str(source)
         return super().start_name(phase)
+
+    def models(self, phase: str) -> dict[str, str | Path]:
+        dense = str(self.options.model_name_or_path)
+        if phase == "teacher":
+            return {"start": self.options.teacher or dense}
+        if phase == "converted":
+            return {"start": self.source()}
+        if phase == "reconstructed":
+            return super().models(phase)
+        teacher = dense if phase == "general" else self.teacher_path
+        return {**super().models(phase), "teacher": teacher}
 
     def arguments(self, phase: str) -> DistillationArguments:
         options = self.options
@@ -452,7 +463,7 @@ def distill(argv: list[str]) -> dict[str, Any]:
     phases = Pipeline(options, data_args, corpus_args, args, inputs, corpus).run()
     record = {"task": inputs.task.name, "data": inputs.source, **phases}
     if args.process_index == 0:
-        (Path(args.output_dir) / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+        write_text(Path(args.output_dir) / "results.json", json.dumps(record, indent=1) + "\n")
         print(summary(phases), flush=True)
     return record
 

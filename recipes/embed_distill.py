@@ -37,7 +37,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from common import base_model, parse_arguments
+from common import base_model, parse_arguments, write_text
 from corpus import CorpusArguments
 from phases import CollapsedArguments, Phases
 from student import CALIBRATION_BATCH, StudentArguments
@@ -387,7 +387,7 @@ def distill_encoder(argv: list[str]) -> dict[str, Any]:
         **phases,
     }
     if args.process_index == 0:
-        (Path(args.output_dir) / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+        write_text(Path(args.output_dir) / "results.json", json.dumps(record, indent=1) + "\n")
         print(summary(phases), flush=True)
     return record
 

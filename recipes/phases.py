@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
-from common import all_options, check_same_options
+from common import all_options, check_same_options, weights_digest, write_text
 from student import StudentArguments
 from transformers import TrainingArguments, set_seed
 
@@ -108,14 +108,17 @@ class Phases:
         """What each phase found, in this call or an earlier one.
 
         Raises:
-            ValueError: a chosen phase that is done, or has a checkpoint, was given other options; a phase
-                that needs a student comes before all that make one.
+            ValueError: a chosen phase that is done, or has a checkpoint, was given other options, or came
+                from other weights than there are now; a phase that needs a student comes before all
+                that make one.
         """
         for phase in self.chosen:
             self.check_options(phase)
         found: dict[str, Any] = {}
         for phase in self.names:
             record = self.root / phase / "results.json"
+            if phase in self.chosen:
+                self.check_weights(phase)
             if record.exists():
                 found[phase] = json.loads(record.read_text())
             elif phase in self.chosen:
@@ -124,7 +127,7 @@ class Phases:
                 found[phase] = getattr(self, f"run_{phase}")(self.root / phase)
                 found[phase] |= {**self.facts(phase), "run": run_record()}
                 if self.args.process_index == 0:
-                    record.write_text(json.dumps(found[phase], indent=1) + "\n")
+                    write_text(record, json.dumps(found[phase], indent=1) + "\n")
         return found
 
     def facts(self, phase: str) -> dict[str, Any]:
@@ -175,21 +178,49 @@ class Phases:
                 names -= {"collapsed_timesteps"}
         return names
 
+    def models(self, phase: str) -> dict[str, str | Path]:
+        """The models that bear on what a phase leaves."""
+        return {"start": self.start(phase)} if phase in self.students[1:] else {}
+
+    def weights(self, phase: str) -> dict[str, str]:
+        """Digests of the models of a phase, so far as they are in folders."""
+        digests = {name: weights_digest(path) for name, path in self.models(phase).items()}
+        return {name: digest for name, digest in digests.items() if digest is not None}
+
     def parts(self, phase: str) -> tuple[Any, ...]:
         start = Start(self.start_name(phase))
         return start, self.options, *self.further, self.arguments(phase)
+
+    def taken_over(self, phase: str) -> bool:
+        """Whether a phase is done or goes on from a checkpoint, with a record to check it by."""
+        folder = self.root / phase
+        if self.args.process_index > 0 or not (folder / "arguments.yaml").exists():
+            return False
+        return (folder / "results.json").exists() or last_checkpoint(str(folder)) is not None
+
+    def check_weights(self, phase: str) -> None:
+        """Raises ValueError where `phase` came from other weights than there are now. Of what was run
+        before they were recorded it is not known."""
+        folder = self.root / phase
+        if not self.taken_over(phase):
+            return
+        recorded = yaml.safe_load((folder / "arguments.yaml").read_text()).get("weights", {})
+        for name, digest in self.weights(phase).items():
+            if recorded.get(name, digest) != digest:
+                raise ValueError(
+                    f"{folder} came from other weights of its {name}, {self.models(phase)[name]}, than "
+                    "there are now: delete it, and the folders of the phases that went on from it, to "
+                    "run them again"
+                )
 
     def check_options(self, phase: str) -> None:
         """Raises ValueError where `phase` was run with other options; of one that goes on from a
         checkpoint the number of steps may change."""
         folder, parts = self.root / phase, self.parts(phase)
-        done = (folder / "results.json").exists()
-        taken_over = done or last_checkpoint(str(folder)) is not None
-        recorded = (folder / "arguments.yaml").exists()
-        if self.args.process_index > 0 or not (taken_over and recorded):
+        if not self.taken_over(phase):
             return
         counting = self.bearing(phase)
-        if not done:
+        if not (folder / "results.json").exists():
             counting -= STEPS
         elif parts[-1].max_steps > 0:
             counting.discard("num_train_epochs")
@@ -199,7 +230,8 @@ class Phases:
         if self.args.process_index == 0:
             folder = self.root / phase
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "arguments.yaml").write_text(yaml.safe_dump(all_options(self.parts(phase))))
+            record = {**all_options(self.parts(phase)), "weights": self.weights(phase)}
+            write_text(folder / "arguments.yaml", yaml.safe_dump(record))
 
     def run_collapsed(self, folder: Path) -> dict[str, Any]:
         return self.train("collapsed", self.arguments("collapsed"))

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from huggingface_hub.errors import StrictDataclassError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -49,6 +51,7 @@ SMALL = ["--max_train_samples", "64", "--max_eval_samples", "32", "--max_seq_len
 SMALL += ["--task_name", "qqp", "--use_cpu", "True", "--disable_tqdm", "True", "--save_steps", "2"]
 SMALL += ["--num_timesteps", "2", "--teacher_epochs", "1", "--per_device_train_batch_size", "16"]
 SMALL += ["--collapsed_steps", "8", "--max_steps", "4", "--spike_weight", "0.1"]
+WEIGHTS = "model.safetensors"
 DENSE = {"num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 32}
 
 
@@ -100,14 +103,16 @@ def prepared(done, folder, *phases):
 
 
 class Drawing(Phases):
-    """Phases that draw a number."""
+    """Phases that draw a number; the weights of the student are its time steps."""
 
     names = students = ("converted", "collapsed", "unrolled")
 
     def run_converted(self, folder):
+        save_file({"t": torch.tensor(self.options.num_timesteps or 0)}, folder / WEIGHTS)
         return {"drawn": torch.rand(()).item()}
 
     def train(self, phase, args):
+        shutil.copy(self.start(phase) / WEIGHTS, args.output_dir)
         return {"drawn": torch.rand(()).item(), "rate": args.learning_rate}
 
 
@@ -161,6 +166,79 @@ def test_a_checkpoint_goes_on_with_the_same_options_but_for_the_steps(tmp_path, 
     draw(tmp_path, "--max_steps 9")
     with pytest.raises(ValueError, match="max_steps 9 -> 10"):
         draw(tmp_path, "--max_steps 10")
+
+
+def test_what_came_from_weights_that_are_no_more_is_refused(tmp_path):
+    first = draw(tmp_path)
+    shutil.rmtree(tmp_path / "converted")
+    with pytest.raises(
+        ValueError, match=r"collapsed came from other weights of its start, .*converted"
+    ):
+        draw(tmp_path, "--num_timesteps 4")
+    shutil.rmtree(tmp_path / "collapsed")
+    with pytest.raises(ValueError, match=r"unrolled came from other weights.*: delete it"):
+        draw(tmp_path, "--num_timesteps 4")
+    shutil.rmtree(tmp_path / "unrolled")
+    assert draw(tmp_path, "--num_timesteps 4").keys() == first.keys()
+
+
+def test_what_came_from_the_same_weights_is_taken_over(tmp_path):
+    first = draw(tmp_path)
+    shutil.rmtree(tmp_path / "converted")
+    assert draw(tmp_path)["unrolled"] == first["unrolled"]
+
+
+def test_what_was_run_before_weights_were_recorded_is_taken_over(tmp_path):
+    first = draw(tmp_path)
+    for phase in Drawing.names:
+        record = tmp_path / phase / "arguments.yaml"
+        content = yaml.safe_load(record.read_text())
+        assert len(content.pop("weights")) == (phase != "converted")
+        record.write_text(yaml.safe_dump(content))
+    shutil.rmtree(tmp_path / "converted")
+    assert draw(tmp_path, "--num_timesteps 4")["unrolled"] == first["unrolled"]
+
+
+def test_a_checkpoint_does_not_go_on_from_other_weights(tmp_path, monkeypatch):
+    draw(tmp_path)
+    (tmp_path / "unrolled" / "results.json").unlink()
+    save_file({"t": torch.tensor(9)}, tmp_path / "collapsed" / WEIGHTS)
+    monkeypatch.setattr("phases.last_checkpoint", lambda folder: f"{folder}/checkpoint-2")
+    with pytest.raises(ValueError, match="unrolled came from other weights"):
+        draw(tmp_path)
+
+
+def test_a_record_that_could_not_be_written_is_not_there(tmp_path, monkeypatch):
+    def replace(source, target, rename=os.replace):
+        if Path(target).name == "results.json":
+            raise OSError("no space left")
+        rename(source, target)
+
+    monkeypatch.setattr("os.replace", replace)
+    with pytest.raises(OSError, match="no space"):
+        draw(tmp_path)
+    assert {p.name for p in (tmp_path / "converted").iterdir()} == {"arguments.yaml", WEIGHTS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        (distill.USUAL_PHASES, "converted came from other weights of its start"),
+        (["unrolled"], "unrolled came from other weights of its teacher"),
+    ],
+    ids=["all", "unrolled alone"],
+)
+def test_students_of_another_teacher_than_there_is_now_are_refused(
+    options, done, tmp_path, phases, message
+):
+    out = prepared(done, tmp_path / "out", *distill.USUAL_PHASES[1:])
+    shutil.copytree(done[0] / "teacher", out / "teacher")
+    weights = load_file(out / "teacher" / WEIGHTS)
+    weights["classifier.bias"] += 1
+    save_file(weights, out / "teacher" / WEIGHTS, {"format": "pt"})
+    with pytest.raises(ValueError, match=message):
+        distill.distill([*options[0], "--output_dir", str(out), "--phases", *phases])
 
 
 def test_a_phase_draws_the_same_whatever_ran_before_it(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from spikenlp.data.events.arrays import SensorSize
 from spikenlp.data.events.frames import ToFrames, augment_frames
 from spikenlp.data.events.recordings import EventRecordings
+from spikenlp.data.files import write_whole
 
 CACHE_FORMAT = 2
 """Part of the key: to be raised when the same settings come to give other frames."""
@@ -100,7 +100,7 @@ class FrameDataset(Dataset):
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         folder = cache_dir / f"{settings['name']}-{key}"
         folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(folder / "settings.json", lambda file: file.write(text.encode()))
+        write_whole(folder / "settings.json", lambda file: file.write(text.encode()))
         return folder
 
     def __len__(self) -> int:
@@ -143,7 +143,7 @@ class FrameDataset(Dataset):
         if path is not None:
             if frames.dtype.kind in "iu" and frames.min() >= 0:
                 frames = frames.astype(np.min_scalar_type(frames.max()))
-            _write_whole(path, lambda file: np.savez_compressed(file, frames=frames, label=label))
+            write_whole(path, lambda file: np.savez_compressed(file, frames=frames, label=label))
         return frames, label
 
     def _frame(self, events: Any) -> np.ndarray:
@@ -172,14 +172,3 @@ class FrameDataset(Dataset):
         if label not in self.classes:
             raise ValueError(f"the label {label!r} is not among the {len(self.classes)} classes")
         return self.classes.index(label)
-
-
-def _write_whole(path: Path, write: Any) -> None:
-    """Writes a file that is there as a whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
