@@ -34,11 +34,12 @@ from typing import Any
 
 import datasets
 import transformers
+import yaml
 from common import base_model, parse_arguments, write_text
 from corpus import CorpusArguments
 from glue_tmc import dense_trainer, evaluate, fine_tune_dense, spending
 from phases import OF_TRAINING, CollapsedArguments, Phases, names_of
-from student import CALIBRATION_BATCH, StudentArguments
+from student import CALIBRATION_BATCH, StudentArguments, read_alike
 from task_data import DataArguments, Inputs, calibration_batches, load_inputs, load_task_data
 from transformers import (
     AutoConfig,
@@ -65,6 +66,7 @@ from spikenlp.training.distillation import (
     PROJECTIONS,
     DistillationArguments,
     DistillationTrainer,
+    check_shapes,
     check_teacher,
 )
 from spikenlp.training.trainer import check_penalty, collapsed
@@ -171,6 +173,7 @@ class Pipeline(Phases):
         self.check_tokenizer(options.model_name_or_path)
         for path in filter(None, (options.teacher, options.student)):
             self.check_source(path)
+        self.check_shapes()
 
     def source(self) -> str | Path:
         """What the student is converted from."""
@@ -205,6 +208,8 @@ class Pipeline(Phases):
             changed["max_steps"] = getattr(options, f"{phase}_steps")
             for name in ("learning_rate", "attention_weight"):
                 changed[name] = getattr(options, f"{phase}_{name}")
+        if phase != "unrolled" and self.inputs.task.labels is None:
+            changed["temporal_loss"] = "tet"  # to evaluate with; TMC has no loss of a regression
         return dataclasses.replace(super().arguments(phase), **changed)
 
     def bearing(self, phase: str) -> set[str]:
@@ -373,8 +378,40 @@ class Pipeline(Phases):
                 "the same"
             )
 
+    def check_shapes(self) -> None:
+        """Raises ValueError where a student is too deep for its teacher, or has other heads."""
+
+        def there(path: str | Path) -> str | Path:
+            teacher = self.root / "teacher"
+            to_be_made = path == teacher and not (teacher / "results.json").exists()
+            return str(self.options.model_name_or_path) if to_be_made else path
+
+        made = self.root / "converted"
+        done = (made / "results.json").exists()
+        student = AutoConfig.from_pretrained(made) if done else dense_config(there(self.source()))
+        for phase in self.chosen:
+            if phase in ("teacher", "converted", "reconstructed"):
+                continue
+            teacher = dense_config(there(self.models(phase)["teacher"]))
+            of_text = f"{phase}_" if phase in ("general", "internal") else ""
+            option = f"--{of_text}attention_weight"
+            check_shapes(student, teacher, self.arguments(phase), option)
+
+    def check_options(self, phase: str) -> None:
+        super().check_options(phase)
+        converted = self.root / "converted" / "arguments.yaml"
+        if phase != "general" or self.options.student or not converted.exists():
+            return
+        done = (self.root / "general" / "results.json").exists()
+        if not done and yaml.safe_load(converted.read_text()).get("start") == "teacher":
+            raise ValueError(
+                f"{converted.parent} was converted from the fine-tuned teacher, but the phase general "
+                f"teaches what {self.options.model_name_or_path} knew before: delete it and run converted "
+                "and general together, or name with --student what the student starts from"
+            )
+
     def check_tokenizer(self, path: str | Path) -> None:
-        if AutoTokenizer.from_pretrained(path).get_vocab() != self.inputs.tokenizer.get_vocab():
+        if not read_alike(AutoTokenizer.from_pretrained(path), self.inputs.tokenizer):
             options = self.options
             raise ValueError(
                 f"the tokenizer at {path} is not {options.tokenizer_name or options.model_name_or_path}'s: "
@@ -454,7 +491,8 @@ def distill(argv: list[str]) -> dict[str, Any]:
     set_seed(args.seed)
     with args.main_process_first(desc="data"):
         inputs = load_inputs(options, data_args, *load_task_data(data_args))
-    if inputs.task.labels is None and args.temporal_loss == "tmc":
+    unrolled = "unrolled" in options.phases
+    if unrolled and inputs.task.labels is None and args.temporal_loss == "tmc":
         raise ValueError(
             f"{inputs.task.name} is a regression, which has no confidence for TMC to calibrate: use "
             "--temporal_loss sdt or tet"

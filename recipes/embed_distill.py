@@ -40,7 +40,7 @@ import transformers
 from common import base_model, parse_arguments, write_text
 from corpus import CorpusArguments
 from phases import CollapsedArguments, Phases
-from student import CALIBRATION_BATCH, StudentArguments
+from student import CALIBRATION_BATCH, StudentArguments, read_alike
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, BertModel, DataCollatorWithPadding, set_seed
 
@@ -321,7 +321,7 @@ class Pipeline(Phases):
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16)
 
     def check_tokenizer(self, path: str) -> None:
-        if AutoTokenizer.from_pretrained(path).get_vocab() != self.tokenizer.get_vocab():
+        if not read_alike(AutoTokenizer.from_pretrained(path), self.tokenizer):
             raise ValueError(
                 f"the tokenizer at {path} is not that of {self.dense}: teacher and student must read "
                 "the same token ids"

@@ -11,6 +11,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from spikenlp.data import wordpiece_tokenizer
 
 CALIBRATION_BATCH = 32
+PROBED = 1000
+"""Words of a vocabulary that tokenizers are compared by."""
 FROM_SCRATCH = {
     "hidden_size": 128,
     "num_hidden_layers": 2,
@@ -101,3 +103,14 @@ class StudentArguments:
         """The one that is named, else that of the start, else a new one with the words of `texts`."""
         path = self.tokenizer_name or self.model_name_or_path
         return wordpiece_tokenizer(texts) if path is None else AutoTokenizer.from_pretrained(path)
+
+
+def read_alike(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers have one vocabulary, and give its words, in capitals as well, accents,
+    punctuation and ideographs the same ids."""
+    vocabulary = first.get_vocab()
+    if vocabulary != second.get_vocab():
+        return False
+    words = sorted(word for word in vocabulary if word.isalpha())[:PROBED]
+    texts = [" ".join(words), " ".join(words).upper(), "A café's Naïve 3.5% -- (東京), don't\n"]
+    return first(texts)["input_ids"] == second(texts)["input_ids"]

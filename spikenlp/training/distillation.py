@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 
 from spikenlp.losses.distillation import (
     attention_score_loss,
@@ -301,11 +301,7 @@ def check_teacher(
 ) -> None:
     """Raises ValueError where `model` cannot learn from `teacher`."""
     student, source = model.config, teacher.config
-    if student.vocab_size != source.vocab_size:
-        raise ValueError(
-            f"the teacher's vocabulary has {source.vocab_size} entries, the student's "
-            f"{student.vocab_size}: both must read the same token ids"
-        )
+    check_shapes(student, source, args)
     classifies = hasattr(model, "classifier") and hasattr(teacher, "classifier")
     if args.logit_weight and classifies and student.num_labels != source.num_labels:
         raise ValueError(
@@ -316,24 +312,42 @@ def check_teacher(
             f"the teacher, {type(teacher).__name__}, gives no logits of classes: fine-tune one with "
             "a classification head, or set logit_weight=0"
         )
+
+
+def check_shapes(
+    student: PreTrainedConfig,
+    teacher: PreTrainedConfig,
+    args: DistillationArguments,
+    weight_option: str = "attention_weight",
+) -> None:
+    """Raises ValueError where vocabulary, depth or heads of a student do not fit its teacher's.
+
+    Args:
+        weight_option: what the caller's user knows `args.attention_weight` by.
+    """
+    if student.vocab_size != teacher.vocab_size:
+        raise ValueError(
+            f"the teacher's vocabulary has {teacher.vocab_size} entries, the student's "
+            f"{student.vocab_size}: both must read the same token ids"
+        )
     if args.hidden_weight or args.attention_weight:
         states = student.num_hidden_layers + 1
         if args.teacher_layers is None:
-            layer_map(student.num_hidden_layers, source.num_hidden_layers)
+            layer_map(student.num_hidden_layers, teacher.num_hidden_layers)
         elif len(args.teacher_layers) != states:
             raise ValueError(
                 f"teacher_layers must name {states} hidden states (embedding first), got "
                 f"{args.teacher_layers}"
             )
-        elif not all(0 <= i <= source.num_hidden_layers for i in args.teacher_layers):
+        elif not all(0 <= i <= teacher.num_hidden_layers for i in args.teacher_layers):
             raise ValueError(
-                f"teacher_layers must be in 0..{source.num_hidden_layers}, the teacher's hidden states, "
+                f"teacher_layers must be in 0..{teacher.num_hidden_layers}, the teacher's hidden states, "
                 f"got {args.teacher_layers}"
             )
-    if args.attention_weight and student.num_attention_heads != source.num_attention_heads:
+    if args.attention_weight and student.num_attention_heads != teacher.num_attention_heads:
         raise ValueError(
-            f"attention scores need as many heads: the teacher has {source.num_attention_heads}, "
-            f"the student {student.num_attention_heads}. Set attention_weight=0 to leave them out"
+            f"attention scores need as many heads: the teacher has {teacher.num_attention_heads}, "
+            f"the student {student.num_attention_heads}. Set {weight_option}=0 to leave them out"
         )
 
 

@@ -22,6 +22,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    BertTokenizer,
     DistilBertConfig,
     RobertaConfig,
 )
@@ -425,8 +426,9 @@ def test_reconstructed_weights_are_fitted_towards_the_collapsed_twin(options, do
 @pytest.mark.slow
 def test_raw_text_and_text_without_labels_teach_as_well(options, done, tmp_path):
     arguments, folder = options
-    out = prepared(done, tmp_path / "text", "teacher", "converted")
-    phases = ["--phases", "general", "internal", "--general_steps", "2", "--internal_steps", "2"]
+    out = prepared(done, tmp_path / "text", "teacher")
+    phases = ["--phases", "converted", "general", "internal"]
+    phases += ["--general_steps", "2", "--internal_steps", "2"]
     phases += ["--logging_steps", "1"]
     corpus = ["--corpus_files", str(folder / "corpus.txt")]
     found = distill.distill([*arguments, "--output_dir", str(out), *phases, *corpus])
@@ -435,6 +437,34 @@ def test_raw_text_and_text_without_labels_teach_as_well(options, done, tmp_path)
         assert found[phase]["training"]["temporal_loss"] is None
         assert not any("loss_task" in entry or "loss_soft" in entry for entry in log)
         assert any("loss_scores" in entry for entry in log)
+
+
+@pytest.mark.slow
+def test_general_does_not_go_on_from_the_fine_tuned_teacher_unless_asked(options, done, tmp_path):
+    out = prepared(done, tmp_path / "text", "teacher", "converted")
+    argv = [*options[0], "--output_dir", str(out), "--phases", "general", "--general_steps", "1"]
+    argv += ["--corpus_files", str(options[1] / "corpus.txt")]
+    with pytest.raises(ValueError, match="converted from the fine-tuned teacher"):
+        distill.distill(argv)
+    found = distill.distill([*argv, "--student", str(done[0] / "teacher")])
+    assert found["general"]["training"]["steps"] == 1
+    assert distill.distill(argv)["general"] == found["general"]
+
+
+@pytest.mark.slow
+def test_a_regression_is_converted_without_a_loss_for_the_unrolled_phase(options, tmp_path):
+    (tmp_path / "STS-B").mkdir()
+    lines = ["index\tsentence1\tsentence2\tscore"]
+    for i, row in enumerate(demo_question_pairs()["train"].select(range(40))):
+        lines.append(f"{i}\t{row['question1']}\t{row['question2']}\t{5 * row['label']}.0")
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / "STS-B" / name).write_text("\n".join(lines) + "\n")
+    argv = [*options[0], "--task_name", "stsb", "--data_dir", str(tmp_path)]
+    argv += ["--output_dir", str(tmp_path / "out"), "--phases", "teacher", "converted"]
+    found = distill.distill([*argv, "--teacher_epochs", "0.1"])
+    assert "pearson_t2" in found["converted"]["spiking"]
+    with pytest.raises(ValueError, match="no confidence for TMC"):
+        distill.distill([*argv, "unrolled"])
 
 
 @pytest.mark.slow
@@ -565,6 +595,17 @@ def others(options):
         model = AutoModelForSequenceClassification.from_config(config)
         model.save_pretrained(folder / config.model_type)
         tokenizer.save_pretrained(folder / config.model_type)
+    deep = {"hidden_size": 32, "num_hidden_layers": 3, "vocab_size": len(tokenizer), **DENSE}
+    for name, fields in (
+        ("deep", {}),
+        ("heads", {"num_hidden_layers": 2, "num_attention_heads": 4}),
+    ):
+        BertForMaskedLM(BertConfig(**{**deep, **fields})).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    shallow = BertConfig(**{**deep, "num_hidden_layers": 1})
+    BertForMaskedLM(shallow).save_pretrained(folder / "cased")
+    cased = BertTokenizer(vocab=tokenizer.get_vocab(), do_lower_case=False)
+    cased.save_pretrained(folder / "cased")
     tokenizer.save_pretrained(folder / "permuted")
     file = folder / "permuted" / "tokenizer.json"
     content = json.loads(file.read_text())
@@ -587,6 +628,14 @@ def others(options):
         ("--student {}/distilbert", "model_type 'distilbert': give a dense BERT"),
         ("--student {}/spiking_bert", "model_type 'spiking_bert': give a dense BERT"),
         ("--teacher {}/other", "must read the same token ids"),
+        ("--student {}/cased", "must read the same token ids"),
+        ("--student {}/deep", "a student of 3 layers cannot learn layer by layer"),
+        (
+            "--student {}/heads --phases converted general --corpus_files {}/corpus.txt",
+            "Set --general_attention_weight=0",
+        ),
+        ("--student {}/heads --phases converted internal", "Set --internal_attention_weight=0"),
+        ("--student {}/heads --attention_weight 1", "Set --attention_weight=0"),
         ("--tokenizer_name {}/permuted", "must read the same token ids"),
         ("--teacher {}/swapped", "their order must be the same"),
         ("--student {}/swapped", "their order must be the same"),
@@ -601,5 +650,7 @@ def others(options):
 def test_what_is_missing_or_does_not_fit_is_named(options, others, tmp_path, change, message):
     out = tmp_path / "out"
     with pytest.raises(ValueError, match=message):
-        distill.distill([*options[0], "--output_dir", str(out), *change.format(others).split()])
+        distill.distill(
+            [*options[0], "--output_dir", str(out), *change.replace("{}", str(others)).split()]
+        )
     assert not (out / "teacher" / "model.safetensors").exists()
