@@ -356,12 +356,40 @@ def test_an_unknown_activation_is_refused_before_anything_is_loaded(options, tmp
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture(scope="module")
+def narrow(options):
+    """A dense BERT of half the width, with the same tokenizer."""
+    folder = options[1] / "narrow"
+    tokenizer = AutoTokenizer.from_pretrained(options[1] / "dense")
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, **DENSE)
+    BertForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def general(options, done, narrow, tmp_path_factory):
+    """Options of the phase general for the narrow student, and a folder in which it was run."""
+    out = prepared(done, tmp_path_factory.mktemp("general") / "run", "teacher")
+    arguments = [*options[0], "--student", narrow, "--general_steps", "8"]
+    arguments += ["--corpus_files", str(options[1] / "corpus.txt")]
+    run = ["--phases", "converted", "general", "--output_dir", str(out)]
+    distill.distill([*arguments, *run])
+    return arguments, out
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["collapsed", "unrolled"])
-def test_a_killed_phase_goes_on_and_ends_with_the_same_weights(options, done, tmp_path, phase):
-    before = distill.USUAL_PHASES[: distill.USUAL_PHASES.index(phase)]
-    out = prepared(done, tmp_path / "killed", *before)
-    command = [sys.executable, str(ROOT / "recipes" / "distill.py"), *options[0]]
+@pytest.mark.parametrize("phase", ["teacher", "general", "collapsed", "unrolled"])
+def test_a_killed_phase_goes_on_and_ends_with_the_same_weights(
+    options, done, tmp_path, phase, request
+):
+    arguments, whole = options[0], done[0]
+    if phase == "general":
+        arguments, whole = request.getfixturevalue("general")
+    before = [p for p in distill.PHASES[: distill.PHASES.index(phase)] if (whole / p).exists()]
+    out = prepared((whole,), tmp_path / "killed", *before)
+    command = [sys.executable, str(ROOT / "recipes" / "distill.py"), *arguments]
     command += ["--output_dir", str(out), "--phases", phase]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
@@ -374,20 +402,15 @@ def test_a_killed_phase_goes_on_and_ends_with_the_same_weights(options, done, tm
     process.wait()
     assert not (out / phase / "results.json").exists()
     distill.distill(command[2:])
-    whole, resumed = (load_file(folder / phase / "model.safetensors") for folder in (done[0], out))
-    for name, value in whole.items():
+    expected, resumed = (load_file(folder / phase / WEIGHTS) for folder in (whole, out))
+    for name, value in expected.items():
         assert torch.equal(value, resumed[name]), name
 
 
 @pytest.mark.slow
-def test_what_is_created_and_dropped_is_said(options, done, tmp_path, capsys):
-    student = str(tmp_path / "student")
-    tokenizer = AutoTokenizer.from_pretrained(done[0] / "teacher")
-    narrow = BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, **DENSE)
-    BertForMaskedLM(narrow).save_pretrained(student)
-    tokenizer.save_pretrained(student)
+def test_what_is_created_and_dropped_is_said(options, done, narrow, tmp_path, capsys):
     out = prepared(done, tmp_path / "out", "teacher")
-    change = ["--student", student, "--phases", "converted", "collapsed"]
+    change = ["--student", narrow, "--phases", "converted", "collapsed"]
     distill.distill([*options[0], *change, "--output_dir", str(out)])
     said = dict(re.findall(r"phase (\w+): loads \S+; (.+)", capsys.readouterr().out))
     assert said == {
@@ -437,6 +460,34 @@ def test_raw_text_and_text_without_labels_teach_as_well(options, done, tmp_path)
         assert found[phase]["training"]["temporal_loss"] is None
         assert not any("loss_task" in entry or "loss_soft" in entry for entry in log)
         assert any("loss_scores" in entry for entry in log)
+
+
+@pytest.mark.slow
+def test_spikingbert_goes_through_all_its_phases(options, tmp_path):
+    recipe = str(ROOT / "recipes" / "configs" / "spikingbert.yaml")
+    argv = [recipe, *options[0], "--corpus_files", str(options[1] / "corpus.txt")]
+    argv += ["--num_timesteps", "4", "--general_steps", "2", "--internal_steps", "2"]
+    argv += ["--max_steps", "2", "--spike_weight", "0", "--logging_steps", "1"]
+    found = distill.distill([*argv, "--output_dir", str(tmp_path)])
+    parts = {
+        "general": {"loss_hidden", "loss_scores"},
+        "internal": {"loss_hidden", "loss_scores"},
+        "unrolled": {"loss_hidden", "loss_task", "loss_soft"},
+    }
+    before = load_file(tmp_path / "converted" / WEIGHTS)
+    for phase, names in parts.items():
+        assert found[phase]["training"]["steps"] == 2
+        assert "accuracy_t4" in found[phase]["spiking"]
+        assert "collapsed" not in found[phase]
+        log = json.loads((tmp_path / phase / "trainer_state.json").read_text())["log_history"]
+        assert {key for key in log[0] if key.startswith("loss_")} == names
+        weights = load_file(tmp_path / phase / WEIGHTS)
+        name = "bert.encoder.layer.0.output.dense.weight"
+        assert not torch.equal(weights[name], before[name])
+        before = weights
+    config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "unrolled").config
+    chosen = (config.architecture, config.gradient, config.nonlinearity)
+    assert chosen == ("spikingbert", "implicit", "step")
 
 
 @pytest.mark.slow
