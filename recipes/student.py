@@ -49,6 +49,13 @@ class StudentArguments:
         default=None,
         metadata={"help": "Through the time steps, or (spikingbert, its default) implicit."},
     )
+    settle_tolerance: float | None = field(
+        default=None,
+        metadata={
+            "help": "Implicit: a sample stops once its average spiking rates differ by no more than this "
+            "from those at half as many steps (default: none stops)."
+        },
+    )
     num_timesteps: int | None = field(
         default=None,
         metadata={"help": "T (default: 4, spikingbert 100, or that of the spiking checkpoint)."},
@@ -95,7 +102,8 @@ class StudentArguments:
             )
 
     def spiking_fields(self) -> dict[str, Any]:
-        names = ("architecture", "gradient", "num_timesteps", "nonlinearity", "neuron", "ternary")
+        names = ("architecture", "gradient", "settle_tolerance", "num_timesteps", "nonlinearity")
+        names += ("neuron", "ternary")
         chosen = {k: getattr(self, k) for k in names if getattr(self, k) is not None}
         return {**chosen, "hidden_dropout_prob": self.hidden_dropout_prob}
 

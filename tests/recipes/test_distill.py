@@ -468,6 +468,7 @@ def test_spikingbert_goes_through_all_its_phases(options, tmp_path):
     argv = [recipe, *options[0], "--corpus_files", str(options[1] / "corpus.txt")]
     argv += ["--num_timesteps", "4", "--general_steps", "2", "--internal_steps", "2"]
     argv += ["--max_steps", "2", "--spike_weight", "0", "--logging_steps", "1"]
+    argv += ["--settle_tolerance", "1e-6"]
     found = distill.distill([*argv, "--output_dir", str(tmp_path)])
     parts = {
         "general": {"loss_hidden", "loss_scores"},
@@ -488,6 +489,7 @@ def test_spikingbert_goes_through_all_its_phases(options, tmp_path):
     config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "unrolled").config
     chosen = (config.architecture, config.gradient, config.nonlinearity)
     assert chosen == ("spikingbert", "implicit", "step")
+    assert config.settle_tolerance == 1e-6
 
 
 @pytest.mark.slow
