@@ -120,5 +120,5 @@ def read_alike(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) 
     if vocabulary != second.get_vocab():
         return False
     words = sorted(word for word in vocabulary if word.isalpha())[:PROBED]
-    texts = [" ".join(words), " ".join(words).upper(), "A café's Naïve 3.5% -- (東京), don't\n"]
+    texts = [*words, *map(str.upper, words), "A café's Naïve 3.5% -- (東京), don't\n"]
     return first(texts)["input_ids"] == second(texts)["input_ids"]
