@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
 from transformers import (
     Trainer,
     TrainerCallback,
@@ -35,6 +36,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from spikenlp.losses.collectives import several_processes
@@ -45,6 +47,8 @@ REPLACED = ".replaced"
 """Ending of a checkpoint's name while another takes its place."""
 SENTINEL = "checkpoint-is-incomplete.txt"
 """What transformers' own checkpoint at SIGTERM leaves where it was interrupted."""
+ORDER = "order_rng_state_{}.pth"
+"""What the order of an epoch was drawn from, by process."""
 NEEDED = {
     "weights": (
         "model.safetensors",
@@ -162,10 +166,35 @@ def _json_damage(path: Path) -> str | None:
     return None
 
 
+class ResumableSampler(Sampler):
+    """A sampler that draws from torch's global generator, and knows what it drew an epoch's order from."""
+
+    def __init__(self, sampler: LengthGroupedSampler):
+        self.sampler = sampler
+        self.drawn_from: Tensor | None = None
+        self.draw_from: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        if self.draw_from is not None:
+            torch.set_rng_state(self.draw_from)
+            self.draw_from = None
+        self.drawn_from = torch.get_rng_state()
+        return iter(self.sampler)
+
+
 class ResumableTrainer(Trainer):
-    """transformers' Trainer whose checkpoints are whole or not there, and which SIGTERM ends with one."""
+    """transformers' Trainer whose checkpoints are whole or not there, and which SIGTERM ends with one.
+
+    A run that resumes within an epoch sees its samples in the order in which it began: with
+    `train_sampling_strategy="group_by_length"` Trainer would draw another one, but in the first epoch.
+    """
 
     _writing = False
+    _sampler: ResumableSampler | None = None
+    _order: Tensor | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -191,8 +220,25 @@ class ResumableTrainer(Trainer):
             state = TrainerState.load_from_json(str(Path(folder) / TRAINER_STATE_NAME))
             if self._is_over(state):
                 return self._train_no_further(folder, state)
+            order = Path(folder) / ORDER.format(self.args.process_index)
+            within_epoch = (state.epoch or 0) % 1 > 0
+            self._order = torch.load(order) if within_epoch and order.exists() else None
         with self._termination.handled(self.args):
             return super().train(folder, *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        self._sampler = ResumableSampler(sampler)
+        self._sampler.draw_from, self._order = self._order, None
+        return self._sampler
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self._sampler is not None and self._sampler.drawn_from is not None:
+            order = Path(output_dir) / ORDER.format(self.args.process_index)
+            torch.save(self._sampler.drawn_from, order)
 
     def _whole(self, asked: str | bool | None) -> str | None:
         if not asked:

@@ -265,6 +265,19 @@ def test_a_run_that_is_over_takes_no_further_step(tmp_path, length):
         torch.testing.assert_close(parameter, first.model.state_dict()[name])
 
 
+@pytest.mark.parametrize("strategy", ["group_by_length", "random"])
+def test_a_run_resumes_in_the_order_of_its_epoch(tmp_path, strategy):
+    saving = {"save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "constant"}
+    args = make_args(tmp_path, max_steps=12, train_sampling_strategy=strategy, **saving)
+    first = SpikingTrainer(make_model(), args, train_dataset=make_data())
+    first.train()
+    for step in (2, 4, 5, 8, 11):  # of epochs of four
+        again = SpikingTrainer(make_model(), args, train_dataset=make_data())
+        again.train(str(tmp_path / f"checkpoint-{step}"))
+        for name, parameter in again.model.state_dict().items():
+            torch.testing.assert_close(parameter, first.model.state_dict()[name], msg=f"{step}")
+
+
 @pytest.mark.parametrize(
     ("length", "more"),
     [
