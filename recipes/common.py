@@ -106,7 +106,7 @@ def record_options(*arguments: Any) -> None:
     if last_checkpoint(args.output_dir) and (out / "arguments.yaml").exists():
         check_same_options(out, arguments, ignored=of_trainer)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "arguments.yaml").write_text(yaml.safe_dump(all_options(arguments)))
+    write_text(out / "arguments.yaml", yaml.safe_dump(all_options(arguments)))
 
 
 def check_same_options(output_dir: Path, arguments: Sequence[Any], ignored: Set[str]) -> None:

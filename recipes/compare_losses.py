@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from common import check_same_options, parse_arguments
+from common import check_same_options, parse_arguments, write_text
 from glue_tmc import ARGUMENTS, LOOKED_INTO, run
 from qqp_tmc import load_pairs
 from scipy.stats import ttest_rel
@@ -90,7 +90,7 @@ def run_one(options: list[str], out: Path, seed: int) -> dict[str, Any]:
         "similarity": statistics.mean(mean_off_diagonal(m) for m in similarity.values()),
         "loss_oscillation": loss_oscillation(losses, WINDOW) if len(losses) >= WINDOW else None,
     }
-    done.write_text(json.dumps(found, indent=1) + "\n")
+    write_text(done, json.dumps(found, indent=1) + "\n")
     return found
 
 

@@ -28,7 +28,7 @@ from typing import Any
 import dvs_tmc
 import image_tmc
 import transformers
-from common import check_same_options, parse_arguments
+from common import check_same_options, parse_arguments, write_text
 from compare_losses import LOSSES, WINDOW, compare, markdown, options_of
 from torch.utils.data import Subset
 from transformers import default_data_collator
@@ -66,7 +66,7 @@ def run_one(kind: str, options: list[str], out: Path, seed: int) -> dict[str, An
     found = image_tmc.run(*arguments, load_data=load_data)
     if found["config"]["neuron"] != "relu":
         found |= look_into(out, load_data(*arguments[:2]))
-    done.write_text(json.dumps(found, indent=1) + "\n")
+    write_text(done, json.dumps(found, indent=1) + "\n")
     return found
 
 

@@ -18,8 +18,8 @@ Phases, each in a folder of its own under `--output_dir`, in this order:
 `--phases` chooses among them (by default all but general and internal, which are for students that cannot
 be converted well, as SpikingBERT's); each goes on from the last one before it that was run. A phase that is
 done is not repeated, and one that was stopped goes on from its last checkpoint, when the same command is
-given again; other options that bear on it, or other weights that it came from, are an error. results.json holds dev metrics by time step, spikes
-and energy after each phase.
+given again; other options that bear on it, or other weights that it came from, are an error. results.json
+holds dev metrics by time step, spikes and energy after each phase.
 """
 
 from __future__ import annotations
@@ -393,9 +393,9 @@ class Pipeline(Phases):
             if phase in ("teacher", "converted", "reconstructed"):
                 continue
             teacher = dense_config(there(self.models(phase)["teacher"]))
-            of_text = f"{phase}_" if phase in ("general", "internal") else ""
-            option = f"--{of_text}attention_weight"
-            check_shapes(student, teacher, self.arguments(phase), option)
+            own = f"{phase}_attention_weight"
+            option = own if hasattr(self.options, own) else "attention_weight"
+            check_shapes(student, teacher, self.arguments(phase), f"--{option}")
 
     def check_options(self, phase: str) -> None:
         super().check_options(phase)

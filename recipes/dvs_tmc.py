@@ -78,10 +78,10 @@ def load_event_data(model_args: VisionModelArguments, data_args: EventArguments)
     if data_args.events == "simulated":
         sources, names, description = simulated(data_args)
     else:
+        if data_args.fold == "all":
+            raise ValueError("--fold all is for dvs_tmc.py alone: give one fold, 1 to 4")
+        fold = None if data_args.fold is None else int(data_args.fold)
         for split in ("train", "test"):
-            if data_args.fold == "all":
-                raise ValueError("--fold all is for dvs_tmc.py alone: give one fold, 1 to 4")
-            fold = None if data_args.fold is None else int(data_args.fold)
             sources[split] = load_recordings(data_args.events, data_args.data_dir, split, fold=fold)
         names = list(sources["train"].classes)
         description = f"{data_args.events}, frames by {data_args.frames_by}"

@@ -250,8 +250,8 @@ def report(
     ]
     if values["firing_rate_by_head"]:
         rates = {_short(k): v for k, v in values["firing_rate_by_head"].items()}
-        title_of_heads = "Firing rate of keys, values and context, layer by head"
-        charts.insert(-1, (title_of_heads, plots.plot_head_rates(rates)))
+        heads = plots.plot_head_rates(rates)
+        charts.append(("Firing rate of keys, values and context, layer by head", heads))
     if spikes:
         answer = f"{_answer(example['by_step'][-1])} (truth: {example['truth']})"
         charts.append((f"One example: {answer}", plots.plot_raster(spikes, example["tokens"])))

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from accelerate.utils import synchronize_rng_states
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import (
@@ -167,7 +168,8 @@ def _json_damage(path: Path) -> str | None:
 
 
 class ResumableSampler(Sampler):
-    """A sampler that draws from torch's global generator, and knows what it drew an epoch's order from."""
+    """A sampler that draws from torch's global generator: the same order in each process, and it knows
+    what it drew an epoch's from."""
 
     def __init__(self, sampler: LengthGroupedSampler):
         self.sampler = sampler
@@ -181,6 +183,7 @@ class ResumableSampler(Sampler):
         if self.draw_from is not None:
             torch.set_rng_state(self.draw_from)
             self.draw_from = None
+        synchronize_rng_states(["torch"])
         self.drawn_from = torch.get_rng_state()
         return iter(self.sampler)
 
@@ -188,8 +191,9 @@ class ResumableSampler(Sampler):
 class ResumableTrainer(Trainer):
     """transformers' Trainer whose checkpoints are whole or not there, and which SIGTERM ends with one.
 
-    A run that resumes within an epoch sees its samples in the order in which it began: with
-    `train_sampling_strategy="group_by_length"` Trainer would draw another one, but in the first epoch.
+    With `train_sampling_strategy="group_by_length"` Trainer draws the order of each epoch from what random
+    numbers have left: after the first epoch a run that resumes has another one, and processes may differ.
+    Here a run that resumes within an epoch goes on in its order, which all processes share.
     """
 
     _writing = False
@@ -207,7 +211,8 @@ class ResumableTrainer(Trainer):
         """As Trainer's, from a whole checkpoint: True takes the newest, a folder that is named must be it.
 
         Given the checkpoint of a run that is over (`max_steps`, or a fraction of an epoch, after which
-        Trainer would take one step more), it loads the model (the best one with `load_best_model_at_end`) and trains no further.
+        Trainer would take one step more), it loads the model (the best one with
+        `load_best_model_at_end`) and trains no further.
 
         Raises:
             CheckpointError: the checkpoint to resume from is not whole; or one could not be written (a

@@ -86,6 +86,13 @@ def test_global_theta_is_right_for_unequal_batches(theta_odds, two):
 
 
 @pytest.mark.slow
+def test_each_epoch_shows_every_row_to_one_process(two):
+    epochs = [a + b for a, b in zip(two[0]["rows"], two[1]["rows"], strict=True)]
+    assert [sorted(rows) for rows in epochs] == [list(range(32))] * 3
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.slow
 def test_sigterm_to_one_process_stops_both_after_the_same_step_and_the_run_goes_on(two):
     for results in two:
         assert results["terminated"] == {

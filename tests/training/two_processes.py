@@ -6,7 +6,7 @@ import sys
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback
+from transformers import TrainerCallback, default_data_collator
 
 from spikenlp import SpikingTrainer
 from spikenlp.losses import tmc_loss
@@ -115,12 +115,43 @@ def terminated_and_resumed(folder):
     }
 
 
+class DrawUnevenly(TrainerCallback):
+    """One process draws more random numbers than the other, as dropout of longer texts does."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        torch.rand(1 + args.process_index)
+
+
+def rows_of_epochs(folder, epochs):
+    """Which rows this process saw in each epoch."""
+    data, seen = make_data(), []
+
+    def collate(rows):
+        seen.extend(data["input_ids"].index(row["input_ids"]) for row in rows)
+        return default_data_collator(rows)
+
+    args = make_args(
+        folder,
+        max_steps=-1,
+        num_train_epochs=epochs,
+        per_device_train_batch_size=4,
+        train_sampling_strategy="group_by_length",
+    )
+    trainer = SpikingTrainer(
+        make_model(), args, train_dataset=data, data_collator=collate, callbacks=[DrawUnevenly()]
+    )
+    trainer.train()
+    each = len(seen) // epochs
+    return [seen[each * i : each * (i + 1)] for i in range(epochs)]
+
+
 def main(folder):
     results = {"gradients": gradients(folder, 2)}
     rank = dist.get_rank()
     results["unequal"] = {
         odds: gradient_of_unequal_batches(UNEQUAL, rank, odds) for odds in (True, False)
     }
+    results["rows"] = rows_of_epochs(folder, epochs=3)
     results["terminated"] = terminated_and_resumed(folder)
     results["world_size"] = dist.get_world_size()
     torch.save(results, f"{folder}/results_{rank}.pt")
