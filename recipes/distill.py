@@ -27,7 +27,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,13 +38,18 @@ from common import base_model, parse_arguments, write_text
 from corpus import CorpusArguments
 from glue_tmc import dense_trainer, evaluate, fine_tune_dense, spending
 from phases import OF_TRAINING, CollapsedArguments, Phases, names_of
-from student import CALIBRATION_BATCH, StudentArguments, read_alike
+from student import (
+    CALIBRATION_BATCH,
+    StudentArguments,
+    dense_config,
+    load_dense,
+    read_alike,
+)
 from task_data import DataArguments, Inputs, calibration_batches, load_inputs, load_task_data
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
-    BertConfig,
     BertForSequenceClassification,
     PreTrainedModel,
     set_seed,
@@ -427,31 +431,6 @@ class Pipeline(Phases):
         ]
         if differing:
             raise ValueError(f"{path} was converted with {'; '.join(differing)}")
-
-
-def dense_config(path: str | Path) -> BertConfig:
-    """Raises ValueError where a model is no dense BERT: loaded as one it would have random weights."""
-    config = AutoConfig.from_pretrained(path)
-    if config.model_type != "bert":
-        raise ValueError(
-            f"{path} is of model_type {config.model_type!r}: give a dense BERT ('bert')"
-        )
-    return config
-
-
-def load_dense(
-    path: str | Path, **fields: Any
-) -> tuple[BertForSequenceClassification, list[str], list[str]]:
-    """The model, and the names of what it creates and of what it drops of the checkpoint."""
-    model, report = BertForSequenceClassification.from_pretrained(
-        path, output_loading_info=True, **fields
-    )
-    return model, modules_of(report["missing_keys"]), modules_of(report["unexpected_keys"])
-
-
-def modules_of(parameters: Iterable[str]) -> list[str]:
-    """classifier of classifier.weight, cls.predictions of cls.predictions.transform.dense.weight."""
-    return sorted({".".join(name.split(".")[:-1][:2]) for name in parameters})
 
 
 def listed(names: list[str]) -> str:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedTokenizerBase,
+)
 
 from spikenlp.data import wordpiece_tokenizer
 
@@ -111,6 +118,31 @@ class StudentArguments:
         """The one that is named, else that of the start, else a new one with the words of `texts`."""
         path = self.tokenizer_name or self.model_name_or_path
         return wordpiece_tokenizer(texts) if path is None else AutoTokenizer.from_pretrained(path)
+
+
+def dense_config(path: str | Path) -> BertConfig:
+    """Raises ValueError where a model is no dense BERT: loaded as one it would have random weights."""
+    config = AutoConfig.from_pretrained(path)
+    if config.model_type != "bert":
+        raise ValueError(
+            f"{path} is of model_type {config.model_type!r}: give a dense BERT ('bert')"
+        )
+    return config
+
+
+def load_dense(
+    path: str | Path, **fields: Any
+) -> tuple[BertForSequenceClassification, list[str], list[str]]:
+    """The model, and the names of what it creates and of what it drops of the checkpoint."""
+    model, report = BertForSequenceClassification.from_pretrained(
+        path, output_loading_info=True, **fields
+    )
+    return model, modules_of(report["missing_keys"]), modules_of(report["unexpected_keys"])
+
+
+def modules_of(parameters: Iterable[str]) -> list[str]:
+    """classifier of classifier.weight, cls.predictions of cls.predictions.transform.dense.weight."""
+    return sorted({".".join(name.split(".")[:-1][:2]) for name in parameters})
 
 
 def read_alike(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
