@@ -227,7 +227,9 @@ class ResumableTrainer(Trainer):
                 return self._train_no_further(folder, state)
             order = Path(folder) / ORDER.format(self.args.process_index)
             within_epoch = (state.epoch or 0) % 1 > 0
-            self._order = torch.load(order) if within_epoch and order.exists() else None
+            self._order = (
+                torch.load(order, weights_only=True) if within_epoch and order.exists() else None
+            )
         with self._termination.handled(self.args):
             return super().train(folder, *args, **kwargs)
 
