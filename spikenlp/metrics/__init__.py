@@ -1,6 +1,7 @@
 """Metrics of tasks and of calibration."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from spikenlp.metrics.calibration import (
     ReliabilityCurve,
@@ -11,9 +12,11 @@ from spikenlp.metrics.calibration import (
     negative_log_likelihood,
     reliability_curve,
 )
-from spikenlp.metrics.embeddings import accuracy_at, nearest, recall_at, similarity_correlation
-from spikenlp.metrics.glue import GlueMetric, glue_metrics
 from spikenlp.metrics.timesteps import scores_by_timestep
+
+if TYPE_CHECKING:
+    from spikenlp.metrics.embeddings import accuracy_at, nearest, recall_at, similarity_correlation
+    from spikenlp.metrics.glue import GlueMetric, glue_metrics
 
 __all__ = [
     "GlueMetric",
@@ -48,3 +51,16 @@ def metric_path(name: str) -> str:
     if name not in ("ece", "ada_ece"):
         raise ValueError(f"unknown metric {name!r}: choose 'ece' or 'ada_ece'")
     return str(Path(__file__).parent / name)
+
+
+def __getattr__(name: str) -> Any:
+    # Those of tasks are imported on first use: with them come scikit-learn, pandas and datasets.
+    if name in ("GlueMetric", "glue_metrics"):
+        from spikenlp.metrics import glue
+
+        return getattr(glue, name)
+    if name in __all__:
+        from spikenlp.metrics import embeddings
+
+        return getattr(embeddings, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -204,3 +206,11 @@ def test_the_front_holds_what_nothing_beats():
 def test_bad_input_says_what_is_wrong(call, message, batches):
     with pytest.raises(ValueError, match=message):
         call(batches)
+
+
+@pytest.mark.slow
+def test_inference_imports_nothing_of_training():
+    heavy = "{'datasets', 'pandas', 'sklearn', 'transformers.trainer'}"
+    code = f"import sys, spikenlp.inference; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
