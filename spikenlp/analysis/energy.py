@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from spikenlp.analysis.tracing import Trace, trace
+from spikenlp.analysis.tracing import Product, Trace, trace
 from spikenlp.analysis.watching import Sent, frames_of
 
 
@@ -76,10 +76,6 @@ class EnergyReport:
     """Float operations between products over all steps; each is billed as one float MAC."""
     membrane_updates: float
     """Neurons x steps; each is billed as one float addition."""
-    driven_share: float
-    """f, the share of a dense pass's MACs that spikes drive."""
-    rate: float
-    """rho, the mean rate of the inputs of what spikes drive, weighted by MACs."""
     spikes_per_neuron: float
     """Of an inference, mean over all neurons, where a channel is one at each of its real positions; what
     `SpikeMonitor.spikes_per_neuron` counts. rho weighs neurons by what they reach, so that T rho differs."""
@@ -87,6 +83,26 @@ class EnergyReport:
     memory: dict[str, float]
     """No reuse: each operation fetches its weight, a neuron reads and writes 4 bytes each step."""
     constants: EnergyConstants = field(default_factory=EnergyConstants)
+
+    @property
+    def dense_macs(self) -> float:
+        return sum(layer.dense_macs for layer in self.layers)
+
+    @property
+    def driven_macs(self) -> float:
+        """Of a dense pass, those that spikes drive."""
+        return sum(layer.dense_macs for layer in self.layers if layer.rate is not None)
+
+    @property
+    def driven_share(self) -> float:
+        """f, the share of a dense pass's MACs that spikes drive."""
+        return self.driven_macs / self.dense_macs
+
+    @property
+    def rate(self) -> float:
+        """rho, the mean rate of the inputs of what spikes drive, weighted by MACs."""
+        sops = sum(layer.sops for layer in self.layers)
+        return sops / (self.num_timesteps * self.driven_macs) if sops else 0.0
 
     def ratios(self) -> dict[str, float]:
         """Energy against each fair rival, and against the int8 model; above 1 the model loses."""
@@ -101,7 +117,7 @@ class EnergyReport:
     def products_ratio(self) -> float:
         """E_spiking / E_dense of the products alone in float32, counted operation by operation."""
         spent = sum(layer.energy for layer in self.layers)
-        return spent / (self.constants.float_mac * sum(layer.dense_macs for layer in self.layers))
+        return spent / (self.constants.float_mac * self.dense_macs)
 
     def products_ratio_by_formula(self) -> float:
         """T (rho f r + 1 - f): the same, as if every product ran at every step."""
@@ -109,7 +125,13 @@ class EnergyReport:
         return self.num_timesteps * (self.rate * f * c.float_ac / c.float_mac + 1 - f)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"ratios": self.ratios(), "products_ratio": self.products_ratio()}
+        derived = ("driven_share", "rate")
+        return {
+            **asdict(self),
+            **{name: getattr(self, name) for name in derived},
+            "ratios": self.ratios(),
+            "products_ratio": self.products_ratio(),
+        }
 
     def verdict(self) -> str:
         """One line: what the model gains or loses against each rival."""
@@ -202,68 +224,72 @@ def energy_report(
     seen = trace(model, batch)
     if not any(product.macs.any() for product in seen.products):
         raise ValueError(f"{type(model).__name__} makes no matrix product in this batch")
-    steps = len(seen.neurons[0].levels)
-    ternary = any(sent.neuron.ternary for sent in seen.neurons)
-    layers = []
-    for product in seen.products:
-        macs, sops = float(product.macs.sum()), float(product.sops.sum())
-        macs, sops = macs / seen.samples, sops / seen.samples
-        driven = product.source is not None
-        layers.append(
-            LayerCost(
-                name=product.name,
-                kind=product.kind,
-                driver=product.driver,
-                dense_macs=macs / product.steps,
-                steps=product.steps,
-                rate=sops / macs if driven else None,
-                sops=sops,
-                float_macs=0.0 if driven else macs,
-                energy=sops * constants.float_ac if driven else macs * constants.float_mac,
-            )
-        )
-    dense = sum(layer.dense_macs for layer in layers)
-    driven_macs = sum(layer.dense_macs for layer in layers if layer.rate is not None)
-    sops = sum(layer.sops for layer in layers)
-    floats = sum(layer.float_macs for layer in layers)
-    rate = sops / (steps * driven_macs) if driven_macs else 0.0
     elementwise = {k: float(count.sum()) / seen.samples for k, count in seen.elementwise.items()}
-    updates = float(membrane_updates(seen).sum()) / seen.samples
-    between = sum(elementwise.values()) * constants.float_mac
-    between_dense = constants.float_mac * sum(
-        float(count.sum()) / seen.samples for count in seen.elementwise_of_one_pass.values()
-    )
-    bits = math.ceil(math.log2((2 if ternary else 1) * steps + 1))
-    c = constants
-    own = between + updates * c.float_ac
-    fetched = {"spiking": sops + floats, "dense": dense}
-    return EnergyReport(
-        num_timesteps=steps,
+    counted = EnergyReport(
+        num_timesteps=len(seen.neurons[0].levels),
         samples=seen.samples,
-        layers=layers,
+        layers=[_layer_cost(product, seen.samples, constants) for product in seen.products],
         elementwise=elementwise,
-        membrane_updates=updates,
-        driven_share=driven_macs / dense,
-        rate=rate,
+        membrane_updates=float(membrane_updates(seen).sum()) / seen.samples,
         spikes_per_neuron=_spikes_per_neuron(seen.neurons),
-        energies={
-            "spiking, float32": float(spiking_energy(seen, c).mean()),
-            "dense, float32": dense * c.float_mac + between_dense,
-            "spiking, int8": sops * c.int32_add + floats * c.int8_mac + own,
-            "dense, int8": dense * c.int8_mac + between_dense,
-            "quantised, same levels": driven_macs * c.quantised_mac(bits)
-            + (dense - driven_macs) * c.int8_mac
-            + between_dense,
-        },
-        memory={
-            "spiking, float32": (4 * fetched["spiking"] + 8 * updates) * c.memory_byte,
-            "dense, float32": 4 * fetched["dense"] * c.memory_byte,
-            "spiking, int8": (fetched["spiking"] + 8 * updates) * c.memory_byte,
-            "dense, int8": fetched["dense"] * c.memory_byte,
-            "quantised, same levels": fetched["dense"] * c.memory_byte,
-        },
+        energies={},
+        memory={},
         constants=constants,
     )
+    return replace(counted, energies=_energies(counted, seen), memory=_memory(counted))
+
+
+def _layer_cost(product: Product, samples: int, c: EnergyConstants) -> LayerCost:
+    macs, sops = float(product.macs.sum()) / samples, float(product.sops.sum()) / samples
+    driven = product.source is not None
+    return LayerCost(
+        name=product.name,
+        kind=product.kind,
+        driver=product.driver,
+        dense_macs=macs / product.steps,
+        steps=product.steps,
+        rate=sops / macs if driven else None,
+        sops=sops,
+        float_macs=0.0 if driven else macs,
+        energy=sops * c.float_ac if driven else macs * c.float_mac,
+    )
+
+
+def _operations(layers: Sequence[LayerCost]) -> tuple[float, float]:
+    """Additions of weights where spikes arrive, and multiplications by floats."""
+    return sum(layer.sops for layer in layers), sum(layer.float_macs for layer in layers)
+
+
+def _energies(counted: EnergyReport, seen: Trace) -> dict[str, float]:
+    c, dense, driven = counted.constants, counted.dense_macs, counted.driven_macs
+    sops, floats = _operations(counted.layers)
+    own = sum(counted.elementwise.values()) * c.float_mac + counted.membrane_updates * c.float_ac
+    between_dense = c.float_mac * sum(
+        float(count.sum()) / seen.samples for count in seen.elementwise_of_one_pass.values()
+    )
+    ternary = any(sent.neuron.ternary for sent in seen.neurons)
+    bits = math.ceil(math.log2((2 if ternary else 1) * counted.num_timesteps + 1))
+    return {
+        "spiking, float32": float(spiking_energy(seen, c).mean()),
+        "dense, float32": dense * c.float_mac + between_dense,
+        "spiking, int8": sops * c.int32_add + floats * c.int8_mac + own,
+        "dense, int8": dense * c.int8_mac + between_dense,
+        "quantised, same levels": driven * c.quantised_mac(bits)
+        + (dense - driven) * c.int8_mac
+        + between_dense,
+    }
+
+
+def _memory(counted: EnergyReport) -> dict[str, float]:
+    a_byte, dense = counted.constants.memory_byte, counted.dense_macs
+    spiking, membranes = sum(_operations(counted.layers)), 8 * counted.membrane_updates
+    return {
+        "spiking, float32": (4 * spiking + membranes) * a_byte,
+        "dense, float32": 4 * dense * a_byte,
+        "spiking, int8": (spiking + membranes) * a_byte,
+        "dense, int8": dense * a_byte,
+        "quantised, same levels": dense * a_byte,
+    }
 
 
 def _spikes_per_neuron(sent: Sequence[Sent]) -> float:
@@ -312,10 +338,6 @@ def pooled(reports: Sequence[EnergyReport]) -> EnergyReport:
         reads = same[0].steps * counts["dense_macs"]
         rate = None if same[0].rate is None else counts["sops"] / reads
         layers.append(replace(same[0], rate=rate, **counts))
-    steps = reports[0].num_timesteps
-    dense = sum(layer.dense_macs for layer in layers)
-    driven = sum(layer.dense_macs for layer in layers if layer.rate is not None)
-    rate = sum(layer.sops for layer in layers) / (steps * driven) if driven else 0.0
     per_sample = mean(
         [
             {"updates": r.membrane_updates, "spikes": r.spikes_per_neuron * r.membrane_updates}
@@ -328,8 +350,6 @@ def pooled(reports: Sequence[EnergyReport]) -> EnergyReport:
         layers=layers,
         elementwise=mean([r.elementwise for r in reports]),
         membrane_updates=per_sample["updates"],
-        driven_share=driven / dense,
-        rate=rate,
         spikes_per_neuron=per_sample["spikes"] / per_sample["updates"],
         energies=mean([r.energies for r in reports]),
         memory=mean([r.memory for r in reports]),
