@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from spikenlp.analysis.spikes import (
 from spikenlp.analysis.temporal import mean_off_diagonal, temporal_similarity
 from spikenlp.analysis.watching import Sent, unrolled, watch_neurons
 from spikenlp.metrics import calibration_by_timestep, reliability_curve, scores_by_timestep
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Metrics = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 
@@ -205,11 +208,50 @@ def report(
         **numbers(found, metrics),
         "example": example,
     }
-    logits, labels = found["timestep_logits"], found["labels"]
-    steps = logits.shape[1]
-    calibration, scores = values["calibration"], values["scores"]
     energy: EnergyReport = found["energy"][-1]
+    page = _page(
+        title,
+        lead=_lead(values, energy),
+        charts=[*_charts(found, values), *_example_chart(example, spikes)],
+        tables=[
+            ("Accuracy, calibration and energy by step", _steps_table(values)),
+            ("Energy of each product, with T steps", energy.table()),
+            ("The products alone, spiking against dense", _check_of_products(energy)),
+            ("How energy is counted", formula(energy.constants)),
+            ("What drives each product", spikes_table(found["drivers"])),
+            ("The example at each step", _example_table(example)),
+        ],
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page)
+    out.with_suffix(".json").write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
+    return values
+
+
+def _lead(values: Mapping[str, Any], energy: EnergyReport) -> list[str]:
+    """The sentences above the charts."""
+    further = "".join(f"{name} {of_step[-1]:.3f}, " for name, of_step in values["scores"].items())
+    return [
+        values["spiking"],
+        f"{values['samples']} samples, T = {len(values['accuracy'])}: accuracy "
+        f"{100 * values['accuracy'][-1]:.1f} %, {further}ECE {values['calibration']['ece']:.3f}",
+        f"energy (arithmetic) {energy.verdict()}",
+        f"Energy is the mean of the first {energy.samples} samples; similarity, and what drives each "
+        f"product, are of the first {values['similarity_samples']}.",
+    ]
+
+
+def _charts(found: Mapping[str, Any], values: Mapping[str, Any]) -> list[tuple[str, Figure]]:
+    """Heading and chart of what is measured over all samples."""
+    from spikenlp.analysis import plots
+
+    logits, labels, scores = found["timestep_logits"], found["labels"], values["scores"]
+    calibration, steps = values["calibration"], logits.shape[1]
     by_step = [f"t{t}" for t in range(1, steps + 1)]
+    errors = {
+        name: [calibration[f"{key}_{t}"] for t in by_step]
+        for name, key in (("ECE", "ece"), ("AdaECE", "ada_ece"))
+    }
     charts = [
         (
             " and ".join(["Accuracy", *scores]) + " by time step",
@@ -219,13 +261,7 @@ def report(
         ),
         (
             "Calibration error by time step",
-            plots.plot_metric_by_step(
-                {
-                    "ECE": [calibration[f"ece_{t}"] for t in by_step],
-                    "AdaECE": [calibration[f"ada_ece_{t}"] for t in by_step],
-                },
-                "calibration error",
-            ),
+            plots.plot_metric_by_step(errors, "calibration error"),
         ),
         (
             "Energy of one inference, if it is stopped at a step",
@@ -252,34 +288,17 @@ def report(
         rates = {_short(k): v for k, v in values["firing_rate_by_head"].items()}
         heads = plots.plot_head_rates(rates)
         charts.append(("Firing rate of keys, values and context, layer by head", heads))
-    if spikes:
-        answer = f"{_answer(example['by_step'][-1])} (truth: {example['truth']})"
-        charts.append((f"One example: {answer}", plots.plot_raster(spikes, example["tokens"])))
-    further = "".join(f"{name} {of_step[-1]:.3f}, " for name, of_step in scores.items())
-    page = _page(
-        title,
-        lead=[
-            values["spiking"],
-            f"{values['samples']} samples, T = {steps}: accuracy {100 * values['accuracy'][-1]:.1f} %, "
-            f"{further}ECE {calibration['ece']:.3f}",
-            f"energy (arithmetic) {energy.verdict()}",
-            f"Energy is the mean of the first {energy.samples} samples; similarity, and what drives each "
-            f"product, are of the first {values['similarity_samples']}.",
-        ],
-        charts=charts,
-        tables=[
-            ("Accuracy, calibration and energy by step", _steps_table(values)),
-            ("Energy of each product, with T steps", energy.table()),
-            ("The products alone, spiking against dense", _check_of_products(energy)),
-            ("How energy is counted", formula(energy.constants)),
-            ("What drives each product", spikes_table(found["drivers"])),
-            ("The example at each step", _example_table(example)),
-        ],
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page)
-    out.with_suffix(".json").write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
-    return values
+    return charts
+
+
+def _example_chart(example: Mapping[str, Any], spikes: Any) -> list[tuple[str, Figure]]:
+    """The spikes of a text; none of an image."""
+    from spikenlp.analysis import plots
+
+    if not spikes:
+        return []
+    answer = f"{_answer(example['by_step'][-1])} (truth: {example['truth']})"
+    return [(f"One example: {answer}", plots.plot_raster(spikes, example["tokens"]))]
 
 
 def formula(constants: EnergyConstants) -> str:
