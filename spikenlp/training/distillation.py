@@ -202,46 +202,57 @@ class DistillationTrainer(SpikingTrainer):
             answers = self._ask_teacher(inputs)
         else:
             answers = self._cache.answers(rows, inputs["attention_mask"])
-        parts: dict[str, Tensor] = {}
+        parts = self._parts(outputs, answers, labels, mask)
+        parts |= self.further_parts(outputs, answers, mask)
+        for name, (_, value) in parts.items():
+            self.add_to_log(f"loss_{name}", value)
+        return torch.stack([weight * value for weight, value in parts.values()]).sum(), outputs
+
+    def _parts(
+        self,
+        outputs: Any,
+        answers: Mapping[str, Any],
+        labels: Tensor | None,
+        mask: Tensor | None,
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Name -> weight and value of the terms of the loss."""
+        args = self.args
+        parts: dict[str, tuple[float, Tensor]] = {}
         if labels is not None:
             if args.collapsed:
-                parts["task"], student = outputs.loss, outputs.logits
+                task, student = outputs.loss, outputs.logits
             else:
                 assert self.compute_loss_func is not None
-                parts["task"] = self.compute_loss_func(outputs, labels)
+                task = self.compute_loss_func(outputs, labels)
                 student = running_mean(outputs.timestep_logits.transpose(0, 1)).transpose(0, 1)
-            parts["soft"] = soft_cross_entropy(
-                student, answers["logits"], temperature=args.temperature
-            )
+            soft = soft_cross_entropy(student, answers["logits"], temperature=args.temperature)
+            parts["task"] = 1 - args.logit_weight, task
+            parts["soft"] = args.logit_weight, soft
         if args.hidden_weight:
-            parts["hidden"] = hidden_state_loss(
-                outputs.hidden_states,
-                answers["hidden_states"],
-                mask,
-                layers=args.teacher_layers,
-                projections=getattr(self.accelerator.unwrap_model(model), PROJECTIONS, None),
+            parts["hidden"] = (
+                args.hidden_weight,
+                hidden_state_loss(
+                    outputs.hidden_states,
+                    answers["hidden_states"],
+                    mask,
+                    layers=args.teacher_layers,
+                    projections=getattr(
+                        self.accelerator.unwrap_model(self.model), PROJECTIONS, None
+                    ),
+                ),
             )
         if args.attention_weight:
             layers = args.teacher_layers
-            parts["scores"] = attention_score_loss(
-                outputs.attention_scores,
-                answers["attention_scores"],
-                mask,
-                layers=None if layers is None else [i - 1 if i else None for i in layers[1:]],
+            parts["scores"] = (
+                args.attention_weight,
+                attention_score_loss(
+                    outputs.attention_scores,
+                    answers["attention_scores"],
+                    mask,
+                    layers=None if layers is None else [i - 1 if i else None for i in layers[1:]],
+                ),
             )
-        for name, value in parts.items():
-            self.add_to_log(f"loss_{name}", value)
-        weights = {
-            "task": 1 - args.logit_weight,
-            "soft": args.logit_weight,
-            "hidden": args.hidden_weight,
-            "scores": args.attention_weight,
-        }
-        total = sum(weights[name] * value for name, value in parts.items())
-        for name, (weight, value) in self.further_parts(outputs, answers, mask).items():
-            self.add_to_log(f"loss_{name}", value)
-            total = total + weight * value
-        return total, outputs  # type: ignore[return-value]
+        return parts
 
     def wanted_outputs(self) -> dict[str, Any]:
         """Options of the student's forward."""
