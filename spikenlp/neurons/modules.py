@@ -397,13 +397,21 @@ class RoundingIF(SpikingNeuron):
         running: bool = False,
         collapsed: bool = False,
     ) -> Tensor:
-        """`collapsed`: what `num_timesteps` steps of `x` [1, ...] send on average, [1, ...]."""
+        """x [T, ...] to spikes times amplitude, [T, ...].
+
+        `collapsed`: what T = `num_timesteps` steps of a constant x [1, ...] send on average, [1, ...]: the
+        (2T + 1)-level rounding (binary: T + 1) without a time axis (`spikenlp.neurons.collapsed`). It is
+        not spiking.
+
+        Raises:
+            ValueError: x and `num_timesteps` do not fit, or not the channels.
+        """
         if (carrier := carrier_of(self)) is not None:
             return carrier.advance(self, x, running)
         steps = self._steps(x, num_timesteps)
-        if collapsed:
-            return self.collapsed(x, steps)
         amplitude, offset = self._parameters_for(x[0])
+        if collapsed:
+            return self._collapsed(x, amplitude, offset, steps)
         sent, kept = rounding_spike(
             x,
             amplitude,
@@ -414,6 +422,18 @@ class RoundingIF(SpikingNeuron):
             state_dtype=self.state_dtype,
         )
         return self._remember(sent, kept, amplitude, offset, running)
+
+    def _collapsed(self, x: Tensor, amplitude: Tensor, offset: Tensor | None, steps: int) -> Tensor:
+        if x.shape[0] != 1:
+            raise ValueError(
+                f"collapsed, a neuron takes a current that is constant over time, x [1, ...], got shape "
+                f"{tuple(x.shape)}"
+            )
+        sent, state = collapsed_spike(
+            x, amplitude, offset, steps=steps, ternary=self.ternary, state_dtype=self.state_dtype
+        )
+        options = {"steps": steps, "ternary": self.ternary, "out_dtype": sent.dtype}
+        return remember(sent, state, collapsed_of_state, amplitude, offset, options)
 
     def advance(
         self, x: Tensor, state: NeuronState, *, running: bool = False
@@ -429,27 +449,6 @@ class RoundingIF(SpikingNeuron):
         alpha = sent_amplitude(amplitude, dtype)
         _, _, sent, v = integrate_and_round(v, x.float(), alpha, offset, self.ternary)
         return sent.to(dtype), v
-
-    def collapsed(self, x: Tensor, num_timesteps: int) -> Tensor:
-        """What T = `num_timesteps` steps of the constant input `x` [...] send on average.
-
-        The (2T + 1)-level rounding (binary: T + 1) without a time axis. It is not spiking. See
-        `spikenlp.neurons.collapsed`.
-        """
-        if num_timesteps < 1:
-            raise ValueError(f"num_timesteps must be >= 1, got {num_timesteps}")
-        self._check_step(x)
-        amplitude, offset = self._parameters_for(x)
-        sent, state = collapsed_spike(
-            x[None],
-            amplitude,
-            offset,
-            steps=num_timesteps,
-            ternary=self.ternary,
-            state_dtype=self.state_dtype,
-        )
-        options = {"steps": num_timesteps, "ternary": self.ternary, "out_dtype": sent.dtype}
-        return remember(sent[0], state, collapsed_of_state, amplitude, offset, options)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ternary={self.ternary}"

@@ -12,7 +12,7 @@ from spikenlp.neurons import IF, RoundingIF, compilation
         (lambda: IF()(torch.rand(32, 10, 10)), True),
         (lambda: IF()(torch.rand(33, 10, 10)), False),
         (lambda: IF()(torch.rand(1, 10, 10), num_timesteps=33), False),
-        (lambda: RoundingIF().collapsed(torch.rand(1, 10, 10), 100), True),
+        (lambda: RoundingIF()(torch.rand(1, 10, 10), num_timesteps=100, collapsed=True), True),
     ],
     ids=["32 steps", "33 steps", "33 steps of one current", "no loop"],
 )

@@ -337,6 +337,10 @@ def hand_rounding(x, alpha, steps, ternary, offset=0.0):
     return alpha * level / steps - offset
 
 
+def collapsed(neuron, x, steps):
+    return neuron(x[None], num_timesteps=steps, collapsed=True)[0]
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize(("ternary", "offset"), [(True, 0.0), (False, 0.0), (False, 0.7)])
 @pytest.mark.parametrize("alpha", [1.0, 1.6])
@@ -350,7 +354,7 @@ def test_the_mean_sent_is_the_mean_received_rounded(steps, ternary, offset, alph
     inside = x.abs() <= alpha if ternary else ((x + offset) >= 0) & ((x + offset) <= alpha)
     mean = neuron(x.expand(steps, -1)).mean(0)
     torch.testing.assert_close(mean[inside], expected[inside], rtol=0, atol=2e-6)
-    torch.testing.assert_close(neuron.collapsed(x, steps), expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(collapsed(neuron, x, steps), expected, rtol=0, atol=2e-6)
 
 
 def test_rounding_neuron_fires_at_exactly_half_its_amplitude():
@@ -506,7 +510,7 @@ def test_collapsed_gradients_equal_their_closed_form(ternary, steps):
         set_parameter(neuron, "offset", offset)
     shift = 0 if ternary else offset
     leaf = x.clone().requires_grad_()
-    out = neuron.collapsed(leaf, steps)
+    out = collapsed(neuron, leaf, steps)
     parameters = [neuron.amplitude] if ternary else [neuron.amplitude, neuron.offset]
     actual = torch.autograd.grad(out, [leaf, *parameters], grad)
 
@@ -535,11 +539,11 @@ def test_collapsed_in_bfloat16_state_has_the_same_levels(ternary, steps):
     for dtype in (torch.bfloat16, torch.float32):
         neuron = RoundingIF(channels=2, ternary=ternary, state_dtype=dtype)
         out, gradients_of_neuron = gradients(
-            lambda x, n=neuron: n.collapsed(x, steps), x, grad, neuron
+            lambda x, n=neuron: collapsed(n, x, steps), x, grad, neuron
         )
-        sent = neuron.collapsed(x, steps)
+        sent = neuron(x[None], num_timesteps=steps, collapsed=True)
         (of_weight,) = torch.autograd.grad(linear(sent).sum(), linear.weight)
-        torch.testing.assert_close(of_weight, sent.detach().sum(0).expand(3, -1))
+        torch.testing.assert_close(of_weight, sent.detach().sum((0, 1)).expand(3, -1))
         found.append([out, gradients_of_neuron])
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1]["x"], found[1][1]["x"])
@@ -891,7 +895,26 @@ def test_beta_out_of_range_is_named(neuron_class, beta):
 
 def test_collapsed_refuses_no_time_steps():
     with pytest.raises(ValueError, match=r"num_timesteps.*0"):
-        RoundingIF().collapsed(torch.zeros(3), 0)
+        RoundingIF()(torch.zeros(1, 3), num_timesteps=0, collapsed=True)
+
+
+def test_collapsed_refuses_an_input_that_varies_over_time():
+    with pytest.raises(ValueError, match=r"constant over time.*\(4, 3\)"):
+        RoundingIF()(torch.zeros(4, 3), collapsed=True)
+
+
+@pytest.mark.parametrize("size", [3, 2])
+def test_collapsed_neurons_have_the_amplitudes_of_their_channels(size):
+    """As many samples as channels, too, where amplitudes along the wrong axis would fit."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(1, size, 2, 4, 4, generator=generator)
+    neuron = RoundingIF(channels=2, channel_dim=2)
+    set_parameter(neuron, "amplitude", [0.8, 1.9])
+    last = RoundingIF(channels=2)
+    set_parameter(last, "amplitude", [0.8, 1.9])
+    found = neuron(x, num_timesteps=4, collapsed=True)
+    expected = last(x.movedim(2, -1), num_timesteps=4, collapsed=True).movedim(-1, 2)
+    assert torch.equal(found, expected)
 
 
 def test_integer_currents_are_refused(make):

@@ -121,9 +121,9 @@ def test_the_collapsed_neuron_shows_it_too(name, bad, x):
     if "Rounding" not in name:
         return
     neuron = NEURONS[name]()
-    x = x[0].clone()
-    expected = neuron.collapsed(x, 4).detach()
-    x[0, 0] = bad
-    found = neuron.collapsed(x, 4).detach()
-    assert bool(found[0, 0].isnan())
+    x = x[:1].clone()
+    expected = neuron(x, num_timesteps=4, collapsed=True).detach()
+    x[0, 0, 0] = bad
+    found = neuron(x, num_timesteps=4, collapsed=True).detach()
+    assert bool(found[0, 0, 0].isnan())
     assert torch.equal(found.flatten()[1:], expected.flatten()[1:])
