@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from spikenlp.analysis import energy_by_step, microjoules
-from spikenlp.analysis.watching import Sent, watch_neurons
+from spikenlp.analysis.watching import Sent, unrolled, watch_neurons
 from spikenlp.hub.results import MEASURED, RIVAL
 
 
@@ -110,7 +110,7 @@ class SpikingClassifier:
             neurons += sent.levels[0].numel()
             spikes[sent.name] = sent.spikes().abs()[:, 0]
 
-        with watch_neurons(self.model, count):
+        with unrolled(self.model), watch_neurons(self.model, count):
             logits = self.model(**batch).timestep_logits[0].float()
         steps = torch.arange(1, len(logits) + 1, device=logits.device)[:, None]
         energy = microjoules(energy_by_step(self.model, batch))

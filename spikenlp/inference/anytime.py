@@ -132,7 +132,7 @@ def early_exit(
     """
     _check_confidence(model)
     policy = as_policy(threshold)
-    last = _steps(model, num_timesteps or policy.num_timesteps)
+    last = _steps(model, policy.num_timesteps if num_timesteps is None else num_timesteps)
     state = start(model, inputs, count_energy=energy)
     left = torch.arange(len(state), device=state.embedding.device)
     found: list[tuple[Tensor, ...]] = []

@@ -96,8 +96,13 @@ def start(
             thread alone.
 
     Raises:
-        ValueError: a model in training mode, a collapsed one, or no inputs.
+        ValueError: a model of the architecture "spikingbert", in training mode or collapsed; no inputs.
     """
+    if model.config.architecture != "default":
+        raise ValueError(
+            "step by step runs the architecture 'default', whose answer is the mean of its logits, got "
+            f"{model.config.architecture!r}"
+        )
     if model.training:
         raise ValueError("the model is in training mode, where dropout is drawn: call model.eval()")
     if model.config.collapsed:

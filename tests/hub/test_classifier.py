@@ -38,8 +38,9 @@ def make(folder, **fields):
     return model, tokenizer
 
 
-def test_an_answer_agrees_with_the_model_its_monitor_and_its_energy_report(tmp_path):
-    model, tokenizer = make(tmp_path)
+@pytest.mark.parametrize("fields", [{}, {"architecture": "spikingbert", "neuron": "if"}])
+def test_an_answer_agrees_with_the_model_its_monitor_and_its_energy_report(tmp_path, fields):
+    model, tokenizer = make(tmp_path, **fields)
     answer = SpikingClassifier.from_pretrained(tmp_path)(TEXT)
     batch = tokenizer(TEXT, return_tensors="pt")
     with torch.no_grad(), SpikeMonitor(model) as monitor:

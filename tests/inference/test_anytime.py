@@ -271,6 +271,11 @@ def test_a_state_of_another_model_or_batch_is_refused(batches):
         (lambda b: anytime(make(), b, temperature=0.0), "temperatures must be > 0"),
         (lambda b: anytime(make().train(), b), "training mode"),
         (lambda b: anytime(make(collapsed=True), b), "collapsed"),
+        (lambda b: anytime(make(architecture="spikingbert", neuron="if"), b), "'spikingbert'"),
+        (
+            lambda b: early_exit(make(), b, 0.9, num_timesteps=0),
+            "num_timesteps must be >= 1, got 0",
+        ),
         (lambda b: anytime(make(num_labels=1), b), "num_labels=1"),
         (
             lambda b: early_exit(make(problem_type="multi_label_classification"), b, 0.9),
