@@ -43,12 +43,22 @@ def soft_cross_entropy(
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
-    batch, classes = teacher_logits.shape
-    if logits.shape not in ((batch, classes), (batch, *logits.shape[1:-1], classes)):
-        raise ValueError(
-            f"student logits {list(logits.shape)} do not fit teacher logits {[batch, classes]}: "
-            "give [B, C] or [B, T, C] of the same batch and classes"
+    shape, steps = logits.shape, logits.shape[1:-1]
+    if (
+        teacher_logits.dim() != 2
+        or len(steps) > 1
+        or shape
+        != (
+            len(teacher_logits),
+            *steps,
+            teacher_logits.shape[-1],
         )
+    ):
+        raise ValueError(
+            f"student logits {list(shape)} do not fit teacher logits {list(teacher_logits.shape)}: "
+            "give [B, C] or [B, T, C] and [B, C], of the same batch and classes"
+        )
+    classes = shape[-1]
     target = teacher_logits.float()
     if logits.dim() == 3:
         target = target[:, None].expand(logits.shape)

@@ -187,7 +187,7 @@ class _SpikeCount(torch.autograd.Function):
         needs_sent, _, needs_amplitude, needs_offset = ctx.needs_input_grad[:4]
         grad = grads[0]
         of_sent = of_offset = None
-        if needs_sent or needs_offset:
+        if needs_sent:
             of_sent = run_compiled(
                 _count_backward, state, grad, mask, amplitude, **ctx.options, dtype=ctx.dtype
             )

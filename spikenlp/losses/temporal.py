@@ -263,6 +263,7 @@ def theta_at_bound(
     labels: Tensor,
     *,
     theta_reduction: Literal["batch", "sample"] = "batch",
+    theta_scope: Literal["local", "global"] = "local",
     theta_max: float = THETA_MAX,
 ) -> Tensor:
     """Where TMC's theta is cut off at `theta_max`, so that its term has no gradient.
@@ -277,11 +278,11 @@ def theta_at_bound(
     [True, False]
     """
     logits, labels, share = _prepare(timestep_logits, labels)
-    kept = share > 0
-    log_p, log_not_p = _log_confidence(_running_mean(logits[kept]), labels[kept])
+    log_p, log_not_p = _log_confidence(_running_mean(logits), labels)
     if theta_reduction == "batch":
-        log_p, log_not_p = log_p.logsumexp(0), log_not_p.logsumexp(0)
-    return log_p - log_not_p >= math.log(theta_max)
+        log_p, log_not_p = _log_means(torch.stack([log_p, log_not_p]), share, theta_scope)
+        return log_p - log_not_p >= math.log(theta_max)
+    return (log_p - log_not_p >= math.log(theta_max))[share > 0]
 
 
 def few_class_weight(num_classes: int) -> float:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from spikenlp.analysis.spikes import SpikeMonitor
+from spikenlp.losses.collectives import several_processes
 from spikenlp.losses.temporal import theta_at_bound
 from spikenlp.neurons import SpikingNeuron
 from spikenlp.training.arguments import SpikingTrainingArguments
@@ -215,7 +216,7 @@ def broken_gradients(model: nn.Module) -> tuple[list[str], Tensor]:
 
 def _any_process(broken: list[Tensor], device: torch.device) -> bool:
     flag = torch.cat(broken).any() if broken else torch.zeros((), dtype=torch.bool, device=device)
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if several_processes():
         flag = flag.float()
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return bool(flag)
@@ -466,10 +467,15 @@ class ThetaWatchdog(Watchdog):
 
     def before_micro_batch(self, trainer: Any, inputs: Mapping[str, Any]) -> None:
         if trainer.state.global_step % self.every == 0 and trainer.compute_loss_func is not None:
-            reduction = trainer.args.theta_reduction
+            args = trainer.args
 
             def look(timestep_logits: Tensor, labels: Tensor) -> None:
-                at_bound = theta_at_bound(timestep_logits, labels, theta_reduction=reduction)
+                at_bound = theta_at_bound(
+                    timestep_logits,
+                    labels,
+                    theta_reduction=args.theta_reduction,
+                    theta_scope=args.theta_scope,
+                )
                 self.looks.append(float(at_bound.float().mean()))
 
             trainer.compute_loss_func.observer = look

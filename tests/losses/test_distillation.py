@@ -52,6 +52,12 @@ def test_soft_cross_entropy_refuses(student, temperature, message):
         soft_cross_entropy(torch.zeros(student), torch.zeros(2, 2), temperature=temperature)
 
 
+@pytest.mark.parametrize(("student", "teacher"), [((2, 3, 2), (2, 3, 2)), ((2, 4, 2, 3), (2, 3))])
+def test_logits_of_tokens_are_refused(student, teacher):
+    with pytest.raises(ValueError, match="do not fit teacher logits"):
+        soft_cross_entropy(torch.zeros(student), torch.zeros(teacher))
+
+
 def test_layers_are_evenly_spaced():
     assert layer_map(4, 12) == [0, 3, 6, 9, 12]
     assert layer_map(6, 6) == list(range(7))

@@ -86,6 +86,12 @@ def test_global_theta_is_right_for_unequal_batches(theta_odds, two):
 
 
 @pytest.mark.slow
+def test_thetas_are_at_their_bound_by_the_odds_of_their_scope(two):
+    assert [results["at_bound"]["local"] for results in two] == [[True] * 2, [False] * 2]
+    assert [results["at_bound"]["global"] for results in two] == [[False] * 2] * 2
+
+
+@pytest.mark.slow
 def test_each_epoch_shows_every_row_to_one_process(two):
     epochs = [a + b for a, b in zip(two[0]["rows"], two[1]["rows"], strict=True)]
     assert [sorted(rows) for rows in epochs] == [list(range(32))] * 3

@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -399,6 +400,17 @@ class Sure(nn.Module):
     def forward(self, x):
         logits = self.classifier(x)
         return logits + torch.tensor([50.0, 0.0])
+
+
+def test_theta_is_looked_at_with_the_scope_of_the_loss(tmp_path, monkeypatch):
+    looked = []
+    module = sys.modules[ThetaWatchdog.__module__]
+    monkeypatch.setattr(
+        module, "theta_at_bound", lambda z, labels, **k: looked.append(k) or torch.zeros(4) > 0
+    )
+    options = {"theta_scope": "global", "max_steps": 1}
+    trainer_of(tmp_path, make_model(), [ThetaWatchdog(every=1)], **options).train()
+    assert looked == [{"theta_reduction": "batch", "theta_scope": "global"}]
 
 
 @pytest.mark.parametrize("reduction", ["batch", "sample"])

@@ -10,6 +10,7 @@ from transformers import TrainerCallback, default_data_collator
 
 from spikenlp import SpikingTrainer
 from spikenlp.losses import tmc_loss
+from spikenlp.losses.temporal import theta_at_bound
 from spikenlp.training import TrainingTerminated, last_checkpoint
 from tests.training.test_trainer import gradients_of, make_args, make_data, make_model
 
@@ -63,6 +64,15 @@ def gradient_of_unequal_batches(counts, rank, theta_odds):
     if len(counts) > 1:
         dist.all_reduce(weight.grad)
     return weight.grad / len(counts)
+
+
+def at_bound(rank):
+    """Where the first process is sure of its samples and the second is not, by scope."""
+    z = torch.zeros(4, 2, 3)
+    z[..., 0] = 0.0 if rank else 50.0
+    labels = torch.zeros(4, dtype=torch.long)
+    scopes = ("local", "global")
+    return {scope: theta_at_bound(z, labels, theta_scope=scope).tolist() for scope in scopes}
 
 
 class Terminate(TrainerCallback):
@@ -151,6 +161,7 @@ def main(folder):
     results["unequal"] = {
         odds: gradient_of_unequal_batches(UNEQUAL, rank, odds) for odds in (True, False)
     }
+    results["at_bound"] = at_bound(rank)
     results["rows"] = rows_of_epochs(folder, epochs=3)
     results["terminated"] = terminated_and_resumed(folder)
     results["world_size"] = dist.get_world_size()
