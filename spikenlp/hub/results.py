@@ -36,6 +36,12 @@ HUB_METRICS = {
     "spearman": "spearmanr",
 }
 """Our name of a metric -> the Hub's."""
+SPLITS = {
+    "matched": "validation_matched",
+    "mismatched": "validation_mismatched",
+    "test": "test",
+}
+"""Prefix of a metric -> the split that it was measured on."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 MEASURED = "spiking, float32"
 RIVAL = "dense, float32"
@@ -76,11 +82,15 @@ def task_metrics(metrics: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def split_of(metric: str) -> tuple[str, str]:
-    """(evaluation split, bare metric); MNLI's two splits are told apart by a prefix."""
-    for part in ("mismatched", "matched"):
-        if metric.startswith(f"{part}_"):
-            return f"validation_{part}", metric.removeprefix(f"{part}_")
-    return "validation", metric
+    """(evaluation split, bare metric); MNLI's two splits and a test set are told apart by a prefix."""
+    part, _, bare = metric.partition("_")
+    split = SPLITS.get(part)
+    return ("validation", metric) if split is None else (split, bare)
+
+
+def _task_of(task: str, split: str) -> str:
+    """The Hub's name of a task: MNLI's two validation splits are tasks of their own."""
+    return task + split.partition("validation")[2]
 
 
 def hub_dataset(results: Mapping[str, Any], split: str = "validation") -> str | None:
@@ -93,7 +103,7 @@ def hub_dataset(results: Mapping[str, Any], split: str = "validation") -> str | 
         return data
     task = str(results.get("task"))
     rows = results.get("samples", {}).get(split)
-    name = task + split.removeprefix("validation")
+    name = _task_of(task, split)
     if data.startswith("GLUE's TSV files") and rows and rows == GLUE_DEV_ROWS.get(name):
         return GLUE
     return None
@@ -177,7 +187,7 @@ def eval_result_entries(results: Mapping[str, Any]) -> list[EvalResultEntry]:
             entries.append(
                 EvalResultEntry(
                     dataset_id=dataset,
-                    task_id=results["task"] + split.removeprefix("validation"),
+                    task_id=_task_of(results["task"], split),
                     value=metrics[name][t - 1],
                     notes="; ".join(notes),
                 )

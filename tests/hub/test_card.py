@@ -152,6 +152,22 @@ def test_local_files_count_as_glue_only_if_they_have_its_rows(fields, expected, 
     assert (tmp_path / ".eval_results" / "sst2.yaml").exists() == (expected is not None)
 
 
+def test_a_test_set_is_told_apart_from_what_is_validated_on():
+    spiking = {"accuracy_t1": 0.8, "test_accuracy_t1": 0.7, "test_ece_t1": 0.1}
+    samples = {"validation": 500, "test": 2189}
+    results = changed(task="r8", data="someone/topics", samples=samples, spiking=spiking)
+    of_test = [r for r in eval_results(results) if r.dataset_split == "test"]
+    found = [(r.metric_type, r.metric_name, r.metric_value) for r in of_test]
+    assert found == [
+        ("accuracy", "accuracy, step 1 of 1", 0.7),
+        ("ece", "ece, step 1 of 1", 0.1),
+    ]
+    entries = [(e.task_id, e.value) for e in eval_result_entries(results)]
+    assert entries == [("r8", 0.8), ("r8", 0.7)]
+    in_files = changed(samples={"test": 872})
+    assert hub_dataset(in_files, "test") == hub_dataset(RESULTS)
+
+
 def test_mnlis_two_splits_stay_apart():
     spiking = {
         f"{part}_{k}_t{t}": t / 10 + i
