@@ -15,6 +15,8 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from spikenlp import SpikingTrainer, SpikingTrainingArguments
 from spikenlp.data.files import write_whole
+from spikenlp.hub.results import split_of
+from spikenlp.metrics.glue import SCORES
 from spikenlp.training import last_checkpoint
 
 NOT_SUMMARISED = ("loss", "runtime", "ada_ece", "nll", "brier", "confidence")
@@ -70,6 +72,11 @@ def train(trainer: SpikingTrainer, args: SpikingTrainingArguments) -> dict[str, 
 def base_model(path: str | None) -> str | None:
     """Hub id, or the name of a local folder: the rest of its path is nobody's business."""
     return Path(path).name if path is not None and Path(path).exists() else path
+
+
+def is_score(name: str, *others: str) -> bool:
+    """Whether a metric, of whichever split, is a score of a task or one of `others`."""
+    return split_of(name)[1] in (*SCORES, *others)
 
 
 def save_records(output_dir: Path, results: dict[str, Any]) -> None:

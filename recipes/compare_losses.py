@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from common import check_same_options, parse_arguments, write_text
+from common import check_same_options, is_score, parse_arguments, write_text
 from glue_tmc import ARGUMENTS, LOOKED_INTO, run
 from qqp_tmc import load_pairs
 from scipy.stats import ttest_rel
@@ -30,7 +30,6 @@ from spikenlp import SpikingBertForSequenceClassification
 from spikenlp.analysis.plots import plot_metric_by_step
 from spikenlp.analysis.temporal import loss_oscillation, mean_off_diagonal, temporal_similarity
 from spikenlp.hub.results import MEASURED
-from spikenlp.metrics.glue import SCORES
 from spikenlp.training.provenance import run_record
 
 USUAL = {
@@ -57,6 +56,7 @@ LOSSES = {
     }.items()
 }
 """Every option of a loss, so that none is left to what else is on the command line or in a file."""
+CALIBRATION = ("ece", "ada_ece", "confidence", "nll")
 WINDOW = 5
 """Of the moving average that the loss's oscillation is measured against, in logged values."""
 
@@ -97,8 +97,7 @@ def run_one(options: list[str], out: Path, seed: int) -> dict[str, Any]:
 def measures(found: dict[str, Any]) -> dict[str, float]:
     """What is compared, of one run."""
     metrics = found["spiking"]
-    names = (*SCORES, "ece", "ada_ece", "confidence", "nll")
-    by_step = {k: v for k, v in metrics.items() if k.rpartition("_t")[0] in names}
+    by_step = {k: v for k, v in metrics.items() if is_score(k.rpartition("_t")[0], *CALIBRATION)}
     others = {k: found[k] for k in ("similarity", "loss_oscillation")}
     for name, values in (
         ("firing_rate", found["firing_rate_by_step"]),
@@ -146,8 +145,7 @@ def markdown(table: dict[str, dict[str, Any]]) -> str:
     for loss, row in table.items():
         cells = []
         for group, names in groups.items():
-            percent = group in (*SCORES, "confidence")
-            scale, digits = (100, 1) if percent else (1, 3)
+            scale, digits = (100, 1) if is_score(group, "confidence") else (1, 3)
             last = row[names[-1]]
             cell = " / ".join(f"{scale * row[name]['mean']:.{digits}f}" for name in names)
             cell += f" ± {scale * last['std']:.{digits}f}" if "std" in last else ""

@@ -34,7 +34,7 @@ from typing import Any
 import datasets
 import transformers
 import yaml
-from common import base_model, parse_arguments, write_text
+from common import base_model, is_score, parse_arguments, write_text
 from corpus import CorpusArguments
 from glue_tmc import dense_trainer, evaluate, fine_tune_dense, spending
 from phases import OF_TRAINING, CollapsedArguments, Phases, names_of
@@ -63,7 +63,6 @@ from spikenlp import (
 )
 from spikenlp.data import pack
 from spikenlp.hub.training import CONFIG_FIELDS
-from spikenlp.metrics.glue import SCORES
 from spikenlp.models.spiking_bert.reconstruction import reconstruct
 from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 from spikenlp.training.distillation import (
@@ -443,12 +442,11 @@ def summary(results: dict[str, Any]) -> str:
     for phase, found in results.items():
         for name in ("dense", "collapsed", "spiking"):
             metrics = found.get(name, {})
-            for key in SCORES:
-                if key in metrics:
-                    steps = [v for k, v in metrics.items() if k.startswith(f"{key}_t")]
-                    by_step = " / ".join(f"{100 * v:.1f}" for v in steps)
-                    label = f"{phase}: {name}"
-                    lines.append(f"{label:22} {key:21} {100 * metrics[key]:5.1f}  {by_step}")
+            for key in filter(is_score, metrics):
+                steps = [v for k, v in metrics.items() if k.startswith(f"{key}_t")]
+                by_step = " / ".join(f"{100 * v:.1f}" for v in steps)
+                label = f"{phase}: {name}"
+                lines.append(f"{label:22} {key:21} {100 * metrics[key]:5.1f}  {by_step}")
         if "spikes_per_neuron" in found:
             spikes = found["spikes_per_neuron"]
             lines.append(f"{phase + ': spikes':22} {spikes:.2f} per neuron and inference")

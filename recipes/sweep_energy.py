@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from common import is_score
 from distill import PHASES, distill
 
 from spikenlp.analysis.plots import plot_energy_front
-from spikenlp.metrics.glue import SCORES
 from spikenlp.training.provenance import run_record
 
 BILLINGS = ("float32", "int8")
@@ -64,9 +64,9 @@ def run_one(
     if not students:
         raise ValueError("the sweep tables a spiking model: --phases has none that leaves one")
     last = students[-1]
-    metrics = {k: v for k, v in last["spiking"].items() if k in SCORES}
+    metrics = {k: v for k, v in last["spiking"].items() if is_score(k)}
     twins = [student["collapsed"] for student in students if "collapsed" in student]
-    metric = next(k for k in SCORES if k in metrics)
+    metric = next(iter(metrics))
     best = max(twins, key=lambda twin: twin[metric], default={})
     spent = {
         "spikes_per_neuron": last["spikes_per_neuron"],
@@ -83,7 +83,7 @@ def run_one(
 
 
 def markdown(rows: list[dict[str, Any]], dense: dict[str, float]) -> str:
-    metrics = [k for k in SCORES if k in rows[0]]
+    metrics = [k for k in rows[0] if is_score(k)]
     spent = [k for k in rows[0] if k.startswith("microjoules")]
     heads = ["T", "spike target", *metrics, "spikes per neuron", *spent]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -98,7 +98,7 @@ def markdown(rows: list[dict[str, Any]], dense: dict[str, float]) -> str:
 
 
 def draw(rows: list[dict[str, Any]], dense: dict[str, float], out: Path) -> None:
-    metric = next(k for k in SCORES if k in rows[0])
+    metric = next(filter(is_score, rows[0]))
     for billing in BILLINGS:
         series: dict[str, list[tuple[float, float]]] = {}
         for row in rows:

@@ -65,6 +65,19 @@ def test_the_metrics_of_the_task_are_compared(task):
     assert "| 0.200 / 0.400 | 1.000 / 2.000 |" in markdown(table), "rate and energy by step"
 
 
+def test_the_metrics_of_each_split_are_compared():
+    run = made_up([], [])
+    names = [
+        f"{part}_{name}_t1" for part in ("matched", "mismatched") for name in ("accuracy", "ece")
+    ]
+    run["spiking"] = {"matched_accuracy": 0.5, "matched_loss_t1": 1.0, **dict.fromkeys(names, 0.5)}
+    table = compare({"sdt": [run]})
+    assert [name for name in table["sdt"] if "matched" in name] == names
+    assert (
+        markdown(table).splitlines()[2].startswith("| sdt | 50.0 | 0.500 | 50.0 | 0.500 | 0.500 |")
+    )
+
+
 def test_the_losses_are_different():
     assert len({tuple(options.items()) for options in LOSSES.values()}) == len(LOSSES) == 10
 

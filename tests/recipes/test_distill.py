@@ -280,6 +280,13 @@ def test_the_summary_has_the_metrics_of_the_task(task):
     assert [line.split()[2:] for line in lines] == [[name, "50.0", "50.0"] for name in names]
 
 
+def test_the_summary_has_the_metrics_of_each_split():
+    names = [f"{part}_accuracy" for part in ("matched", "mismatched")]
+    found = {"spiking": {k: 0.5 for name in names for k in (name, f"{name}_t1", f"{name}_loss")}}
+    lines = distill.summary({"unrolled": found}).splitlines()
+    assert [line.split()[2:] for line in lines] == [[name, "50.0", "50.0"] for name in names]
+
+
 @pytest.mark.slow
 def test_what_a_phase_leaves_is_ready_for_a_release_with_its_figures(done, tmp_path):
     folder = release(done[0] / "unrolled", tmp_path, licence="apache-2.0")
@@ -607,6 +614,23 @@ def test_a_student_without_a_twin_is_drawn_without_a_quantised_rival(tmp_path, m
         sweep_energy.draw([row], {"accuracy": 0.99}, tmp_path)
     alone, beside = {"T = 2"}, {"T = 2", "quantised, same levels"}
     assert drawn == [alone, alone, alone, beside]
+
+
+def test_a_sweep_tables_each_split(tmp_path, monkeypatch):
+    names = ("matched_accuracy", "mismatched_accuracy")
+    metrics = {**dict.fromkeys(names, 0.8), "matched_loss": 1.0, "matched_accuracy_t1": 0.7}
+    twin = dict.fromkeys(names, 0.9)
+    found = {"unrolled": {"spiking": metrics, "collapsed": twin, **SPENT}}
+    monkeypatch.setattr(sweep_energy, "distill", lambda argv: found)
+    row = sweep_energy.run_one([], tmp_path, 2)
+    assert [row[name] for name in names] == [0.8, 0.8]
+    assert [row[f"quantised_{name}"] for name in names] == [0.9, 0.9]
+    dense = dict.fromkeys(names, 0.99)
+    head, _, cells = sweep_energy.markdown([row], dense).splitlines()[:3]
+    assert "matched_accuracy | mismatched_accuracy | spikes" in head
+    assert "| 80.0 | 80.0 |" in cells
+    sweep_energy.draw([row], dense, tmp_path)
+    assert (tmp_path / "int8.svg").exists()
 
 
 def test_a_sweep_without_a_student_is_refused(tmp_path, monkeypatch):
