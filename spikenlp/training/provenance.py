@@ -39,17 +39,24 @@ def run_record() -> dict[str, Any]:
 
 
 def commit_of(root: Path) -> str | None:
-    """The commit of a checkout, "(modified)" if it was changed; what lies under results/ changes no result."""
+    """The commit of a checkout, "(modified)" if it was changed; what lies under results/ changes no result.
+
+    None where `root` is not the top of one: a package installed below somebody's checkout is not of its commit.
+    """
     git = ["git", "-C", str(root)]
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        asked = [*git, "rev-parse", "HEAD", "--show-toplevel"]
+        answer = subprocess.run(asked, capture_output=True, text=True)
         changed = [*git, "status", "--porcelain", "--", ".", ":!results"]
         status = subprocess.run(changed, capture_output=True, text=True)
     except OSError:
         return None
-    if commit.returncode:
+    if answer.returncode:
         return None
-    return commit.stdout.strip() + (" (modified)" if status.stdout.strip() else "")
+    commit, top = answer.stdout.splitlines()
+    if Path(top).resolve() != root.resolve():
+        return None
+    return commit + (" (modified)" if status.stdout.strip() else "")
 
 
 COMMIT = commit_of(Path(__file__).resolve().parents[2])

@@ -46,6 +46,9 @@ def test_what_makes_a_checkout_modified(tmp_path):
         subprocess.run([*git, *command], check=True, capture_output=True)
     clean = commit_of(tmp_path)
     assert len(clean) == 40
+    installed = tmp_path / ".venv" / "lib"
+    installed.mkdir(parents=True)
+    assert commit_of(installed) is None, "the commit of somebody else's project"
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "record.json").write_text("{}")
     assert commit_of(tmp_path) == clean
