@@ -65,7 +65,7 @@ class Start:
 
 @dataclass
 class CollapsedArguments:
-    """Options of the phase collapsed; the usual ones are those of unrolled."""
+    """Options of the phase collapsed, which smooths no labels; the usual ones are those of unrolled."""
 
     collapsed_learning_rate: float = field(
         default=5e-5, metadata={"help": "Of the phase collapsed."}
@@ -158,8 +158,11 @@ class Phases:
                 "max_steps": options.collapsed_steps,
                 "learning_rate": options.collapsed_learning_rate,
                 "neuron_learning_rate": options.collapsed_neuron_learning_rate,
+                "label_smoothing_factor": 0.0,
             }
-        elif phase == "unrolled":
+        else:
+            changed["collapsed_timesteps"] = "fixed"
+        if phase == "unrolled":
             changed["collapsed"] = False
         return dataclasses.replace(self.args, **changed)
 
@@ -174,8 +177,8 @@ class Phases:
             names -= {"teacher_cache_gb"}
             if phase != "unrolled":
                 names -= OF_TEMPORAL_LOSS
-            if phase != "collapsed":
-                names -= {"collapsed_timesteps"}
+            unused = "label_smoothing_factor" if phase == "collapsed" else "collapsed_timesteps"
+            names -= {unused}
         return names
 
     def models(self, phase: str) -> dict[str, str | Path]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
 
-from spikenlp.losses import TEMPORAL_LOSSES
 from spikenlp.training.processes import check_processes
 
 
@@ -86,13 +85,10 @@ class SpikingTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_processes(self.world_size)
-        if self.temporal_loss not in TEMPORAL_LOSSES:
-            raise ValueError(
-                f"temporal_loss must be one of {', '.join(TEMPORAL_LOSSES)}, got "
-                f"{self.temporal_loss!r}"
-            )
-        if self.theta_scope not in ("local", "global"):
-            raise ValueError(f"theta_scope must be 'local' or 'global', got {self.theta_scope!r}")
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                choices = " or ".join(map(repr, get_args(kind)))
+                raise ValueError(f"{name} must be {choices}, got {getattr(self, name)!r}")
         if self.theta_scope == "global" and self.theta_reduction != "batch":
             raise ValueError(
                 "theta_scope='global' needs theta_reduction='batch', got "
@@ -110,6 +106,8 @@ class SpikingTrainingArguments(TrainingArguments):
         for name in ("neuron_learning_rate", "spike_target", "spike_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if not 0 <= self.tet_mse_weight <= 1:
+            raise ValueError(f"tet_mse_weight must be in [0, 1], got {self.tet_mse_weight}")
         if self.spike_target and not self.spike_weight:
             raise ValueError(
                 f"spike_target={self.spike_target} does nothing without spike_weight > 0"

@@ -95,11 +95,6 @@ class DistillationArguments(SpikingTrainingArguments):
         for name in ("hidden_weight", "attention_weight", "teacher_cache_gb"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        if self.collapsed_timesteps not in ("fixed", "random", "staged"):
-            raise ValueError(
-                "collapsed_timesteps must be 'fixed', 'random' or 'staged', got "
-                f"{self.collapsed_timesteps!r}"
-            )
 
 
 class DistillationTrainer(SpikingTrainer):
@@ -118,7 +113,8 @@ class DistillationTrainer(SpikingTrainer):
     Raises:
         ValueError: a vocabulary, number of classes, depth or number of heads that does not fit; layers
             that the teacher does not have; a penalty on spikes with gradient="implicit"; a teacher, or
-            a dropout within it, left in training mode; a batch with a row of padding only.
+            a dropout within it, left in training mode; a batch with a row of padding only; without
+            `args.collapsed` varied `collapsed_timesteps`, with it label smoothing.
     """
 
     args: DistillationArguments
@@ -134,6 +130,7 @@ class DistillationTrainer(SpikingTrainer):
     ):
         if not isinstance(args, DistillationArguments):
             raise ValueError(f"args must be DistillationArguments, got {type(args).__name__}")
+        check_options(args)
         check_teacher(model, teacher, args)
         check_tokenizer_fits(teacher, kwargs.get("processing_class"))
         states = model.config.num_hidden_layers + 1
@@ -305,6 +302,19 @@ class RealRows:
                 f"row {row} of a batch has only padding (attention_mask 0): leave empty texts out"
             )
         return batch
+
+
+def check_options(args: DistillationArguments) -> None:
+    """Raises ValueError where an option would do nothing."""
+    if args.collapsed_timesteps != "fixed" and not args.collapsed:
+        raise ValueError(
+            f"collapsed_timesteps={args.collapsed_timesteps!r} does nothing without collapsed=True"
+        )
+    if args.label_smoothing_factor and args.collapsed:
+        raise ValueError(
+            "label_smoothing_factor must be 0 with collapsed=True in distillation, got "
+            f"{args.label_smoothing_factor}"
+        )
 
 
 def check_teacher(

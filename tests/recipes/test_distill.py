@@ -149,6 +149,18 @@ def test_what_does_not_bear_on_a_phase_may_change(tmp_path):
     assert draw(tmp_path, "--collapsed_timesteps random", "unrolled") == first
 
 
+def test_a_phase_gets_no_option_that_does_nothing_in_it(tmp_path):
+    words = "--collapsed_timesteps random --label_smoothing_factor 0.1"
+    draw(tmp_path, words)
+    options = [
+        yaml.safe_load((tmp_path / phase / "arguments.yaml").read_text())
+        for phase in ("collapsed", "unrolled")
+    ]
+    assert [o["collapsed_timesteps"] for o in options] == ["random", "fixed"]
+    assert [o["label_smoothing_factor"] for o in options] == [0.0, 0.1]
+    draw(tmp_path, words)
+
+
 def test_phases_that_are_run_apart_have_options_of_their_own(tmp_path):
     draw(tmp_path, phases="converted")
     found = draw(tmp_path, "--learning_rate 1e-2 --seed 7", "unrolled")

@@ -264,9 +264,17 @@ def test_scores_of_a_dense_teacher_are_those_its_softmax_takes():
         ({}, {"teacher_layers": [0, 1]}, "must name 3 hidden states"),
         ({}, {"teacher_layers": [0, 1, 7]}, r"must be in 0\.\.2"),
         ({}, {"teacher_layers": [0, -1, 2]}, r"must be in 0\.\.2"),
+        ({}, {"collapsed_timesteps": "random"}, "does nothing without collapsed=True"),
+        (
+            {},
+            {"collapsed": True, "label_smoothing_factor": 0.1},
+            "label_smoothing_factor must be 0",
+        ),
     ],
 )
-def test_teachers_that_do_not_fit_are_refused(dense, batches, tmp_path, fields, options, message):
+def test_teachers_and_options_that_do_not_fit_are_refused(
+    dense, batches, tmp_path, fields, options, message
+):
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, make_student(dense, batches), make_teacher(**fields), **options)
 

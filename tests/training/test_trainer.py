@@ -404,6 +404,9 @@ def test_a_collapsed_model_is_sent_to_the_plain_trainer(tmp_path):
         ("temporal_loss", "ctm"),
         ("theta_weight", "-1"),
         ("theta_weight", "some"),
+        ("theta_reduction", "foo"),
+        ("theta_lambda", "x"),
+        ("tet_mse_weight", 7.0),
         ("neuron_learning_rate", -1.0),
     ],
 )
