@@ -44,8 +44,8 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
 
     Raises:
         ValueError: an empty data set, a tokenizer with more tokens than the embedding has rows, a
-            `compute_loss_func` (the loss is `args.temporal_loss`), labels out of range, logits that
-            are not finite.
+            `compute_loss_func` (the loss is `args.temporal_loss`), `args.collapsed` with a model that has
+            no collapsed twin, labels out of range, logits that are not finite.
         RuntimeError: FSDP was asked for and is not there (`spikenlp.training.processes`).
     """
 
@@ -70,6 +70,8 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         super().__init__(model, args, *positional, **kwargs)
         check_sharding(self.accelerator.distributed_type)
         check_penalty(self.model.config, args)
+        if args.collapsed:
+            check_has_twin(self.model.config)
         for name, dataset in (("train", self.train_dataset), ("eval", self.eval_dataset)):
             if isinstance(dataset, Sized) and len(dataset) == 0:
                 raise ValueError(f"the {name} data set is empty")
@@ -179,8 +181,7 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
 @contextmanager
 def collapsed(config: Any) -> Iterator[None]:
     """A model of this config has no time axis in here."""
-    if config.neuron != "rounding":
-        raise ValueError(f"collapsed=True needs rounding neurons, the model has {config.neuron!r}")
+    check_has_twin(config)
     saved, config.collapsed = config.collapsed, True
     try:
         yield
@@ -212,6 +213,14 @@ class TimestepMetrics:
         if self.compute_metrics is None:
             return {}
         return self.compute_metrics(EvalPrediction(predictions=logits, label_ids=labels))
+
+
+def check_has_twin(config: Any) -> None:
+    """Raises ValueError where a model has no collapsed twin."""
+    if not hasattr(config, "collapsed"):
+        raise ValueError(f"collapsed=True: a {config.model_type} has no collapsed twin")
+    if config.neuron != "rounding":
+        raise ValueError(f"collapsed=True needs rounding neurons, the model has {config.neuron!r}")
 
 
 def check_penalty(config: Any, args: SpikingTrainingArguments) -> None:

@@ -13,6 +13,8 @@ from spikenlp import (
     SpikingBertForSequenceClassification,
     SpikingTrainer,
     SpikingTrainingArguments,
+    SpikingVGGConfig,
+    SpikingVGGForImageClassification,
 )
 from spikenlp.losses import get_temporal_loss, trt_weight_penalty
 from spikenlp.training import TemporalLossFunction
@@ -387,7 +389,14 @@ def test_collapsed_training_is_evaluated_over_time(tmp_path):
 def test_collapsed_training_refuses_other_neurons(tmp_path):
     args = make_args(tmp_path, collapsed=True)
     with pytest.raises(ValueError, match="rounding"):
-        SpikingTrainer(make_model(neuron="lif"), args, train_dataset=make_data()).train()
+        SpikingTrainer(make_model(neuron="lif"), args, train_dataset=make_data())
+
+
+def test_an_image_model_has_no_collapsed_twin(tmp_path):
+    config = SpikingVGGConfig(hidden_sizes=[4], depths=[1], image_size=8, num_channels=1)
+    model = SpikingVGGForImageClassification(config)
+    with pytest.raises(ValueError, match="spiking_vgg has no collapsed twin"):
+        SpikingTrainer(model, make_args(tmp_path, collapsed=True))
 
 
 def test_a_collapsed_model_is_sent_to_the_plain_trainer(tmp_path):
