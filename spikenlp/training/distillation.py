@@ -169,7 +169,10 @@ class DistillationTrainer(SpikingTrainer):
         if args.attention_weight:  # grow with the square of the length
             return False
         rows_of_a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        if 0 < args.max_steps * rows_of_a_step <= len(data):  # no row comes twice
+        seen = args.num_train_epochs * len(data)
+        if args.max_steps > 0:
+            seen = args.max_steps * rows_of_a_step
+        if seen <= len(data):  # no row comes twice
             return False
         states = config.num_hidden_layers + 1 if args.hidden_weight else 0
         needed = bytes_needed(data, states, config.hidden_size, config.num_labels)

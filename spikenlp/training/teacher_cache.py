@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -44,7 +45,8 @@ class TeacherCache:
     them: a run that is resumed sees the same.
 
     Args:
-        teacher: in eval mode; its inputs are what `collator` makes of the rows, labels left out.
+        teacher: in eval mode; its inputs are what `collator` makes of the columns that its forward
+            takes, labels left out.
         hidden: whether hidden states are kept.
         context: what the teacher runs in (autocast).
 
@@ -68,11 +70,12 @@ class TeacherCache:
         lengths = [len(ids) for ids in dataset["input_ids"]]
         order = sorted(range(len(dataset)), key=lengths.__getitem__)
         device = next(teacher.parameters()).device
-        names = [n for n in dataset.column_names if n not in (ROW, "labels", "label")]
+        taken = inspect.signature(teacher.forward).parameters.keys() - {"labels"}
+        questions = dataset.select_columns([n for n in dataset.column_names if n in taken])
         with torch.no_grad(), context:
             for start in range(0, len(order), ASKED_AT_ONCE):
                 rows = order[start : start + ASKED_AT_ONCE]
-                batch = collator([{n: dataset[i][n] for n in names} for i in rows])
+                batch = collator([questions[i] for i in rows])
                 inputs = {k: v.to(device) for k, v in batch.items()}
                 outputs = teacher(**inputs, output_hidden_states=hidden)
                 self._keep(rows, inputs, outputs, hidden)

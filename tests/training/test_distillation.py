@@ -128,11 +128,27 @@ def test_a_dropout_within_the_teacher_that_was_left_on_is_named(
 
 def test_a_teacher_is_not_asked_beforehand_about_rows_that_come_once(dense, batches, tmp_path):
     asked = []
-    for steps in (4, 5):  # of 8 of the 32 rows
+    lengths = [{"max_steps": steps} for steps in (4, 5)]  # of 8 of the 32 rows
+    lengths += [{"max_steps": -1, "num_train_epochs": epochs} for epochs in (1, 2)]
+    for i, length in enumerate(lengths):
         teacher = make_teacher()
-        teacher.register_forward_hook(lambda *_, s=steps: asked.append(s))
-        make_trainer(tmp_path, make_student(dense, batches), teacher, max_steps=steps).train()
-    assert (asked.count(4), asked.count(5)) == (4, 1)
+        teacher.register_forward_hook(lambda *_, i=i: asked.append(i))
+        make_trainer(tmp_path, make_student(dense, batches), teacher, **length).train()
+    assert [asked.count(i) for i in range(4)] == [4, 1, 4, 1]
+
+
+def test_a_cached_teacher_is_asked_with_what_it_takes_alone(dense, batches, tmp_path):
+    def collate(rows):
+        return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+
+    data = make_data(8).add_column("sentence", ["text"] * 8).add_column("idx", list(range(8)))
+    asked, teacher = [], make_teacher()
+    teacher.register_forward_pre_hook(lambda *a: asked.append(set(a[2])), with_kwargs=True)
+    model, options = make_student(dense, batches), {"max_steps": 2, "train_dataset": data}
+    trainer = make_trainer(tmp_path, model, teacher, **options)
+    trainer.data_collator = collate
+    trainer.train()
+    assert asked == [{"input_ids", "attention_mask", "output_hidden_states"}]
 
 
 def test_training_brings_the_student_nearer_to_its_teacher(dense, batches, tmp_path):
