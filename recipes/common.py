@@ -37,12 +37,25 @@ def parse_arguments(argv: list[str], kinds: tuple[type, ...], **defaults: Any) -
     known = {action.dest for action in parser._actions}
     parser.set_defaults(**{**{k: v for k, v in usual.items() if k in known}, **defaults})
     if argv and argv[0].endswith((".yaml", ".yml")):
-        options = yaml.safe_load(Path(argv[0]).read_text())
-        if not isinstance(options, dict) or (unknown := sorted(set(options) - known)):
-            raise ValueError(f"{argv[0]} must map option names to values; unknown: {unknown}")
-        parser.set_defaults(**options)
-        argv = argv[1:]
+        argv = [*read_options(Path(argv[0]), parser), *argv[1:]]
     return parser.parse_args_into_dataclasses(argv)
+
+
+def read_options(path: Path, parser: HfArgumentParser) -> list[str]:
+    """Numbers and words of a YAML file as a command line has them, so that they get its types and are
+    checked against its choices; what else it holds becomes a default.
+
+    Raises:
+        ValueError: a file that is no mapping, or with names that are no options.
+    """
+    options = yaml.safe_load(path.read_text())
+    if not isinstance(options, dict):
+        raise ValueError(f"{path} must map option names to values, got {options!r}")
+    if unknown := sorted(options.keys() - {action.dest for action in parser._actions}):
+        raise ValueError(f"{path} has what is no option: {unknown}")
+    words = {k: v for k, v in options.items() if type(v) in (int, float, str)}
+    parser.set_defaults(**{k: v for k, v in options.items() if k not in words})
+    return [f"--{name}={value}" for name, value in words.items()]
 
 
 def temporal_loss_of(args: SpikingTrainingArguments) -> str:

@@ -96,6 +96,34 @@ def test_a_loss_does_not_depend_on_other_options(tmp_path):
     assert len({str(o) for o in options.values()}) == 10
 
 
+def parsed(folder, text, *words):
+    job = folder / "job.yaml"
+    job.write_text(text)
+    return parse_arguments([str(job), "--output_dir", "x", *words], (SpikingTrainingArguments,))[0]
+
+
+def test_a_yaml_file_has_the_types_and_choices_of_the_command_line(tmp_path):
+    text = "theta_weight: 0.5\nwarmup_steps: 7\nlearning_rate: 5e-4\nmax_steps: -1\ntheta_odds: false\n"
+    text += "lr_scheduler_type: polynomial\nlr_scheduler_kwargs: {power: 2.0}\n"
+    words = ["--theta_weight", "0.5", "--warmup_steps", "7", "--learning_rate", "5e-4"]
+    words += ["--theta_odds", "False", "--lr_scheduler_type", "polynomial", "--max_steps", "-1"]
+    found, expected = parsed(tmp_path, text), parsed(tmp_path, "{}", *words)
+    assert found.lr_scheduler_kwargs == {"power": 2.0}
+    expected.lr_scheduler_kwargs = found.lr_scheduler_kwargs
+    assert found.to_dict() == expected.to_dict()
+    assert parsed(tmp_path, text, "--theta_weight", "1").theta_weight == "1"
+    with pytest.raises(SystemExit):
+        parsed(tmp_path, "theta_lambda: nonsense")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "- tet\n", "temporal_los: tet\n"], ids=["empty", "list", "typo"]
+)
+def test_a_yaml_file_that_names_no_options_is_refused(text, tmp_path):
+    with pytest.raises(ValueError, match=r"job.yaml (must map|has what is no option)"):
+        parsed(tmp_path, text)
+
+
 @pytest.mark.slow
 def test_a_comparison_on_demo_pairs_goes_on_where_it_was(tmp_path):
     command = [sys.executable, str(ROOT / "recipes" / "compare_losses.py")]
