@@ -73,6 +73,8 @@ MODELS = {
 }
 ORIGINAL = (".pth", ".pt", ".tar")
 """Suffixes of the papers' own checkpoints, which `from_original` converts."""
+OF_CONVERSION = ("num_timesteps", "neuron")
+"""Fields of the config that a conversion sets."""
 VISION_DEFAULTS = {
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
@@ -131,7 +133,7 @@ class VisionModelArguments:
         """Fields of the config that the options name."""
         given = self.model_config or "{}"
         fields = json.loads(given) if isinstance(given, str) else dict(given)
-        for name in ("num_timesteps", "neuron"):
+        for name in OF_CONVERSION:
             if (value := getattr(self, name)) is not None:
                 fields[name] = value
         return fields
@@ -290,6 +292,7 @@ def build_model(
         asked = fields.get("neuron", neuron)
         if neuron == "relu" and asked == "rounding":
             dense = AutoModelForImageClassification.from_pretrained(path, **data.label_fields())
+            check_shape(dense, model_args)
             results["dense"] = score(trainer_of(dense, data, training_args), data.test, "dense")
             return convert(dense, model_args, data, training_args)
         if model_args.reconstruct:
@@ -333,6 +336,21 @@ def build_model(
     return convert(model, model_args, data, training_args)
 
 
+def check_shape(dense: PreTrainedModel, model_args: VisionModelArguments) -> None:
+    """Raises ValueError where a network that is converted is to have other fields than T and neuron."""
+    fields = {k: v for k, v in model_args.fields().items() if k not in OF_CONVERSION}
+    differing = [
+        f"{name} {getattr(dense.config, name, None)!r}, not {value!r}"
+        for name, value in fields.items()
+        if getattr(dense.config, name, None) != value
+    ]
+    if differing:
+        raise ValueError(
+            f"{model_args.model_name_or_path} has {'; '.join(differing)}: a conversion changes "
+            f"{' and '.join(OF_CONVERSION)} alone, leave the rest out of --model_config"
+        )
+
+
 def convert(
     dense: PreTrainedModel,
     model_args: VisionModelArguments,
@@ -350,7 +368,7 @@ def convert(
         }
         for i in range(0, size, CALIBRATION_BATCH)
     ]
-    overrides = {k: v for k, v in model_args.fields().items() if k in ("num_timesteps", "neuron")}
+    overrides = {k: v for k, v in model_args.fields().items() if k in OF_CONVERSION}
     return type(dense).from_dense(
         dense.cpu().eval(),
         calibration=batches,

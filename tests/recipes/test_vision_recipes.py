@@ -331,6 +331,18 @@ def test_weights_of_one_neuron_are_no_start_for_another(saved, asked, message, t
         image_tmc.build_model(model_args, data, training_args, {})
 
 
+def test_a_conversion_keeps_the_shape_of_its_network(tmp_path):
+    fields = {"hidden_sizes": [4], "depths": [1], "image_size": 8, "num_labels": 2}
+    config = SpikingVGGConfig(**fields, neuron="relu")
+    SpikingVGGForImageClassification(config).save_pretrained(tmp_path)
+    options = ["--use_cpu", "True", "--model_name_or_path", tmp_path, "--neuron", "rounding"]
+    fields = '{"hidden_sizes": [4], "depths": [2], "num_timesteps": 3}'
+    model_args, _, training_args = arguments("image", *options, "--model_config", fields)
+    data = image_tmc.VisionData("", [], [], [], [], ["a", "b"], {})
+    with pytest.raises(ValueError, match=r"has depths \[1\], not \[2\]: a conversion changes"):
+        image_tmc.build_model(model_args, data, training_args, {})
+
+
 def test_a_model_of_another_kind_is_refused(tmp_path):
     transformers.ViTConfig().save_pretrained(tmp_path)
     model_args, _, training_args = arguments(
