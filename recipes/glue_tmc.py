@@ -39,7 +39,7 @@ from common import (
     temporal_loss_of,
     train,
 )
-from student import FROM_SCRATCH, StudentArguments
+from student import StudentArguments, config_from_scratch
 from task_data import (
     DataArguments,
     Inputs,
@@ -57,7 +57,6 @@ from transformers import (
 )
 
 from spikenlp import (
-    SpikingBertConfig,
     SpikingBertForSequenceClassification,
     SpikingTrainer,
     SpikingTrainingArguments,
@@ -179,8 +178,8 @@ def build_model(
         if model_args.dense_first:
             raise ValueError("--dense_first needs a dense model: give --model_name_or_path")
         model_args.check_reconstruct("the model starts from scratch")
-        config = SpikingBertConfig(
-            vocab_size=len(inputs.tokenizer), **FROM_SCRATCH, **inputs.label_fields(), **fields
+        config = config_from_scratch(
+            inputs.tokenizer, inputs.max_seq_length, **inputs.label_fields(), **fields
         )
         model = SpikingBertForSequenceClassification(config)
         calibrate(

@@ -29,7 +29,7 @@ import torch
 import transformers
 from common import parse_arguments, record_options, save_records, temporal_loss_of, train
 from corpus import CorpusArguments
-from student import CALIBRATION_BATCH, FROM_SCRATCH, StudentArguments
+from student import CALIBRATION_BATCH, FROM_SCRATCH, StudentArguments, config_from_scratch
 from transformers import (
     AutoConfig,
     BertForMaskedLM,
@@ -129,17 +129,10 @@ def build_model(
     calibration = partial(blocks.calibration_batches, model_args.calibration_batches)
     if path is None:
         model_args.check_reconstruct("the model starts from scratch")
-        config = SpikingBertConfig(
-            **{
-                **FROM_SCRATCH,
-                "max_position_embeddings": max(
-                    text_args.max_seq_length, FROM_SCRATCH["max_position_embeddings"]
-                ),
-                **parse_overrides(model_args.config_overrides),
-                **fields,
-                "vocab_size": len(blocks.tokenizer),
-                "pad_token_id": blocks.tokenizer.pad_token_id,
-            }
+        config = config_from_scratch(
+            blocks.tokenizer,
+            text_args.max_seq_length,
+            **{**parse_overrides(model_args.config_overrides), **fields},
         )
         check_length(config, text_args)
         model = SpikingBertForMaskedLM(config)

@@ -15,12 +15,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from spikenlp import SpikingBertConfig
 from spikenlp.data import wordpiece_tokenizer
 
 CALIBRATION_BATCH = 32
 PROBED = 1000
 """Words of a vocabulary that tokenizers are compared by."""
-FROM_SCRATCH = {
+FROM_SCRATCH: dict[str, Any] = {
     "hidden_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -118,6 +119,16 @@ class StudentArguments:
         """The one that is named, else that of the start, else a new one with the words of `texts`."""
         path = self.tokenizer_name or self.model_name_or_path
         return wordpiece_tokenizer(texts) if path is None else AutoTokenizer.from_pretrained(path)
+
+
+def config_from_scratch(
+    tokenizer: PreTrainedTokenizerBase, max_seq_length: int, **fields: Any
+) -> SpikingBertConfig:
+    """Of a small model for `tokenizer`, unless `fields` say otherwise, and for texts of `max_seq_length`."""
+    positions = max(max_seq_length, FROM_SCRATCH["max_position_embeddings"])
+    usual = {**FROM_SCRATCH, "max_position_embeddings": positions}
+    words = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    return SpikingBertConfig(**{**usual, **fields, **words})
 
 
 def dense_config(path: str | Path) -> BertConfig:

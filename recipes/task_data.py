@@ -45,6 +45,7 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     collator: DataCollatorWithPadding
     compute_metrics: Callable[[EvalPrediction], dict[str, float]]
+    max_seq_length: int
 
     def facts(self) -> dict[str, Any]:
         """What a record of a run says about its data."""
@@ -119,6 +120,7 @@ def load_inputs(
         compute_metrics=lambda p: metrics(
             p.predictions[0] if isinstance(p.predictions, tuple) else p.predictions, p.label_ids
         ),
+        max_seq_length=data_args.max_seq_length,
     )
 
 

@@ -17,16 +17,18 @@ from transformers import (
     pipeline,
 )
 
-from spikenlp import SpikingBertForMaskedLM
-from spikenlp.data import wordpiece_tokenizer
+from spikenlp import SpikingBertForMaskedLM, SpikingTrainingArguments
+from spikenlp.data import demo_question_pairs, wordpiece_tokenizer
 from tests.data.tab_files import write_r8
 from tests.recipes.test_recipes import ROOT, succeed
 
 sys.path.insert(0, str(ROOT / "recipes"))
 
+import glue_tmc
 from corpus import CorpusArguments
 from mlm import MaskedLMModelArguments, TextArguments, build_model, load_blocks, parse_overrides
 from student import StudentArguments
+from task_data import DataArguments, load_inputs
 
 WORDS = (
     "profit shares company bank oil grain ship trade rate dollar report year quarter loss".split()
@@ -201,6 +203,26 @@ def test_a_spiking_checkpoint_is_trained_on(text_file, dense_model, tmp_path):
     assert loaded.config.num_timesteps == 2
     for name, weight in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight), name
+
+
+@pytest.mark.parametrize("recipe", ["mlm", "glue"])
+def test_a_model_from_scratch_fits_its_tokenizer_and_the_texts(recipe, text_file, tmp_path):
+    tokenizer = wordpiece_tokenizer(documents(20, seed=0))
+    tokenizer.pad_token = "[MASK]"
+    tokenizer.save_pretrained(tmp_path)
+    asked = {"tokenizer_name": str(tmp_path), "num_timesteps": 1}
+    if recipe == "mlm":
+        model_args = MaskedLMModelArguments(**asked)
+        text_args = TextArguments(corpus_files=[str(text_file)], max_seq_length=200)
+        model = build_model(load_blocks(model_args, text_args, 0), model_args, text_args, None, {})
+    else:
+        model_args = glue_tmc.ModelArguments(**asked)
+        data_args = DataArguments(task_name="qqp", max_seq_length=200, max_train_samples=8)
+        inputs = load_inputs(model_args, data_args, demo_question_pairs(), "demo")
+        args = SpikingTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+        model = glue_tmc.build_model(inputs, model_args, args, {})
+    assert model.config.max_position_embeddings == 200
+    assert model.config.pad_token_id == tokenizer.mask_token_id != 0
 
 
 def test_overrides_have_the_types_of_the_config():
