@@ -159,15 +159,25 @@ def markdown(table: dict[str, dict[str, Any]]) -> str:
     return "\n".join([*lines, "", note])
 
 
+def parse_own(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
+    """The options of a comparison, and those that go to each run, whose seeds `--seeds` sets."""
+    args, options = parser.parse_known_args()
+    if any(option.partition("=")[0] == "--seed" for option in options):
+        parser.error("--seed is that of one run: give --seeds")
+    return args, options
+
+
 def main() -> None:
     transformers.utils.logging.set_verbosity_warning()
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/compare_losses"))
-    args, options = parser.parse_known_args()
+    args, options = parse_own(parser)
     runs: dict[str, list[dict[str, Any]]] = {loss: [] for loss in args.losses}
     for seed in args.seeds:
         for loss in args.losses:
@@ -176,8 +186,8 @@ def main() -> None:
     table = compare(runs)
     commits = sorted({found["run"]["commit"] or "" for seeds in runs.values() for found in seeds})
     record = {"run": run_record(), "trained_at": commits, "seeds": args.seeds, "losses": table}
-    (args.output_dir / "comparison.json").write_text(json.dumps(record, indent=1) + "\n")
-    (args.output_dir / "comparison.md").write_text(markdown(table) + "\n")
+    write_text(args.output_dir / "comparison.json", json.dumps(record, indent=1) + "\n")
+    write_text(args.output_dir / "comparison.md", markdown(table) + "\n")
     for name, steps in measures_by_step(table).items():
         if len(steps) > 1:
             by_step = {loss: [row[k]["mean"] for k in steps] for loss, row in table.items()}

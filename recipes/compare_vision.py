@@ -29,7 +29,7 @@ import dvs_tmc
 import image_tmc
 import transformers
 from common import check_same_options, parse_arguments, write_text
-from compare_losses import LOSSES, WINDOW, compare, markdown, options_of
+from compare_losses import LOSSES, WINDOW, compare, markdown, options_of, parse_own
 from torch.utils.data import Subset
 from transformers import default_data_collator
 
@@ -109,7 +109,9 @@ def rivals(found: dict[str, list[dict[str, Any]]]) -> list[str]:
 def main() -> None:
     transformers.utils.logging.set_verbosity_warning()
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument(
@@ -123,7 +125,7 @@ def main() -> None:
         "(default: that of the others).",
     )
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/compare_vision"))
-    args, options = parser.parse_known_args()
+    args, options = parse_own(parser)
     runs: dict[str, list[dict[str, Any]]] = {loss: [] for loss in args.losses}
     dense: dict[str, list[dict[str, Any]]] = {"dense": []}
     if args.rounding:
@@ -150,9 +152,9 @@ def main() -> None:
         "losses": table,
         **dense,
     }
-    (args.output_dir / "comparison.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_text(args.output_dir / "comparison.json", json.dumps(record, indent=1) + "\n")
     text = "\n\n".join([markdown(table), *rivals(dense)])
-    (args.output_dir / "comparison.md").write_text(text + "\n")
+    write_text(args.output_dir / "comparison.md", text + "\n")
     for name in ("accuracy", "ece"):
         steps = [k for k in next(iter(table.values())) if k.startswith(f"{name}_t")]
         by_step = {loss: [row[k]["mean"] for k in steps] for loss, row in table.items()}

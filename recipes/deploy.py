@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 import transformers
+from common import write_text
 from early_exit import labelled_batches, without_labels
 from task_data import DataArguments
 from torch import Tensor
@@ -124,7 +125,7 @@ def main() -> None:
             answers, found = figures(run, *sizes)
             found |= {"changed": int((answers != reference)[:, -1].sum()), "check": checked}
             results["forms"][f"{kind}, {weights}"] = {"bytes": path.stat().st_size, **found}
-    (args.output_dir / "deploy.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_text(args.output_dir / "deploy.json", json.dumps(results, indent=1) + "\n")
     for name, found in results["forms"].items():
         accuracy = " / ".join(f"{100 * a:.1f}" for a in found["accuracy_by_step"])
         times = ", ".join(f"{ms:.1f} ms by {n}" for n, ms in found["ms_a_sample"].items())

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from common import write_text
 from qqp_tmc import load_pairs
 from student import StudentArguments
 from task_data import DataArguments, load_inputs, load_task_data
@@ -210,8 +211,8 @@ def main() -> None:
         if args.save:
             policy.save(checkpoint)
     text = f"{summary(results)}\n\n{exit_table(curves)}\n"
-    (args.output_dir / "early_exit.json").write_text(json.dumps(results, indent=1) + "\n")
-    (args.output_dir / "early_exit.md").write_text(text)
+    write_text(args.output_dir / "early_exit.json", json.dumps(results, indent=1) + "\n")
+    write_text(args.output_dir / "early_exit.md", text)
     figure = plot_exit_curves(curves, ["mean_steps", "energy", "latency"])
     figure.savefig(args.output_dir / "early_exit.svg")
     print(text)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from common import is_score
+from common import is_score, write_text
 from distill import PHASES, distill
 
 from spikenlp.analysis.plots import plot_energy_front
@@ -140,8 +140,8 @@ def main() -> None:
             spikes = free["spikes_per_neuron"]
             rows.append(run_one(options, root, steps, args.spike_weight, share, spikes))
     record = {"run": run_record(), "dense": dense, "rows": rows}
-    (root / "sweep.json").write_text(json.dumps(record, indent=1) + "\n")
-    (root / "sweep.md").write_text(markdown(rows, dense))
+    write_text(root / "sweep.json", json.dumps(record, indent=1) + "\n")
+    write_text(root / "sweep.md", markdown(rows, dense))
     draw(rows, dense, root)
     print(markdown(rows, dense))
 

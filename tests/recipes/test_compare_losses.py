@@ -16,6 +16,8 @@ from spikenlp.data import get_task
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "recipes"))
 
+import compare_losses  # noqa: E402
+import compare_vision  # noqa: E402
 from common import parse_arguments  # noqa: E402
 from compare_losses import LOSSES, compare, markdown  # noqa: E402
 
@@ -94,6 +96,55 @@ def test_a_loss_does_not_depend_on_other_options(tmp_path):
     assert options["tmc_batch"]["theta_weight"] == "auto"
     assert options["tmc_sample_literal"]["theta_weight"] == 1
     assert len({str(o) for o in options.values()}) == 10
+
+
+def stubbed(module, folder, monkeypatch, *words):
+    """`main` of a comparison whose runs are made up; what they were asked for."""
+    asked = []
+    run = {**made_up([(1, 0.5), (2, 0.6)], [(1, 0.1), (2, 0.1)]), "run": {"commit": None}}
+
+    def run_one(*arguments):
+        asked.append(arguments)
+        return {**run, "dense": {"accuracy": 0.9}}
+
+    monkeypatch.setattr(module, "run_one", run_one)
+    kind = ["image"] if module is compare_vision else []
+    argv = [module.__name__, *kind, "--losses", "sdt", "--output_dir", str(folder), *words]
+    monkeypatch.setattr(sys, "argv", argv)
+    module.main()
+    return asked
+
+
+BOTH = pytest.mark.parametrize("module", [compare_losses, compare_vision], ids=["text", "vision"])
+
+
+@BOTH
+def test_the_seed_of_a_run_is_not_that_of_a_comparison(module, tmp_path, monkeypatch, capsys):
+    for words in (["--seed", "7"], ["--seed=7"]):
+        with pytest.raises(SystemExit):
+            stubbed(module, tmp_path, monkeypatch, *words)
+        assert "--seed is that of one run: give --seeds" in capsys.readouterr().err
+    asked = stubbed(module, tmp_path, monkeypatch, "--seeds", "7", "--out", "x")
+    assert asked[0][-1] == 7
+    assert asked[0][-3][:2] == ["--out", "x"], "no abbreviation"
+
+
+@BOTH
+def test_a_comparison_is_written_whole(module, tmp_path, monkeypatch):
+    written = ("comparison.json", "comparison.md")
+    for name in written:
+        (tmp_path / name).write_text("before")
+
+    def replace(source, target):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        with pytest.raises(OSError, match="no space left"):
+            stubbed(module, tmp_path, patch)
+    assert (tmp_path / "comparison.json").read_text() == "before"
+    stubbed(module, tmp_path, monkeypatch)
+    assert all((tmp_path / name).read_text() != "before" for name in written)
 
 
 def parsed(folder, text, *words):

@@ -645,6 +645,22 @@ def test_a_sweep_tables_each_split(tmp_path, monkeypatch):
     assert (tmp_path / "int8.svg").exists()
 
 
+def test_a_sweep_is_written_whole(tmp_path, monkeypatch):
+    def replace(source, target):
+        raise OSError("no space left")
+
+    dense = {"teacher": {"dense": {"accuracy": 0.99}}}
+    found = {**dense, "unrolled": {"spiking": {"accuracy": 0.8}, **SPENT}}
+    monkeypatch.setattr(sweep_energy, "distill", lambda argv: found)
+    argv = ["sweep_energy.py", "--timesteps", "2", "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(os, "replace", replace)
+    (tmp_path / "sweep.json").write_text("before")
+    with pytest.raises(OSError, match="no space left"):
+        sweep_energy.main()
+    assert (tmp_path / "sweep.json").read_text() == "before"
+
+
 def test_a_sweep_without_a_student_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep_energy, "distill", lambda argv: {"task": "qqp", "teacher": {}})
     with pytest.raises(ValueError, match="--phases has none that leaves one"):
