@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from spikenlp import SpikingTrainer, SpikingTrainingArguments
 from spikenlp.data.files import write_whole
 from spikenlp.hub.results import split_of
 from spikenlp.metrics.glue import SCORES
 from spikenlp.training import last_checkpoint
+from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 
+NOT_RECORDED = ("per_second", "epoch", "preparation_time")
 NOT_SUMMARISED = ("loss", "runtime", "ada_ece", "nll", "brier", "confidence")
 
 
@@ -56,6 +58,20 @@ def read_options(path: Path, parser: HfArgumentParser) -> list[str]:
     words = {k: v for k, v in options.items() if type(v) in (int, float, str)}
     parser.set_defaults(**{k: v for k, v in options.items() if k not in words})
     return [f"--{name}={value}" for name, value in words.items()]
+
+
+def prepare(args: TrainingArguments) -> None:
+    """Threads, memory and random numbers of a run."""
+    if args.device.type == "cpu":
+        use_all_cores(args.world_size)
+        keep_freed_memory()
+    set_seed(args.seed)
+
+
+def metrics_of(found: dict[str, float], prefix: str) -> dict[str, float]:
+    """What `Trainer.evaluate` found, without its prefix and without what says nothing about the model."""
+    metrics = {k.removeprefix(f"{prefix}_"): v for k, v in found.items()}
+    return {k: v for k, v in metrics.items() if not k.endswith(NOT_RECORDED)}
 
 
 def temporal_loss_of(args: SpikingTrainingArguments) -> str:

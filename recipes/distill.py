@@ -34,7 +34,7 @@ from typing import Any
 import datasets
 import transformers
 import yaml
-from common import base_model, is_score, parse_arguments, write_text
+from common import base_model, is_score, parse_arguments, prepare, write_text
 from corpus import CorpusArguments
 from glue_tmc import dense_trainer, evaluate, fine_tune_dense, spending
 from phases import OF_TRAINING, CollapsedArguments, Phases, names_of
@@ -52,7 +52,6 @@ from transformers import (
     AutoTokenizer,
     BertForSequenceClassification,
     PreTrainedModel,
-    set_seed,
 )
 
 from spikenlp import (
@@ -64,7 +63,6 @@ from spikenlp import (
 from spikenlp.data import pack
 from spikenlp.hub.training import CONFIG_FIELDS
 from spikenlp.models.spiking_bert.reconstruction import reconstruct
-from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 from spikenlp.training.distillation import (
     PROJECTIONS,
     DistillationArguments,
@@ -462,10 +460,7 @@ def distill(argv: list[str]) -> dict[str, Any]:
     if options.model_name_or_path is None:
         raise ValueError("distillation starts from a dense BERT: give --model_name_or_path")
     check_penalty(SpikingBertConfig(**options.spiking_fields()), args)
-    if args.device.type == "cpu":
-        use_all_cores(args.world_size)
-        keep_freed_memory()
-    set_seed(args.seed)
+    prepare(args)
     with args.main_process_first(desc="data"):
         inputs = load_inputs(options, data_args, *load_task_data(data_args))
     unrolled = "unrolled" in options.phases

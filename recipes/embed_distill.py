@@ -37,12 +37,12 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from common import base_model, parse_arguments, write_text
+from common import base_model, parse_arguments, prepare, write_text
 from corpus import CorpusArguments
 from phases import CollapsedArguments, Phases
 from student import CALIBRATION_BATCH, StudentArguments, read_alike
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, BertModel, DataCollatorWithPadding, set_seed
+from transformers import AutoModel, AutoTokenizer, BertModel, DataCollatorWithPadding
 
 from spikenlp import SpikingBertModel, watchdogs
 from spikenlp.analysis import energy_by_step, microjoules
@@ -58,7 +58,6 @@ from spikenlp.embeddings import (
 from spikenlp.metrics import accuracy_at, nearest, recall_at, similarity_correlation
 from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
 from spikenlp.training import EmbeddingDistillationArguments, EmbeddingDistillationTrainer
-from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 
 PHASES = ("dense", "converted", "collapsed", "unrolled")
 ENERGY_SAMPLES = 32
@@ -371,10 +370,7 @@ def distill_encoder(argv: list[str]) -> dict[str, Any]:
         raise ValueError(
             "give --model_name_or_path, a dense sentence encoder, and --data_dir, a folder with GLUE's"
         )
-    if args.device.type == "cpu":
-        use_all_cores(args.world_size)
-        keep_freed_memory()
-    set_seed(args.seed)
+    prepare(args)
     with args.main_process_first(desc="data"):
         evaluation = Evaluation(text_args.data_dir, text_args.max_eval_samples)
         text = training_text(text_args, evaluation, args.seed)

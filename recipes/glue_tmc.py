@@ -32,7 +32,9 @@ import torch
 import transformers
 from common import (
     base_model,
+    metrics_of,
     parse_arguments,
+    prepare,
     record_options,
     save_records,
     summary,
@@ -53,7 +55,6 @@ from transformers import (
     BertForSequenceClassification,
     PreTrainedModel,
     Trainer,
-    set_seed,
 )
 
 from spikenlp import (
@@ -68,7 +69,6 @@ from spikenlp.hub.training import CONFIG_FIELDS
 from spikenlp.losses import few_class_weight
 from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
 from spikenlp.training import ResumableTrainer, check_tokenizer_fits, last_checkpoint
-from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 from spikenlp.training.provenance import run_record
 
 LOOKED_INTO = 256
@@ -97,9 +97,8 @@ def evaluate(trainer: Trainer, inputs: Inputs, prefix: str) -> dict[str, float]:
     for name, split in inputs.evaluation.items():
         part = name.removeprefix("validation").replace("_", "")
         metric_key = f"{prefix}_{part}" if part else prefix
-        found = trainer.evaluate(split, metric_key_prefix=metric_key)
-        metrics |= {k.removeprefix(f"{prefix}_"): v for k, v in found.items()}
-    return {k: v for k, v in metrics.items() if not k.endswith(("per_second", "epoch"))}
+        metrics |= metrics_of(trainer.evaluate(split, metric_key_prefix=metric_key), prefix)
+    return metrics
 
 
 def fine_tune_dense(
@@ -258,10 +257,7 @@ def run(
     load_data: Callable[[DataArguments], tuple[datasets.DatasetDict, str]],
 ) -> dict[str, Any]:
     """The whole job; returns what results.json holds."""
-    if training_args.device.type == "cpu":
-        use_all_cores(training_args.world_size)
-        keep_freed_memory()
-    set_seed(training_args.seed)
+    prepare(training_args)
     get_task(data_args.task_name)
     with training_args.main_process_first(desc="data"):
         data, source = load_data(data_args)

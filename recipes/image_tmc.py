@@ -32,7 +32,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import transformers
-from common import base_model, parse_arguments, record_options, save_records, summary
+from common import (
+    base_model,
+    metrics_of,
+    parse_arguments,
+    prepare,
+    record_options,
+    save_records,
+    summary,
+)
 from torch.utils.data import Dataset
 from transformers import (
     AutoConfig,
@@ -60,7 +68,6 @@ from spikenlp.data import carve_validation
 from spikenlp.data.augmentation import ImageTransform, MixupDataset
 from spikenlp.data.images import MEAN_STD, ImageDataset, label_names, load_images
 from spikenlp.training import last_checkpoint
-from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 from spikenlp.training.provenance import run_record
 
 CALIBRATION_BATCH = 32
@@ -415,9 +422,7 @@ def train(trainer: SpikingTrainer, args: SpikingTrainingArguments) -> dict[str, 
 
 
 def score(trainer: Trainer, split: Dataset, prefix: str) -> dict[str, float]:
-    found = trainer.evaluate(split, metric_key_prefix=prefix)
-    metrics = {k.removeprefix(f"{prefix}_"): v for k, v in found.items()}
-    return {k: v for k, v in metrics.items() if not k.endswith(("per_second", "epoch"))}
+    return metrics_of(trainer.evaluate(split, metric_key_prefix=prefix), prefix)
 
 
 def describe(data: VisionData, model: PreTrainedModel, args: SpikingTrainingArguments) -> str:
@@ -447,10 +452,7 @@ def run(
     load_data: Callable[[Any, Any], VisionData],
 ) -> dict[str, Any]:
     """The whole job; returns what results.json holds."""
-    if training_args.device.type == "cpu":
-        use_all_cores(training_args.world_size)
-        keep_freed_memory()
-    set_seed(training_args.seed)
+    prepare(training_args)
     with training_args.main_process_first(desc="data"):
         data = load_data(model_args, data_args)
     record_options(model_args, data_args, training_args)

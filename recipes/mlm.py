@@ -27,7 +27,15 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from common import parse_arguments, record_options, save_records, temporal_loss_of, train
+from common import (
+    metrics_of,
+    parse_arguments,
+    prepare,
+    record_options,
+    save_records,
+    temporal_loss_of,
+    train,
+)
 from corpus import CorpusArguments
 from student import CALIBRATION_BATCH, FROM_SCRATCH, StudentArguments, config_from_scratch
 from transformers import (
@@ -36,7 +44,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
-    set_seed,
 )
 
 from spikenlp import (
@@ -48,7 +55,6 @@ from spikenlp import (
 from spikenlp.data import ReproducibleMasking, pack
 from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
 from spikenlp.training import MaskedLMTrainer, check_tokenizer_fits
-from spikenlp.training.cpu import keep_freed_memory, use_all_cores
 from spikenlp.training.masked_lm import masked_lm_metrics, token_scores
 from spikenlp.training.provenance import run_record
 
@@ -205,13 +211,7 @@ def dense_trainer(
 
 
 def evaluate(trainer: Trainer) -> dict[str, float]:
-    found = trainer.evaluate()
-    metrics = {k.removeprefix("eval_"): v for k, v in found.items()}
-    return {
-        k: v
-        for k, v in metrics.items()
-        if not k.endswith(("per_second", "epoch", "preparation_time"))
-    }
+    return metrics_of(trainer.evaluate(), "eval")
 
 
 def describe(blocks: Blocks, model: PreTrainedModel, args: SpikingTrainingArguments) -> str:
@@ -240,10 +240,7 @@ def run(
     training_args: SpikingTrainingArguments,
 ) -> dict[str, Any]:
     """The whole job; returns what results.json holds."""
-    if training_args.device.type == "cpu":
-        use_all_cores(training_args.world_size)
-        keep_freed_memory()
-    set_seed(training_args.seed)
+    prepare(training_args)
     with training_args.main_process_first(desc="text"):
         blocks = load_blocks(model_args, text_args, training_args.seed)
     record_options(model_args, text_args, training_args)

@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from scipy.stats import ttest_rel
@@ -18,6 +19,9 @@ sys.path.insert(0, str(ROOT / "recipes"))
 
 import compare_losses  # noqa: E402
 import compare_vision  # noqa: E402
+import glue_tmc  # noqa: E402
+import image_tmc  # noqa: E402
+import mlm  # noqa: E402
 from common import parse_arguments  # noqa: E402
 from compare_losses import LOSSES, compare, markdown  # noqa: E402
 
@@ -145,6 +149,20 @@ def test_a_comparison_is_written_whole(module, tmp_path, monkeypatch):
     assert (tmp_path / "comparison.json").read_text() == "before"
     stubbed(module, tmp_path, monkeypatch)
     assert all((tmp_path / name).read_text() != "before" for name in written)
+
+
+def test_a_record_holds_no_speed_and_no_prefix():
+    names = ("accuracy", "loss", "samples_per_second", "model_preparation_time")
+
+    def evaluate(split=None, metric_key_prefix="eval"):
+        return {"epoch": 3.0, **{f"{metric_key_prefix}_{name}": 0.5 for name in names}}
+
+    trainer = SimpleNamespace(evaluate=evaluate)
+    inputs = SimpleNamespace(evaluation={"validation_matched": [], "validation_mismatched": []})
+    expected = {"accuracy": 0.5, "loss": 0.5}
+    of_mnli = {f"{part}_{k}": 0.5 for part in ("matched", "mismatched") for k in expected}
+    assert glue_tmc.evaluate(trainer, inputs, "dense") == of_mnli
+    assert image_tmc.score(trainer, [], "test") == mlm.evaluate(trainer) == expected
 
 
 def parsed(folder, text, *words):
