@@ -22,9 +22,8 @@ from typing import Any
 import transformers
 from common import check_same_options, is_score, parse_arguments, write_text
 from glue_tmc import ARGUMENTS, LOOKED_INTO, run
-from qqp_tmc import load_pairs
 from scipy.stats import ttest_rel
-from task_data import evaluation_batches, load_inputs, load_task_data
+from task_data import evaluation_batches, load_inputs, load_pairs, load_task_data
 
 from spikenlp import SpikingBertForSequenceClassification
 from spikenlp.analysis.plots import plot_metric_by_step

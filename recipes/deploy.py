@@ -27,8 +27,7 @@ from typing import Any
 import torch
 import transformers
 from common import write_text
-from early_exit import labelled_batches, without_labels
-from task_data import DataArguments
+from task_data import DataArguments, labelled_batches, without_labels
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 

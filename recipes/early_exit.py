@@ -26,9 +26,7 @@ import numpy as np
 import torch
 import transformers
 from common import write_text
-from qqp_tmc import load_pairs
-from student import StudentArguments
-from task_data import DataArguments, load_inputs, load_task_data
+from task_data import DataArguments, labelled_batches, without_labels
 from transformers import AutoModelForSequenceClassification
 
 from spikenlp.analysis import energy_report
@@ -45,23 +43,6 @@ from spikenlp.inference import (
 from spikenlp.training.provenance import run_record
 
 THRESHOLDS = [0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0]
-
-
-def labelled_batches(checkpoint: Path, data_args: DataArguments, size: int) -> list[dict[str, Any]]:
-    """The task's first dev split, sorted by length, as the checkpoint's tokenizer reads it."""
-    load_data = load_task_data if data_args.data_dir or data_args.dataset else load_pairs
-    model_args = StudentArguments(model_name_or_path=str(checkpoint))
-    inputs = load_inputs(model_args, data_args, *load_data(data_args))
-    if inputs.task.labels is None:
-        raise ValueError(f"{inputs.task.name} is a regression, which has no confidence to stop at")
-    split = next(iter(inputs.evaluation.values()))
-    names = [k for k in (*inputs.tokenizer.model_input_names, "label") if k in split.column_names]
-    rows = [{k: row[k] for k in names} for row in split]
-    return [dict(inputs.collator(rows[i : i + size])) for i in range(0, len(rows), size)]
-
-
-def without_labels(batch: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in batch.items() if k != "labels"}
 
 
 def seconds_a_sample(run: Callable[[dict[str, Any]], Any], batches: list[dict[str, Any]]) -> float:

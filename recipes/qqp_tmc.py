@@ -13,24 +13,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import datasets
 import transformers
 from common import parse_arguments
 from glue_tmc import ARGUMENTS, run
-from task_data import DataArguments, load_task_data
+from task_data import load_pairs
 
-from spikenlp.data import demo_question_pairs, get_task
-
-
-def load_pairs(data_args: DataArguments) -> tuple[datasets.DatasetDict, str]:
-    if data_args.data_dir or data_args.dataset:
-        return load_task_data(data_args)
-    print(
-        "DEMO DATA: synthetic question pairs. They show that training works; for real pairs give "
-        "--data_dir or --dataset.",
-        flush=True,
-    )
-    return demo_question_pairs(), "DEMO: synthetic question pairs (spikenlp.data.demo)"
+from spikenlp.data import get_task
 
 
 def main() -> None:

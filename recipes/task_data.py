@@ -12,7 +12,7 @@ import torch
 from student import CALIBRATION_BATCH, StudentArguments
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 
-from spikenlp.data import TASKS, TextTask, get_task, load_task
+from spikenlp.data import TASKS, TextTask, demo_question_pairs, get_task, load_task
 from spikenlp.metrics import glue_metrics
 
 
@@ -71,6 +71,26 @@ class Inputs:
 def load_task_data(data_args: DataArguments) -> tuple[datasets.DatasetDict, str]:
     data = load_task(data_args.task_name, data_dir=data_args.data_dir, dataset=data_args.dataset)
     return data, data_args.dataset or f"the files in {Path(data_args.data_dir).name}"
+
+
+def load_pairs(data_args: DataArguments) -> tuple[datasets.DatasetDict, str]:
+    """`load_task_data`, or the demo pairs of qqp where no data are named.
+
+    Raises:
+        ValueError: another task without data.
+    """
+    if data_args.data_dir or data_args.dataset:
+        return load_task_data(data_args)
+    if get_task(data_args.task_name).name != "qqp":
+        raise ValueError(
+            f"demo pairs are of qqp: for {data_args.task_name} give --data_dir or --dataset"
+        )
+    print(
+        "DEMO DATA: synthetic question pairs. They show that training works; for real pairs give "
+        "--data_dir or --dataset.",
+        flush=True,
+    )
+    return demo_question_pairs(), "DEMO: synthetic question pairs (spikenlp.data.demo)"
 
 
 def load_inputs(
@@ -146,3 +166,19 @@ def model_inputs(
     names = inputs.tokenizer.model_input_names
     examples = [{k: row[k] for k in names if k in row} for row in rows]
     return [dict(inputs.collator(examples[i : i + size])) for i in range(0, len(examples), size)]
+
+
+def labelled_batches(checkpoint: Path, data_args: DataArguments, size: int) -> list[dict[str, Any]]:
+    """The task's first dev split, sorted by length, as the checkpoint's tokenizer reads it."""
+    model_args = StudentArguments(model_name_or_path=str(checkpoint))
+    inputs = load_inputs(model_args, data_args, *load_pairs(data_args))
+    if inputs.task.labels is None:
+        raise ValueError(f"{inputs.task.name} is a regression, which has no confidence to stop at")
+    split = next(iter(inputs.evaluation.values()))
+    names = [k for k in (*inputs.tokenizer.model_input_names, "label") if k in split.column_names]
+    rows = [{k: row[k] for k in names} for row in split]
+    return [dict(inputs.collator(rows[i : i + size])) for i in range(0, len(rows), size)]
+
+
+def without_labels(batch: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in batch.items() if k != "labels"}

@@ -15,6 +15,14 @@ from spikenlp.inference import ExitPolicy
 from tests.conftest import TINY_DENSE
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "recipes"))
+
+from task_data import DataArguments, labelled_batches  # noqa: E402
+
+
+def test_demo_pairs_are_of_no_other_task(tmp_path):
+    with pytest.raises(ValueError, match="demo pairs are of qqp: for sst2 give --data_dir"):
+        labelled_batches(tmp_path, DataArguments(task_name="sst2"), 4)
 
 
 def test_two_checkpoints_on_demo_pairs(tmp_path):
