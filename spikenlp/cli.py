@@ -17,7 +17,6 @@ import copy
 import importlib.metadata
 import importlib.util
 import json
-import os
 import platform
 import sys
 from pathlib import Path
@@ -352,11 +351,14 @@ def doctor(args: argparse.Namespace) -> str:
         if importlib.util.find_spec("triton") is None:
             slow.append("neurons on the GPU run in eager mode: Triton is not installed")
     else:
+        from spikenlp.training.cpu import available_cores
+
+        cores = available_cores()
         lines.append(
             f"{'processor':14}{torch.backends.cpu.get_cpu_capability()}, "
-            f"{torch.get_num_threads()} of {os.cpu_count()} cores"
+            f"{torch.get_num_threads()} of {cores} cores"
         )
-        if torch.get_num_threads() < (os.cpu_count() or 1):
+        if torch.get_num_threads() < cores:
             slow.append(
                 "not all cores are used: unset OMP_NUM_THREADS or call torch.set_num_threads"
             )

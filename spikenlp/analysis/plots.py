@@ -25,7 +25,7 @@ NOT_RUN = 2
 """In a raster: where a layer does not run. Spikes are -1, 0 and 1."""
 
 
-def _figure(width: float = 6.0, height: float = 3.6) -> Any:
+def new_figure(width: float = 6.0, height: float = 3.6) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -33,7 +33,7 @@ def _figure(width: float = 6.0, height: float = 3.6) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _require(data: Any) -> None:
+def require(data: Any) -> None:
     if len(data) == 0:
         raise ValueError("nothing to draw: the data are empty")
 
@@ -44,8 +44,8 @@ def plot_metric_by_step(values: Mapping[str, Sequence[float]], ylabel: str) -> F
     Raises:
         ValueError: nothing to draw.
     """
-    _require(values)
-    figure = _figure()
+    require(values)
+    figure = new_figure()
     axes = figure.subplots()
     for i, (name, by_step) in enumerate(values.items()):
         turn, colour = divmod(i, len(COLOURS))
@@ -76,8 +76,8 @@ def plot_energy_front(
     Raises:
         ValueError: nothing to draw.
     """
-    _require(series)
-    figure = _figure()
+    require(series)
+    figure = new_figure()
     axes = figure.subplots()
     for i, (name, points) in enumerate(series.items()):
         axes.plot(
@@ -96,7 +96,7 @@ def plot_reliability(curve: ReliabilityCurve) -> Figure:
 
     A dot is a bin's accuracy at its mean confidence: its distance from the diagonal is what ECE counts.
     """
-    figure = _figure(height=4.6)
+    figure = new_figure(height=4.6)
     axes, counts = figure.subplots(2, sharex=True, height_ratios=[3, 1])
     centres, width = (curve.edges[:-1] + curve.edges[1:]) / 2, curve.edges[1] - curve.edges[0]
     axes.bar(
@@ -117,7 +117,7 @@ def plot_firing_rates(rates: Mapping[str, Sequence[float]]) -> Figure:
     Raises:
         ValueError: nothing to draw.
     """
-    _require(rates)
+    require(rates)
     figure, axes, steps = _heat_map(rates)
     axes.set(
         xlabel="time step", xticks=range(steps), xticklabels=[str(t + 1) for t in range(steps)]
@@ -134,7 +134,7 @@ def plot_head_rates(rates: Mapping[str, ArrayLike]) -> Figure:
     Raises:
         ValueError: nothing to draw.
     """
-    _require(rates)
+    require(rates)
     by_head = {name: np.asarray(values).T for name, values in rates.items()}
     heads, steps = next(iter(by_head.values())).shape
     figure, axes, _ = _heat_map({name: values.ravel() for name, values in by_head.items()})
@@ -148,7 +148,7 @@ def plot_head_rates(rates: Mapping[str, ArrayLike]) -> Figure:
 def _heat_map(rates: Mapping[str, ArrayLike]) -> tuple[Any, Any, int]:
     """A figure, its axes and the number of columns: one row a name, rates [columns]."""
     values = np.array(list(rates.values()))
-    figure = _figure(7.0, 1.5 + 0.22 * len(rates))
+    figure = new_figure(7.0, 1.5 + 0.22 * len(rates))
     axes = figure.subplots()
     image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=max(values.max(), 1e-9))
     axes.set_yticks(range(len(rates)), list(rates), fontsize=8)
@@ -165,11 +165,11 @@ def plot_rate_by_depth(rates: Mapping[str, Sequence[float]]) -> Figure:
     Raises:
         ValueError: nothing to draw.
     """
-    _require(rates)
+    require(rates)
     from matplotlib import colormaps
 
     values = np.array(list(rates.values()))
-    figure = _figure(max(6.0, 0.5 * len(rates)), 4.2)
+    figure = new_figure(max(6.0, 0.5 * len(rates)), 4.2)
     axes = figure.subplots()
     colours = colormaps["viridis"](np.linspace(0, 0.9, values.shape[1]))
     for t, (by_depth, colour) in enumerate(zip(values.T, colours, strict=True), 1):
@@ -191,12 +191,12 @@ def plot_rate_convergence(curves: Mapping[str, RateConvergence]) -> Figure:
     Raises:
         ValueError: nothing to draw.
     """
-    _require(curves)
+    require(curves)
     from matplotlib import colormaps
 
     distances = np.array([curve.distance for curve in curves.values()])
     steps = np.arange(1, distances.shape[1] + 1)
-    figure = _figure()
+    figure = new_figure()
     axes = figure.subplots()
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(curves)))
     for distance, colour in zip(distances, colours, strict=True):
@@ -217,8 +217,8 @@ def plot_weight_rank(ranks: Mapping[str, float]) -> Figure:
     Raises:
         ValueError: nothing to draw.
     """
-    _require(ranks)
-    figure = _figure(7.0, 1.0 + 0.2 * len(ranks))
+    require(ranks)
+    figure = new_figure(7.0, 1.0 + 0.2 * len(ranks))
     axes = figure.subplots()
     axes.barh(range(len(ranks)), list(ranks.values()), color=COLOURS[0])
     axes.set_yticks(range(len(ranks)), list(ranks), fontsize=8)
@@ -239,7 +239,7 @@ def plot_loss_oscillation(losses: Sequence[float], window: int = 21) -> Figure:
     steps = np.arange(1, len(losses) + 1)
     inner, trend = steps[half : len(losses) - half], np.asarray(losses)[half : len(losses) - half]
     trend = trend - residual
-    figure = _figure()
+    figure = new_figure()
     axes = figure.subplots()
     axes.plot(steps, losses, color="#999999", linewidth=0.8, label="loss")
     axes.plot(inner, trend, color=COLOURS[0], label=f"mean of {window}")
@@ -264,10 +264,10 @@ def plot_similarity(matrices: Mapping[str, ArrayLike]) -> Figure:
     Raises:
         ValueError: nothing to draw.
     """
-    _require(matrices)
+    require(matrices)
     columns = min(len(matrices), 6)
     rows = -(-len(matrices) // columns)
-    figure = _figure(2.2 * columns + 1, 2.3 * rows)
+    figure = new_figure(2.2 * columns + 1, 2.3 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for panel in panels:
         panel.set_axis_off()
@@ -294,7 +294,7 @@ def plot_scaling_factors(factors: ArrayLike) -> Figure:
     values = np.asarray(factors)
     if values.ndim != 2 or values.size == 0:
         raise ValueError(f"factors must be [N, T], not empty, got shape {values.shape}")
-    figure = _figure()
+    figure = new_figure()
     axes = figure.subplots()
     axes.violinplot(list(values.T), showmedians=True)
     axes.axhline(1, color="#555555", linestyle="--", linewidth=1)
@@ -325,7 +325,7 @@ def plot_gradient_norms(log_history: Sequence[Mapping[str, float]]) -> Figure:
             f"log_history holds no {NORM_KEY}<module>: train with "
             "spikenlp.training.callbacks.GradientNorms"
         )
-    figure = _figure(7.5, 4.2)
+    figure = new_figure(7.5, 4.2)
     from matplotlib import colormaps
 
     axes = figure.subplots()
@@ -350,7 +350,7 @@ def plot_raster(spikes: Mapping[str, ArrayLike], tokens: Sequence[str]) -> Figur
     Raises:
         ValueError: nothing to draw.
     """
-    _require(spikes)
+    require(spikes)
     from matplotlib.colors import ListedColormap
 
     layers = [np.asarray(values) for values in spikes.values()]
@@ -364,7 +364,7 @@ def plot_raster(spikes: Mapping[str, ArrayLike], tokens: Sequence[str]) -> Figur
         rows += [whole.transpose(2, 1, 0).reshape(channels, -1), gap]
         ticks.append(start + channels / 2)
         start += channels + len(gap)
-    figure = _figure(max(7.0, 1.5 + 0.22 * len(tokens)), 1.5 + 0.3 * len(layers))
+    figure = new_figure(max(7.0, 1.5 + 0.22 * len(tokens)), 1.5 + 0.3 * len(layers))
     axes = figure.subplots()
     axes.imshow(
         np.concatenate(rows),

@@ -194,7 +194,7 @@ def report(
     from spikenlp.analysis import plots
     from spikenlp.training.provenance import run_record
 
-    plots._figure()  # that matplotlib is missing is found out before the model runs
+    plots.new_figure()  # that matplotlib is missing is found out before the model runs
     out = Path(out)
     if out.suffix == ".json" or out.is_dir():
         raise ValueError(f"out must be the page's file, such as report.html, got {out}")

@@ -72,12 +72,12 @@ def plot_exit_curves(
     Raises:
         ValueError: nothing to draw, or another cost.
     """
-    from spikenlp.analysis.plots import COLOURS, _figure, _require
+    from spikenlp.analysis.plots import COLOURS, new_figure, require
 
-    _require(curves)
+    require(curves)
     if not costs or not set(costs) <= set(COSTS):
         raise ValueError(f"costs must be of {sorted(COSTS)}, at least one, got {list(costs)}")
-    figure = _figure(4.2 * len(costs) + 1)
+    figure = new_figure(4.2 * len(costs) + 1)
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     for axes, cost in zip(panels, costs, strict=True):
         label, scale = COSTS[cost]

@@ -1,4 +1,4 @@
-"""Losses across time steps: SDT, TET and Temporal Model Calibration (TMC).
+"""Losses across time steps: SDT, TET, Temporal Model Calibration (TMC) and TRT.
 
 With z_t the logits at step t, y the label, CE the cross entropy and sg the stop-gradient:
 
@@ -11,6 +11,8 @@ With z_t the logits at step t, y the label, CE the cross entropy and sg the stop
           theta_t  = p_t / (1 - p_t), one per sample  theta_reduction="sample" (the paper's analysis)
           lambda_t = (T - t + 1) / T
           theta_scope says whose batch mean_B is: this process's ("local") or all processes' ("global")
+    TRT   mean_t [ (1 - eta) * CE(z_t, y) + eta * MSE(z_t, onehot y) ] + a penalty on the weights
+                                                                      arXiv 2506.19256
 
 Every loss takes `timestep_logits` [B, T, C] (or [B, T, L, C] for token labels [B, L]) of any
 floating dtype, whatever network they come from, computes in float32 and returns the mean over the
@@ -213,7 +215,8 @@ def trt_weight_penalty(
 
     Args:
         weights: tensors of any shape, at least one.
-        steps: T.
+        steps: T >= 1.
+        strength, growth: > 0.
 
     Returns:
         Scalar, differentiable in the weights.

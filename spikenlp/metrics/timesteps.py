@@ -34,7 +34,7 @@ def scores_by_timestep(
     z, y = to_numpy(timestep_logits).astype(np.float32), to_numpy(labels)
     if z.ndim < 3:
         raise ValueError(f"timestep_logits must have shape [B, T, ..., C], got {z.shape}")
-    steps = np.arange(1, z.shape[1] + 1).reshape(-1, *[1] * (z.ndim - 2))
+    steps = np.arange(1, z.shape[1] + 1, dtype=np.float32).reshape(-1, *[1] * (z.ndim - 2))
     running_mean = z.cumsum(1) / steps
     return {
         f"{name}_t{t + 1}": score

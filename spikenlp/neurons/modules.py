@@ -152,10 +152,12 @@ class SpikingNeuron(nn.Module):
         amplitude: Tensor,
         offset: Tensor | None,
         running: bool,
+        *,
+        rounding: bool,
     ) -> Tensor:
         """`sent`, with the record from which a `SpikingLinear` after it makes it again."""
         options = {
-            "rounding": isinstance(self, RoundingIF),
+            "rounding": rounding,
             "ternary": self.ternary,
             "running": running,
             "out_dtype": sent.dtype,
@@ -270,7 +272,7 @@ class IF(SpikingNeuron):
             detach_reset=self.detach_reset,
             state_dtype=self.state_dtype,
         )
-        return self._remember(sent, kept, amplitude, None, running)
+        return self._remember(sent, kept, amplitude, None, running, rounding=False)
 
     def advance(
         self, x: Tensor, state: NeuronState, *, running: bool = False
@@ -421,7 +423,7 @@ class RoundingIF(SpikingNeuron):
             ternary=self.ternary,
             state_dtype=self.state_dtype,
         )
-        return self._remember(sent, kept, amplitude, offset, running)
+        return self._remember(sent, kept, amplitude, offset, running, rounding=True)
 
     def _collapsed(self, x: Tensor, amplitude: Tensor, offset: Tensor | None, steps: int) -> Tensor:
         if x.shape[0] != 1:

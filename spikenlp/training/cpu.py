@@ -17,10 +17,10 @@ def use_all_cores(processes: int = 1) -> None:
     The cores are those that this process may run on: `taskset` leaves it fewer.
     """
     if torch.get_num_threads() == 1:
-        torch.set_num_threads(max(1, _available_cores() // processes))
+        torch.set_num_threads(max(1, available_cores() // processes))
 
 
-def _available_cores() -> int:
+def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -17,12 +17,14 @@ class TemporalLossFunction:
     """A temporal loss in the form that transformers' plain Trainer takes.
 
     The mean over this micro-batch is weighted by its share of `num_items_in_batch`, so that
-    accumulated or distributed batches give the gradient of one large batch (for SDT, TET and
+    accumulated or distributed batches give the gradient of one large batch (for SDT, TET, TRT and
     TMC-sample exactly; TMC-batch takes its odds within each micro-batch, with theta_scope="global" in
     those of all processes).
 
     Args:
-        name: "sdt", "tet" or "tmc"; options: as in `get_temporal_loss`.
+        name: "sdt", "tet", "tmc" or "trt" (of which a plain Trainer lacks the penalty on weights,
+            `spikenlp.losses.trt_weight_penalty`, that SpikingTrainer adds); options: as in
+            `get_temporal_loss`.
 
     >>> compute_loss = TemporalLossFunction("tmc", theta_weight="auto")
     >>> # Trainer(model=model, compute_loss_func=compute_loss, ...)

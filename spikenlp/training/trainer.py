@@ -29,7 +29,7 @@ ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 
 
 class SpikingTrainer(ResumableTrainer, PublishingTrainer):
-    """Trains any model that returns `timestep_logits` [B, T, C] with SDT, TET or TMC.
+    """Trains any model that returns `timestep_logits` [B, T, C] with SDT, TET, TMC or TRT.
 
     Its checkpoints, and what SIGTERM does, are those of `spikenlp.training.checkpoints`.
 
