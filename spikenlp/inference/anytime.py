@@ -79,7 +79,8 @@ def anytime(
 
     Raises:
         ValueError: neither or both of inputs and state; a state of another model; a model that has
-            no confidence (regression, several labels at once) or no time steps (collapsed).
+            no confidence (regression, several labels at once) or does not run step by step
+            (collapsed, or another architecture than "default").
 
     >>> for step in model.anytime(tokenizer("a fine film", return_tensors="pt")):  # doctest: +SKIP
     ...     if step.confidence > 0.9:
@@ -121,11 +122,11 @@ def early_exit(
         threshold: in [0, 1], one for all steps or one for each (the last holds for later ones), or
             the policy that `calibrate_exit` found. An example stops where its confidence is greater:
             at 1 none stops early.
-        num_timesteps: T, where all that are left stop (default: the policy's, or the config's).
+        num_timesteps: T >= 1, where all that are left stop (default: the policy's, or the config's).
         energy: count each example's operations, which takes time.
 
     Raises:
-        ValueError: a threshold outside [0, 1]; see `anytime`.
+        ValueError: a threshold outside [0, 1]; `num_timesteps` < 1; see `anytime`.
 
     >>> early_exit(model, batch, 0.9).steps  # doctest: +SKIP
     tensor([1, 4, 2, 1])

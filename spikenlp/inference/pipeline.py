@@ -18,6 +18,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from spikenlp.inference.anytime import as_policy
 from spikenlp.inference.anytime import early_exit as run_early_exit
 from spikenlp.inference.policy import ExitPolicy
+from spikenlp.inference.state import check_steps
 
 TASK = "spiking-text-classification"
 
@@ -32,7 +33,8 @@ class SpikingTextClassificationPipeline(TextClassificationPipeline):
     Others as in `TextClassificationPipeline`. Scores are those of the policy's temperature.
 
     Raises:
-        ValueError: a model that is not spiking or has no confidence; a threshold outside [0, 1].
+        ValueError: a model that is not spiking, does not run step by step (collapsed, or another
+            architecture than "default") or has no confidence; a threshold outside [0, 1].
     """
 
     def __init__(self, **kwargs: Any):
@@ -42,6 +44,7 @@ class SpikingTextClassificationPipeline(TextClassificationPipeline):
                 f"{type(self.model).__name__} has no time steps to stop between: use the task "
                 "'text-classification'"
             )
+        check_steps(cast(Any, self.model))
 
     def _sanitize_parameters(
         self, function_to_apply: Any = None, top_k: Any = "", early_exit: Any = None, **kwargs: Any

@@ -96,19 +96,11 @@ def start(
             thread alone.
 
     Raises:
-        ValueError: a model of the architecture "spikingbert", in training mode or collapsed; no inputs.
+        ValueError: a model in training mode, one that does not run step by step (`check_steps`), or
+            no inputs.
     """
-    if model.config.architecture != "default":
-        raise ValueError(
-            "step by step runs the architecture 'default', whose answer is the mean of its logits, got "
-            f"{model.config.architecture!r}"
-        )
-    if model.training:
-        raise ValueError("the model is in training mode, where dropout is drawn: call model.eval()")
-    if model.config.collapsed:
-        raise ValueError(
-            "the model is collapsed, which has no time steps: set model.config.collapsed = False"
-        )
+    _check_eval(model)
+    check_steps(model)
     given = {k: v for k, v in inputs.items() if k != "labels"}
     found = given.get("input_ids", given.get("inputs_embeds"))
     if found is None:
@@ -139,8 +131,11 @@ def advance(model: SpikingBertForSequenceClassification, state: AnytimeState) ->
     """One time step more.
 
     Raises:
-        ValueError: a state that another model made, or whose parts are of different batches.
+        ValueError: a state that another model made, or whose parts are of different batches; a model
+            in training mode, or one that does not run step by step (`check_steps`).
     """
+    _check_eval(model)
+    check_steps(model)
     modules = {k: m for k, m in model.named_modules() if isinstance(m, SpikingNeuron)}
     _check(model, set(modules), state)
     before: dict[nn.Module, NeuronState] = {
@@ -166,11 +161,27 @@ def advance(model: SpikingBertForSequenceClassification, state: AnytimeState) ->
     )
 
 
+def check_steps(model: SpikingBertForSequenceClassification) -> None:
+    """Raises ValueError where `model` does not run step by step: collapsed, or architecture="spikingbert"."""
+    if model.config.collapsed:
+        raise ValueError(
+            "the model is collapsed, which has no time steps: set model.config.collapsed = False"
+        )
+    if model.config.architecture != "default":
+        raise ValueError(
+            f"a model of architecture={model.config.architecture!r} does not run step by step: only "
+            "architecture='default' does. Call the model, whose timestep_logits are of every step"
+        )
+
+
+def _check_eval(model: nn.Module) -> None:
+    if model.training:
+        raise ValueError("the model is in training mode, where dropout is drawn: call model.eval()")
+
+
 def _check(
     model: SpikingBertForSequenceClassification, names: set[str], state: AnytimeState
 ) -> None:
-    if model.training:
-        raise ValueError("the model is in training mode, where dropout is drawn: call model.eval()")
     shape, width = tuple(state.embedding.shape), model.config.hidden_size
     if shape[-1] != width:
         raise ValueError(

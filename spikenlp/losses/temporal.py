@@ -140,15 +140,7 @@ def tmc_loss(
     >>> tmc_loss(torch.zeros(2, 1, 2), torch.tensor([0, 1]), theta_weight="auto").item()
     0.831...
     """
-    if theta_reduction not in ("batch", "sample"):
-        raise ValueError(f"theta_reduction must be 'batch' or 'sample', got {theta_reduction!r}")
-    if theta_scope not in ("local", "global"):
-        raise ValueError(f"theta_scope must be 'local' or 'global', got {theta_scope!r}")
-    if theta_scope == "global" and theta_reduction != "batch":
-        raise ValueError(
-            "theta_scope='global' is for the means of theta_reduction='batch', which "
-            f"{theta_reduction!r} does not take: leave it at 'local'"
-        )
+    _check_theta(theta_reduction, theta_scope)
     if theta_lambda not in ("linear", "constant"):
         raise ValueError(f"theta_lambda must be 'linear' or 'constant', got {theta_lambda!r}")
     if not theta_max > 0:
@@ -272,7 +264,7 @@ def theta_at_bound(
     """Where TMC's theta is cut off at `theta_max`, so that its term has no gradient.
 
     Args:
-        As in `tmc_loss`.
+        As in `tmc_loss`; with theta_scope="global" every process must call this.
 
     Returns:
         bool, [T] for "batch", [B, T] for "sample" (samples labelled -100 left out).
@@ -280,6 +272,7 @@ def theta_at_bound(
     >>> theta_at_bound(torch.tensor([[[20.0, 0.0], [0.0, 0.0]]]), torch.tensor([0])).tolist()
     [True, False]
     """
+    _check_theta(theta_reduction, theta_scope)
     logits, labels, share = _prepare(timestep_logits, labels)
     log_p, log_not_p = _log_confidence(_running_mean(logits), labels)
     if theta_reduction == "batch":
@@ -324,6 +317,18 @@ def get_temporal_loss(name: str, **options) -> Callable[[Tensor, Tensor], Tensor
     if unknown := sorted(set(options) - known):
         raise ValueError(f"{name} has no option {unknown}: choose from {sorted(known)}")
     return functools.partial(loss, **options)
+
+
+def _check_theta(theta_reduction: str, theta_scope: str) -> None:
+    if theta_reduction not in ("batch", "sample"):
+        raise ValueError(f"theta_reduction must be 'batch' or 'sample', got {theta_reduction!r}")
+    if theta_scope not in ("local", "global"):
+        raise ValueError(f"theta_scope must be 'local' or 'global', got {theta_scope!r}")
+    if theta_scope == "global" and theta_reduction != "batch":
+        raise ValueError(
+            "theta_scope='global' is for the means of theta_reduction='batch', which "
+            f"{theta_reduction!r} does not take: leave it at 'local'"
+        )
 
 
 def _prepare(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

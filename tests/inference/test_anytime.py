@@ -268,13 +268,18 @@ def test_a_state_of_another_model_or_batch_is_refused(batches):
         (lambda b: anytime(make()), "exactly one of inputs and state"),
         (lambda b: anytime(make(), {"attention_mask": b["attention_mask"]}), "input_ids"),
         (lambda b: anytime(make(), b, num_timesteps=0), "num_timesteps must be >= 1, got 0"),
-        (lambda b: anytime(make(), b, temperature=0.0), "temperatures must be > 0"),
-        (lambda b: anytime(make().train(), b), "training mode"),
-        (lambda b: anytime(make(collapsed=True), b), "collapsed"),
-        (lambda b: anytime(make(architecture="spikingbert", neuron="if"), b), "'spikingbert'"),
         (
             lambda b: early_exit(make(), b, 0.9, num_timesteps=0),
             "num_timesteps must be >= 1, got 0",
+        ),
+        (lambda b: anytime(make(), b, temperature=0.0), "temperatures must be > 0"),
+        (lambda b: anytime(make().train(), b), "training mode"),
+        (lambda b: anytime(make(collapsed=True), b), "collapsed"),
+        (lambda b: anytime(make(architecture="spikingbert"), b), "architecture='default'"),
+        (lambda b: early_exit(make(architecture="spikingbert"), b, 0.9), "architecture='default'"),
+        (
+            lambda b: advance(make(architecture="spikingbert"), start(make(), b)),
+            "architecture='default'",
         ),
         (lambda b: anytime(make(num_labels=1), b), "num_labels=1"),
         (

@@ -92,3 +92,7 @@ def test_a_dense_model_and_a_wrong_threshold_are_refused(folder, dense):
     assert isinstance(dense, BertForSequenceClassification)
     with pytest.raises(ValueError, match="BertForSequenceClassification has no time steps"):
         pipeline("spiking-text-classification", model=dense, tokenizer=tokenizer)
+    config = SpikingBertConfig(**TINY_DENSE, architecture="spikingbert")
+    of_rates = SpikingBertForSequenceClassification(config)
+    with pytest.raises(ValueError, match="architecture='spikingbert' does not run step by step"):
+        pipeline("spiking-text-classification", model=of_rates, tokenizer=tokenizer)
