@@ -20,7 +20,7 @@ from spikenlp import SpikingBertForSequenceClassification
 from spikenlp.data import get_task, load_task
 from spikenlp.metrics import glue_metrics
 from spikenlp.models.spiking_bert.reconstruction import reconstruct
-from spikenlp.training.provenance import run_record
+from spikenlp.provenance import run_record
 
 BATCH = 32
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from spikenlp.training.provenance import run_record
+from spikenlp.provenance import run_record
 from tests.data.fuzzing import fuzz, targets
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from spikenlp.training.provenance import run_record
+from spikenlp.provenance import run_record
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

@@ -35,7 +35,7 @@ from spikenlp import (
     watchdogs,
 )
 from spikenlp.neurons import compilation
-from spikenlp.training.provenance import run_record
+from spikenlp.provenance import run_record
 
 SAMPLES = 100
 LENGTHS = (3, 40)

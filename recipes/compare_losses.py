@@ -29,7 +29,7 @@ from spikenlp import SpikingBertForSequenceClassification
 from spikenlp.analysis.plots import plot_metric_by_step
 from spikenlp.analysis.temporal import loss_oscillation, mean_off_diagonal, temporal_similarity
 from spikenlp.hub.results import MEASURED
-from spikenlp.training.provenance import run_record
+from spikenlp.provenance import run_record
 
 USUAL = {
     "temporal_loss": "tmc",

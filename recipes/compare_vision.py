@@ -37,7 +37,7 @@ from spikenlp import SpikingTrainingArguments
 from spikenlp.analysis import SpikeMonitor, energy_by_step, microjoules
 from spikenlp.analysis.plots import plot_metric_by_step
 from spikenlp.analysis.temporal import loss_oscillation, mean_off_diagonal, temporal_similarity
-from spikenlp.training.provenance import run_record
+from spikenlp.provenance import run_record
 
 KINDS = {
     "image": (image_tmc.ImageArguments, image_tmc.load_image_data),

@@ -35,7 +35,7 @@ import spikenlp
 from spikenlp.export import export
 from spikenlp.export.onnx_graph import open_session
 from spikenlp.export.program import inputs_of
-from spikenlp.training.provenance import run_record
+from spikenlp.provenance import run_record
 
 Run = Callable[[dict[str, Tensor]], Tensor]
 """Inputs to timestep_logits [B, T, C]."""

@@ -39,7 +39,7 @@ from spikenlp.data import carve_validation
 from spikenlp.data.events import FrameDataset, Saccades, SimulatedEvents, ToFrames, load_recordings
 from spikenlp.data.events.recordings import FOLDS
 from spikenlp.data.images import label_names, load_images
-from spikenlp.training.provenance import run_record
+from spikenlp.provenance import run_record
 
 FRAMES = 10
 FRAME_SIZE = 48

@@ -40,7 +40,7 @@ from spikenlp.inference import (
     exit_table,
     plot_exit_curves,
 )
-from spikenlp.training.provenance import run_record
+from spikenlp.provenance import run_record
 
 THRESHOLDS = [0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0]
 

@@ -68,8 +68,8 @@ from spikenlp.data import get_task
 from spikenlp.hub.training import CONFIG_FIELDS
 from spikenlp.losses import few_class_weight
 from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
+from spikenlp.provenance import run_record
 from spikenlp.training import ResumableTrainer, check_tokenizer_fits, last_checkpoint
-from spikenlp.training.provenance import run_record
 
 LOOKED_INTO = 256
 """Dev samples that rates and energy are taken from."""

@@ -67,8 +67,8 @@ from spikenlp import (
 from spikenlp.data import carve_validation
 from spikenlp.data.augmentation import ImageTransform, MixupDataset
 from spikenlp.data.images import MEAN_STD, ImageDataset, label_names, load_images
+from spikenlp.provenance import run_record
 from spikenlp.training import last_checkpoint
-from spikenlp.training.provenance import run_record
 
 CALIBRATION_BATCH = 32
 SUBSET_SEED = 0

@@ -54,9 +54,9 @@ from spikenlp import (
 )
 from spikenlp.data import ReproducibleMasking, pack
 from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
+from spikenlp.provenance import run_record
 from spikenlp.training import MaskedLMTrainer, check_tokenizer_fits
 from spikenlp.training.masked_lm import masked_lm_metrics, token_scores
-from spikenlp.training.provenance import run_record
 
 
 @dataclass

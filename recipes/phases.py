@@ -15,8 +15,8 @@ from student import StudentArguments
 from transformers import TrainingArguments, set_seed
 
 from spikenlp import SpikingTrainer
+from spikenlp.provenance import run_record
 from spikenlp.training import DistillationArguments, last_checkpoint
-from spikenlp.training.provenance import run_record
 
 STEPS = {"max_steps", "num_train_epochs"}
 OF_TRAINING = STEPS | {

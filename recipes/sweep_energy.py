@@ -23,7 +23,7 @@ from common import is_score, write_text
 from distill import PHASES, distill
 
 from spikenlp.analysis.plots import plot_energy_front
-from spikenlp.training.provenance import run_record
+from spikenlp.provenance import run_record
 
 BILLINGS = ("float32", "int8")
 

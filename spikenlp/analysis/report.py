@@ -192,7 +192,7 @@ def report(
         ImportError: matplotlib is not installed (extra `plots`).
     """
     from spikenlp.analysis import plots
-    from spikenlp.training.provenance import run_record
+    from spikenlp.provenance import run_record
 
     plots.new_figure()  # that matplotlib is missing is found out before the model runs
     out = Path(out)

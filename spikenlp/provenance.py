@@ -59,7 +59,7 @@ def commit_of(root: Path) -> str | None:
     return commit + (" (modified)" if status.stdout.strip() else "")
 
 
-COMMIT = commit_of(Path(__file__).resolve().parents[2])
+COMMIT = commit_of(Path(__file__).resolve().parents[1])
 """Of the code that this process loaded: asked when it is imported, since a checkout may move on."""
 
 

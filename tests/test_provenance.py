@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from spikenlp.training.provenance import commit_of
+from spikenlp.provenance import commit_of
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 SCRIPT = """
 import subprocess, sys
-from spikenlp.training.provenance import run_record
+from spikenlp.provenance import run_record
 git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
 subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "later"], check=True)
 print(run_record()["commit"])
