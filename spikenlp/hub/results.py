@@ -96,7 +96,7 @@ def _task_of(task: str, split: str) -> str:
 def hub_dataset(results: Mapping[str, Any], split: str = "validation") -> str | None:
     """Hub id of the data that a split was taken from; None where that is not certain.
 
-    GLUE's TSV files count as nyu-mll/glue if the split has as many rows as GLUE's.
+    Files count as nyu-mll/glue if the split has as many rows as GLUE's.
     """
     data = str(results.get("data", ""))
     if HUB_ID.fullmatch(data):
@@ -104,7 +104,7 @@ def hub_dataset(results: Mapping[str, Any], split: str = "validation") -> str | 
     task = str(results.get("task"))
     rows = results.get("samples", {}).get(split)
     name = _task_of(task, split)
-    if data.startswith("GLUE's TSV files") and rows and rows == GLUE_DEV_ROWS.get(name):
+    if data.startswith("the files in") and rows and rows == GLUE_DEV_ROWS.get(name):
         return GLUE
     return None
 

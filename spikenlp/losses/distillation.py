@@ -43,26 +43,17 @@ def soft_cross_entropy(
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
-    shape, steps = logits.shape, logits.shape[1:-1]
-    if (
-        teacher_logits.dim() != 2
-        or len(steps) > 1
-        or shape
-        != (
-            len(teacher_logits),
-            *steps,
-            teacher_logits.shape[-1],
-        )
-    ):
+    by_step = logits[:, None] if logits.dim() == 2 else logits
+    if by_step.dim() != 3 or by_step[:, 0].shape != teacher_logits.shape:
         raise ValueError(
-            f"student logits {list(shape)} do not fit teacher logits {list(teacher_logits.shape)}: "
-            "give [B, C] or [B, T, C] and [B, C], of the same batch and classes"
+            f"student logits {list(logits.shape)} do not fit teacher logits "
+            f"{list(teacher_logits.shape)}: give [B, C] or [B, T, C] and [B, C], of the same batch and "
+            "classes; logits of tokens are not taken"
         )
-    classes = shape[-1]
     target = teacher_logits.float()
     if logits.dim() == 3:
         target = target[:, None].expand(logits.shape)
-    if classes == 1:
+    if logits.shape[-1] == 1:
         return F.mse_loss(logits.float(), target)
     target = (target / temperature).softmax(-1)
     log_p = (logits.float() / temperature).log_softmax(-1)

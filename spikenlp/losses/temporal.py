@@ -269,7 +269,7 @@ def theta_at_bound(
     Returns:
         bool, [T] for "batch", [B, T] for "sample" (samples labelled -100 left out).
 
-    >>> theta_at_bound(torch.tensor([[[20.0, 0.0], [0.0, 0.0]]]), torch.tensor([0])).tolist()
+    >>> theta_at_bound(torch.tensor([[[20.0, 0.0], [-10.0, 0.0]]]), torch.tensor([0])).tolist()
     [True, False]
     """
     _check_theta(theta_reduction, theta_scope)

@@ -153,6 +153,7 @@ class DistillationTrainer(SpikingTrainer):
                 self.teacher,
                 data,
                 self.data_collator,
+                logits=self.args.logit_weight > 0,
                 hidden=self.args.hidden_weight > 0,
                 context=self.compute_loss_context_manager(),
             )
@@ -175,7 +176,8 @@ class DistillationTrainer(SpikingTrainer):
         if seen <= len(data):  # no row comes twice
             return False
         states = config.num_hidden_layers + 1 if args.hidden_weight else 0
-        needed = bytes_needed(data, states, config.hidden_size, config.num_labels)
+        classes = config.num_labels if args.logit_weight else 0
+        needed = bytes_needed(data, states, config.hidden_size, classes)
         return needed <= args.teacher_cache_gb * 1e9
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -225,9 +227,10 @@ class DistillationTrainer(SpikingTrainer):
                 assert self.compute_loss_func is not None
                 task = self.compute_loss_func(outputs, labels)
                 student = running_mean(outputs.timestep_logits.transpose(0, 1)).transpose(0, 1)
-            soft = soft_cross_entropy(student, answers["logits"], temperature=args.temperature)
             parts["task"] = 1 - args.logit_weight, task
-            parts["soft"] = args.logit_weight, soft
+            if args.logit_weight:
+                soft = soft_cross_entropy(student, answers["logits"], temperature=args.temperature)
+                parts["soft"] = args.logit_weight, soft
         if args.hidden_weight:
             parts["hidden"] = (
                 args.hidden_weight,
@@ -326,6 +329,12 @@ def check_teacher(
     """Raises ValueError where `model` cannot learn from `teacher`."""
     student, source = model.config, teacher.config
     check_shapes(student, source, args)
+    for one in (model, teacher):
+        if args.logit_weight and type(one).__name__.endswith("ForTokenClassification"):
+            raise ValueError(
+                f"a teacher's answers are learned of whole sequences, logits [B, C], and "
+                f"{type(one).__name__} classifies tokens: set logit_weight=0"
+            )
     classifies = hasattr(model, "classifier") and hasattr(teacher, "classifier")
     if args.logit_weight and classifies and student.num_labels != source.num_labels:
         raise ValueError(

@@ -47,7 +47,7 @@ class TeacherCache:
     Args:
         teacher: in eval mode; its inputs are what `collator` makes of the columns that its forward
             takes, labels left out.
-        hidden: whether hidden states are kept.
+        logits, hidden: whether logits, hidden states are kept.
         context: what the teacher runs in (autocast).
 
     Raises:
@@ -60,6 +60,7 @@ class TeacherCache:
         dataset: Dataset,
         collator: Any,
         *,
+        logits: bool,
         hidden: bool,
         context: AbstractContextManager[Any],
     ):
@@ -78,17 +79,22 @@ class TeacherCache:
                 batch = collator([questions[i] for i in rows])
                 inputs = {k: v.to(device) for k, v in batch.items()}
                 outputs = teacher(**inputs, output_hidden_states=hidden)
-                self._keep(rows, inputs, outputs, hidden)
+                self._keep(rows, inputs, outputs, logits, hidden)
 
     def _keep(
-        self, rows: list[int], inputs: Mapping[str, Tensor], outputs: Any, hidden: bool
+        self,
+        rows: list[int],
+        inputs: Mapping[str, Tensor],
+        outputs: Any,
+        logits: bool,
+        hidden: bool,
     ) -> None:
         if hidden:
             self._states = len(outputs.hidden_states)
             stacked = torch.stack(outputs.hidden_states, 2).cpu()  # [B, L, S, D]
             real = inputs["attention_mask"].bool().cpu()
         for i, row in enumerate(rows):
-            if "logits" in outputs:
+            if logits and "logits" in outputs:
                 self._logits[row] = outputs.logits[i].cpu()
             if hidden:
                 self._hidden[row] = stacked[i][real[i]].clone()

@@ -27,7 +27,7 @@ from tests.models.test_vision import make
 
 RESULTS = {
     "task": "sst2",
-    "data": "GLUE's TSV files in glue",
+    "data": "the files in glue",
     "samples": {"train": 67349, "validation": 872},
     "base_model": "someone/MiniLM-L6",
     "seed": 7,

@@ -3,11 +3,17 @@
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BertConfig, BertForSequenceClassification, BertModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+)
 
 from spikenlp import (
     SpikingBertConfig,
     SpikingBertForSequenceClassification,
+    SpikingBertForTokenClassification,
     SpikingTrainer,
     SpikingTrainingArguments,
 )
@@ -293,6 +299,33 @@ def test_teachers_and_options_that_do_not_fit_are_refused(
 ):
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, make_student(dense, batches), make_teacher(**fields), **options)
+
+
+def test_a_classifier_of_tokens_learns_hidden_states_and_no_answers(dense, batches, tmp_path):
+    torch.manual_seed(0)
+    config = SpikingBertConfig(**TINY_DENSE, num_timesteps=2)
+    student = SpikingBertForTokenClassification(config)
+    teachers = [BertForTokenClassification(BertConfig(**TINY_DENSE)), make_teacher()]
+    for model, teacher in [
+        (student, teachers[0]),
+        (student, teachers[1]),
+        (make_student(dense, batches), teachers[0]),
+    ]:
+        with pytest.raises(ValueError, match=r"ForTokenClassification.*set logit_weight=0"):
+            make_trainer(tmp_path, model, teacher)
+    ids = make_data().remove_columns("labels")
+    data = ids.add_column("labels", [[int(i % 2) for i in row] for row in ids["input_ids"]])
+    teachers.append(BertModel(BertConfig(**TINY_DENSE)))
+    for teacher in teachers:
+        options = {"logit_weight": 0.0, "max_steps": 9, "logging_steps": 1}
+        trainer = make_trainer(tmp_path, student, teacher, train_dataset=data, **options)
+        trainer.train()
+        answers = trainer._cache.answers(torch.tensor([3]), first_batch()["attention_mask"][3:4])
+        assert answers.keys() == {"hidden_states"}  # logits of rows of other lengths do not stack
+        logged = trainer.state.log_history[0]
+        assert logged["loss_task"] > 0
+        assert logged["loss_hidden"] > 0
+        assert "loss_soft" not in logged
 
 
 def test_a_row_of_padding_is_named(dense, batches, tmp_path):
