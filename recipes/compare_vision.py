@@ -47,19 +47,23 @@ LOOKED_INTO = 128
 """Test samples that rates, energy and similarity are taken from."""
 
 
-def run_one(kind: str, options: list[str], out: Path, seed: int) -> dict[str, Any]:
-    """One training, and what the trained model does; read from disk if it is done."""
-    done = out / "run.json"
-    arguments_class, load_data = KINDS[kind]
+def arguments_of(kind: str, options: list[str], out: Path, seed: int) -> tuple[Any, ...]:
+    """Of the model, the data and the training of one run."""
     defaults = {
         **image_tmc.VISION_DEFAULTS,
         "model": "spiking_vgg" if kind == "dvs" else "spiking_resnet",
     }
-    arguments = parse_arguments(
+    return parse_arguments(
         [*options, "--seed", str(seed), "--output_dir", str(out)],
-        (image_tmc.VisionModelArguments, arguments_class, SpikingTrainingArguments),
+        (image_tmc.VisionModelArguments, KINDS[kind][0], SpikingTrainingArguments),
         **defaults,
     )
+
+
+def run_one(kind: str, options: list[str], out: Path, seed: int) -> dict[str, Any]:
+    """One training, and what the trained model does; read from disk if it is done."""
+    done = out / "run.json"
+    arguments, load_data = arguments_of(kind, options, out, seed), KINDS[kind][1]
     if done.exists():
         check_same_options(out, arguments, ignored={"output_dir", "disable_tqdm"})
         return json.loads(done.read_text())
@@ -129,6 +133,11 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {loss: [] for loss in args.losses}
     dense: dict[str, list[dict[str, Any]]] = {"dense": []}
     if args.rounding:
+        if arguments_of(args.kind, options, args.output_dir, args.seeds[0])[0].preset:
+            parser.error(
+                "--rounding converts the dense network of each seed, which has its shape already: give "
+                "--model_config in place of --preset"
+            )
         dense |= {"rounding": [], "reconstructed": []}
     for seed in args.seeds:
         for loss in args.losses:

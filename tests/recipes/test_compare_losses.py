@@ -133,6 +133,13 @@ def test_the_seed_of_a_run_is_not_that_of_a_comparison(module, tmp_path, monkeyp
     assert asked[0][-3][:2] == ["--out", "x"], "no abbreviation"
 
 
+def test_a_preset_is_no_shape_for_a_conversion(tmp_path, monkeypatch, capsys):
+    words = ["--rounding", "--preset", "resnet-19"]
+    with pytest.raises(SystemExit):
+        stubbed(compare_vision, tmp_path, monkeypatch, *words)
+    assert "give --model_config in place of --preset" in capsys.readouterr().err
+
+
 @BOTH
 def test_a_comparison_is_written_whole(module, tmp_path, monkeypatch):
     written = ("comparison.json", "comparison.md")
