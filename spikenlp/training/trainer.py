@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -49,6 +49,8 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         RuntimeError: FSDP was asked for and is not there (`spikenlp.training.processes`).
     """
 
+    args: SpikingTrainingArguments
+
     def __init__(
         self,
         model: nn.Module | None = None,
@@ -69,13 +71,14 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         self._to_log: dict[str, list[torch.Tensor]] = {}
         super().__init__(model, args, *positional, **kwargs)
         check_sharding(self.accelerator.distributed_type)
-        check_penalty(self.model.config, args)
+        config = cast(nn.Module, self.model).config
+        check_penalty(config, args)
         if args.collapsed:
-            check_has_twin(self.model.config)
+            check_has_twin(config)
         for name, dataset in (("train", self.train_dataset), ("eval", self.eval_dataset)):
             if isinstance(dataset, Sized) and len(dataset) == 0:
                 raise ValueError(f"the {name} data set is empty")
-        check_tokenizer_fits(self.model, self.processing_class)
+        check_tokenizer_fits(cast(nn.Module, self.model), self.processing_class)
 
     def training_step(
         self,
@@ -198,7 +201,7 @@ class TimestepMetrics:
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         logits, timestep_logits = prediction.predictions[:2]
-        labels = prediction.label_ids
+        labels = cast(np.ndarray, prediction.label_ids)
         metrics = self._metrics(logits, labels)
         metrics |= scores_by_timestep(self._with_loss, timestep_logits, labels)
         if np.ndim(labels) == 1 and timestep_logits.shape[-1] > 1:
