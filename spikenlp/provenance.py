@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from spikenlp.hub.privacy import scrub_command
+from spikenlp.privacy import scrub_command
 
 
 def run_record() -> dict[str, Any]:
     """Command, commit, versions and hardware of this process.
 
     Absolute paths in the command are cut to their last component and secrets left out
-    (`spikenlp.hub.privacy`): a record is published, and the layout of somebody's disk is not part of it.
+    (`spikenlp.privacy`): a record is published, and the layout of somebody's disk is not part of it.
     """
     return {
         "command": scrub_command([Path(sys.argv[0]).name, *sys.argv[1:]]),

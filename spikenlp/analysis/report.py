@@ -36,6 +36,7 @@ from spikenlp.analysis.spikes import (
 from spikenlp.analysis.temporal import mean_off_diagonal, temporal_similarity
 from spikenlp.analysis.watching import Sent, unrolled, watch_neurons
 from spikenlp.metrics import calibration_by_timestep, reliability_curve, scores_by_timestep
+from spikenlp.provenance import run_record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -192,7 +193,6 @@ def report(
         ImportError: matplotlib is not installed (extra `plots`).
     """
     from spikenlp.analysis import plots
-    from spikenlp.provenance import run_record
 
     plots.new_figure()  # that matplotlib is missing is found out before the model runs
     out = Path(out)

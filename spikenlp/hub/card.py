@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 
 from spikenlp.hub import results as recorded
 from spikenlp.hub.citations import citations
-from spikenlp.hub.privacy import scrub
 from spikenlp.models.vision import SpikingVisionPreTrainedModel
 from spikenlp.neurons.modules import SpikingNeuron
+from spikenlp.privacy import scrub
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
 EVAL_RESULTS = ".eval_results"

@@ -21,8 +21,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import PreTrainedModel
 
 from spikenlp.hub.card import write_card
-from spikenlp.hub.privacy import find_leaks, scrub
 from spikenlp.models.checkpoint import REMOTE_MODULE
+from spikenlp.privacy import find_leaks, scrub
 
 PUBLIC = (
     "config.json",

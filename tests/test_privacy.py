@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from spikenlp.hub.privacy import find_leaks, scrub, scrub_command
+from spikenlp.privacy import find_leaks, scrub, scrub_command
 
 
 @pytest.mark.parametrize(
