@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from spikenlp.training.cpu import _available_cores
+from spikenlp.training.cpu import available_cores
 
 FAULTS = """
 import resource, torch
@@ -47,4 +47,4 @@ def test_freed_memory_is_kept():
 
 
 def test_one_thread_of_accelerate_launch_is_undone():
-    assert run(CORES, OMP_NUM_THREADS="1") == [_available_cores()]
+    assert run(CORES, OMP_NUM_THREADS="1") == [available_cores()]
