@@ -1,5 +1,6 @@
 """Tiny models that several test modules share."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,6 +21,13 @@ quick = hypothesis.settings(
 hypothesis.settings.register_profile("quick", quick)
 hypothesis.settings.register_profile("many", quick, derandomize=False, max_examples=200)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+def pytest_collection_finish():
+    """Thousands of tests are many objects, which each collection of garbage would go through again."""
+    gc.collect()
+    gc.freeze()
+
 
 TINY_DENSE = {
     "vocab_size": 120,
