@@ -175,6 +175,7 @@ def soak(steps: int, calls: int, *, smallest_compiled: int = 1) -> dict[str, Any
     """Findings of both phases; loops over fewer elements than `smallest_compiled` run eagerly."""
     before = compilation.MIN_COMPILED_NUMEL
     compilation.MIN_COMPILED_NUMEL = smallest_compiled
+    gc.freeze()  # else each look goes through all that the process held before
     try:
         model = tiny_model()
         return {"training": train(model, steps), "inference": infer(model, calls)}
