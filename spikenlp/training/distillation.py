@@ -113,8 +113,9 @@ class DistillationTrainer(SpikingTrainer):
     Raises:
         ValueError: a vocabulary, number of classes, depth or number of heads that does not fit; layers
             that the teacher does not have; a penalty on spikes with gradient="implicit"; a teacher, or
-            a dropout within it, left in training mode; a batch with a row of padding only; without
-            `args.collapsed` varied `collapsed_timesteps`, with it label smoothing.
+            a dropout within it, left in training mode; a classifier of tokens with logit_weight > 0; a
+            batch with a row of padding only, or that leaves nothing to learn; without `args.collapsed` varied
+            `collapsed_timesteps`, with it label smoothing.
     """
 
     args: DistillationArguments
@@ -206,6 +207,10 @@ class DistillationTrainer(SpikingTrainer):
             answers = self._cache.answers(rows, inputs["attention_mask"])
         parts = self._parts(outputs, answers, labels, mask)
         parts |= self.further_parts(outputs, answers, mask)
+        if not parts:
+            raise ValueError(
+                "nothing to learn: the batch has no labels, and hidden_weight and attention_weight are 0"
+            )
         for name, (_, value) in parts.items():
             self.add_to_log(f"loss_{name}", value)
         return torch.stack([weight * value for weight, value in parts.values()]).sum(), outputs

@@ -341,6 +341,18 @@ def test_a_row_of_padding_is_named(dense, batches, tmp_path):
         trainer.train()
 
 
+def test_a_batch_that_leaves_nothing_to_learn_is_refused(dense, batches, tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        make_student(dense, batches),
+        make_teacher(),
+        train_dataset=make_data(8).remove_columns("labels"),
+        hidden_weight=0.0,
+    )
+    with pytest.raises(ValueError, match="nothing to learn"):
+        trainer.train()
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
