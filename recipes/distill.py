@@ -41,11 +41,14 @@ from phases import OF_TRAINING, CollapsedArguments, Phases, names_of
 from student import (
     CALIBRATION_BATCH,
     StudentArguments,
+    bert_config,
     dense_config,
+    is_spiking,
     load_dense,
     read_alike,
 )
 from task_data import DataArguments, Inputs, calibration_batches, load_inputs, load_task_data
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -62,6 +65,7 @@ from spikenlp import (
 )
 from spikenlp.data import pack
 from spikenlp.hub.training import CONFIG_FIELDS
+from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
 from spikenlp.models.spiking_bert.reconstruction import reconstruct
 from spikenlp.training.distillation import (
     PROJECTIONS,
@@ -92,9 +96,10 @@ class PipelineArguments(StudentArguments, CollapsedArguments):
     student: str | None = field(
         default=None,
         metadata={
-            "help": "Dense BERT that the student is converted from, where it is to have another shape "
-            "than the teacher. Same tokenizer. Default: the teacher; before the phase general the "
-            "model that the teacher was fine-tuned from."
+            "help": "What the student is made of, if not of the teacher: a dense BERT, say of another "
+            "shape, or a spiking one, which is calibrated anew if --num_timesteps is not its own. Same "
+            "tokenizer. Default: the teacher; before the phase general the model that it was "
+            "fine-tuned from."
         },
     )
     teacher_learning_rate: float = field(default=5e-5, metadata={"help": "Of the phase teacher."})
@@ -118,9 +123,13 @@ class PipelineArguments(StudentArguments, CollapsedArguments):
         metadata={"help": "Activation of the student's feed-forward layers; relu spikes less."},
     )
 
-    def __post_init__(self):
-        super().__post_init__()
-        config = SpikingBertConfig(**self.spiking_fields())
+    def student_config(self) -> SpikingBertConfig:
+        """What makes the student spike. Raises ValueError where a chosen phase is not for such a one."""
+        fields = self.spiking_fields()
+        config = SpikingBertConfig(**fields)
+        if self.student and is_spiking(self.student):
+            self.check_reconstruct(f"{self.student} is spiking")
+            config = SpikingBertConfig.from_pretrained(self.student, **fields)
         for phase in ("collapsed", "reconstructed"):
             if phase in self.phases and config.neuron != "rounding":
                 raise ValueError(
@@ -129,6 +138,7 @@ class PipelineArguments(StudentArguments, CollapsedArguments):
                 )
         if "reconstructed" in self.phases and config.architecture != "default":
             raise ValueError("the phase reconstructed is for the architecture 'default'")
+        return config
 
     def spiking_fields(self) -> dict[str, Any]:
         fields = super().spiking_fields()
@@ -172,8 +182,10 @@ class Pipeline(Phases):
         self.teacher_path = Path(options.teacher or self.root / "teacher")
         dense_config(options.model_name_or_path)
         self.check_tokenizer(options.model_name_or_path)
-        for path in filter(None, (options.teacher, options.student)):
-            self.check_source(path)
+        if options.teacher:
+            self.check_source(options.teacher)
+        if options.student:
+            self.check_source(options.student, spiking_too=True)
         self.check_shapes()
 
     def source(self) -> str | Path:
@@ -256,18 +268,39 @@ class Pipeline(Phases):
     def run_converted(self, folder: Path) -> dict[str, Any]:
         options, source = self.options, self.source()
         teacher = self.load_teacher()
-        self.check_source(source)
-        dense, created, dropped = load_dense(source, **self.inputs.label_fields())
-        self.announce("converted", source, listed([*created, options.created()]), listed(dropped))
+        self.check_source(source, spiking_too=True)
+        make = self.take_spiking if is_spiking(source) else self.convert
         batches = calibration_batches(self.inputs, options.calibration_batches, self.args.seed)
-        model = SpikingBertForSequenceClassification.from_dense(
-            dense, calibration=batches, reconstruct=options.reconstruct, **options.spiking_fields()
-        )
+        model = make(source, batches)
         check_teacher(model, teacher, self.args)
         args = dataclasses.replace(self.arguments("converted"), hidden_weight=0.0)
         trainer = self.trainer(model, args, teacher)
         trainer.save_model()
         return self.measure(trainer)
+
+    def convert(
+        self, source: str | Path, batches: list[dict[str, Tensor]]
+    ) -> SpikingBertForSequenceClassification:
+        options = self.options
+        dense, created, dropped = load_dense(source, **self.inputs.label_fields())
+        self.announce("converted", source, listed([*created, options.created()]), listed(dropped))
+        return SpikingBertForSequenceClassification.from_dense(
+            dense, calibration=batches, reconstruct=options.reconstruct, **options.spiking_fields()
+        )
+
+    def take_spiking(
+        self, source: str | Path, batches: list[dict[str, Tensor]]
+    ) -> SpikingBertForSequenceClassification:
+        """Calibrated anew for another T: its amplitudes are for the one that it was trained with."""
+        model = SpikingBertForSequenceClassification.from_pretrained(
+            source, **self.inputs.label_fields(), **self.options.spiking_fields()
+        )
+        before = AutoConfig.from_pretrained(source).num_timesteps
+        changed = model.config.num_timesteps != before
+        self.announce("converted", source, self.options.created() if changed else "nothing")
+        if changed:
+            calibrate(model, batches)
+        return model
 
     def run_reconstructed(self, folder: Path) -> dict[str, Any]:
         start, args = self.start("reconstructed"), self.arguments("reconstructed")
@@ -358,18 +391,13 @@ class Pipeline(Phases):
                 f"the teacher {self.teacher_path} lacks {listed(created)}: give one that is fine-tuned "
                 "on the task"
             )
-        wanted = len(self.inputs.task.labels or ["score"])
-        if teacher.config.num_labels != wanted:
-            raise ValueError(
-                f"the teacher {self.teacher_path} has {teacher.config.num_labels} labels, "
-                f"{self.inputs.task.name} {wanted}"
-            )
         return teacher
 
-    def check_source(self, path: str | Path) -> None:
-        """Raises ValueError where a model is no dense BERT, reads other token ids, or has the task's
-        labels in another order."""
-        id2label = dense_config(path).id2label
+    def check_source(self, path: str | Path, spiking_too: bool = False) -> None:
+        """Raises ValueError where a model is no BERT, or a spiking one and not `spiking_too`, reads other
+        token ids, or has the task's labels in another order, or other labels."""
+        config = bert_config(path) if spiking_too else dense_config(path)
+        id2label = config.id2label
         self.check_tokenizer(path)
         names = [name.lower() for name in self.inputs.task.labels or ()]
         found = [id2label[i].lower() for i in sorted(id2label)]
@@ -377,6 +405,11 @@ class Pipeline(Phases):
             raise ValueError(
                 f"{path} has the labels {found}, {self.inputs.task.name} {names}: their order must be "
                 "the same"
+            )
+        classifies = "SequenceClassification" in (config.architectures or [""])[0]
+        if classifies and len(id2label) != len(names or ["score"]):
+            raise ValueError(
+                f"{path} has {len(id2label)} labels, {self.inputs.task.name} {len(names or ['score'])}"
             )
 
     def check_shapes(self) -> None:
@@ -389,7 +422,7 @@ class Pipeline(Phases):
 
         made = self.root / "converted"
         done = (made / "results.json").exists()
-        student = AutoConfig.from_pretrained(made) if done else dense_config(there(self.source()))
+        student = AutoConfig.from_pretrained(made) if done else bert_config(there(self.source()))
         for phase in self.chosen:
             if phase in ("teacher", "converted", "reconstructed"):
                 continue
@@ -459,7 +492,7 @@ def distill(argv: list[str]) -> dict[str, Any]:
     )
     if options.model_name_or_path is None:
         raise ValueError("distillation starts from a dense BERT: give --model_name_or_path")
-    check_penalty(SpikingBertConfig(**options.spiking_fields()), args)
+    check_penalty(options.student_config(), args)
     prepare(args)
     with args.main_process_first(desc="data"):
         inputs = load_inputs(options, data_args, *load_task_data(data_args))

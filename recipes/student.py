@@ -141,6 +141,22 @@ def dense_config(path: str | Path) -> BertConfig:
     return config
 
 
+def is_spiking(path: str | Path) -> bool:
+    return AutoConfig.from_pretrained(path).model_type == "spiking_bert"
+
+
+def bert_config(path: str | Path) -> BertConfig | SpikingBertConfig:
+    """Of a dense BERT or a spiking one with float weights. Raises ValueError where a model is neither."""
+    if not is_spiking(path):
+        return dense_config(path)
+    config = SpikingBertConfig.from_pretrained(path)
+    if getattr(config, "quantization_config", None):
+        raise ValueError(
+            f"{path} has weights in int8, which cannot be trained: give the float ones"
+        )
+    return config
+
+
 def load_dense(
     path: str | Path, **fields: Any
 ) -> tuple[BertForSequenceClassification, list[str], list[str]]:
