@@ -31,6 +31,7 @@ from spikenlp import SpikingBertConfig
 from spikenlp.analysis.plots import plot_energy_front
 from spikenlp.data import demo_question_pairs, get_task, wordpiece_tokenizer
 from spikenlp.hub.release import release
+from spikenlp.models.quantization import Int8Config
 from spikenlp.models.spiking_bert.reconstruction import reconstruct
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -427,6 +428,24 @@ def test_a_killed_phase_goes_on_and_ends_with_the_same_weights(
 
 
 @pytest.mark.slow
+def test_a_spiking_student_is_calibrated_anew_for_another_number_of_steps_alone(
+    options, done, tmp_path
+):
+    trained = done[0] / "unrolled"
+    before = load_file(trained / WEIGHTS)
+    argv = [*options[0], "--teacher", str(done[0] / "teacher"), "--student", str(trained)]
+    for steps, phases in (("2", ["converted"]), ("1", ["converted", "unrolled"])):
+        out = tmp_path / steps
+        change = ["--num_timesteps", steps, "--output_dir", str(out), "--phases", *phases]
+        found = distill.distill([*argv, *change])
+        taken = load_file(out / "converted" / WEIGHTS)
+        changed = {name for name, value in taken.items() if not torch.equal(value, before[name])}
+        assert changed == {name for name in before if steps == "1" and "amplitude" in name}
+        assert f"accuracy_t{steps}" in found[phases[-1]]["spiking"]
+        assert f"accuracy_t{int(steps) + 1}" not in found[phases[-1]]["spiking"]
+
+
+@pytest.mark.slow
 def test_what_is_created_and_dropped_is_said(options, done, narrow, tmp_path, capsys):
     out = prepared(done, tmp_path / "out", "teacher")
     change = ["--student", narrow, "--phases", "converted", "collapsed"]
@@ -696,10 +715,17 @@ def others(options):
         DistilBertConfig(vocab_size=len(tokenizer), n_layers=1, n_heads=2, dim=32, hidden_dim=64),
         RobertaConfig(hidden_size=32, **shape),
         SpikingBertConfig(hidden_size=32, **shape),
+        SpikingBertConfig(hidden_size=32, neuron="lif", **shape),
     ):
         model = AutoModelForSequenceClassification.from_config(config)
-        model.save_pretrained(folder / config.model_type)
-        tokenizer.save_pretrained(folder / config.model_type)
+        name = "lif" if getattr(config, "neuron", None) == "lif" else config.model_type
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    int8 = AutoModelForSequenceClassification.from_pretrained(
+        folder / "spiking_bert", quantization_config=Int8Config()
+    )
+    int8.save_pretrained(folder / "int8")
+    tokenizer.save_pretrained(folder / "int8")
     deep = {"hidden_size": 32, "num_hidden_layers": 3, "vocab_size": len(tokenizer), **DENSE}
     for name, fields in (
         ("deep", {}),
@@ -731,7 +757,10 @@ def others(options):
         ("--model_name_or_path {}/spiking_bert", "model_type 'spiking_bert': give a dense BERT"),
         ("--teacher {}/roberta", "model_type 'roberta': give a dense BERT"),
         ("--student {}/distilbert", "model_type 'distilbert': give a dense BERT"),
-        ("--student {}/spiking_bert", "model_type 'spiking_bert': give a dense BERT"),
+        ("--student {}/spiking_bert --reconstruct True", "spiking_bert is spiking: leave it out"),
+        ("--student {}/lif", "needs rounding neurons, the student's are 'lif'"),
+        ("--student {}/int8", "weights in int8, which cannot be trained"),
+        ("--student {}/three", "has 3 labels, qqp 2"),
         ("--teacher {}/other", "must read the same token ids"),
         ("--student {}/cased", "must read the same token ids"),
         ("--student {}/deep", "a student of 3 layers cannot learn layer by layer"),
