@@ -174,7 +174,7 @@ def part_to_dict(part: Any) -> dict[str, Any]:
 def summary(results: dict[str, Any]) -> str:
     """A table: one row a model, its metrics at the last step and the first of them step by step."""
     lines = []
-    for name in ("dense", "before_training", "spiking"):
+    for name in ("dense", "before_training", "spiking", "spiking_float32"):
         metrics = results.get(name)
         if metrics is None:
             continue

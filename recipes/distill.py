@@ -36,7 +36,7 @@ import transformers
 import yaml
 from common import base_model, is_score, parse_arguments, prepare, write_text
 from corpus import CorpusArguments
-from glue_tmc import dense_trainer, evaluate, fine_tune_dense, spending
+from glue_tmc import dense_trainer, evaluate, fine_tune_dense, float32_scores, spending
 from phases import OF_TRAINING, CollapsedArguments, Phases, names_of
 from student import (
     CALIBRATION_BATCH,
@@ -97,8 +97,8 @@ class PipelineArguments(StudentArguments, CollapsedArguments):
         default=None,
         metadata={
             "help": "What the student is made of, if not of the teacher: a dense BERT, say of another "
-            "shape, or a spiking one, which is calibrated anew if --num_timesteps is not its own. Same "
-            "tokenizer. Default: the teacher; before the phase general the model that it was "
+            "shape, or a spiking one, which is calibrated anew if it is to spike otherwise, say at another "
+            "T. Same tokenizer. Default: the teacher; before the phase general the model that it was "
             "fine-tuned from."
         },
     )
@@ -291,12 +291,13 @@ class Pipeline(Phases):
     def take_spiking(
         self, source: str | Path, batches: list[dict[str, Tensor]]
     ) -> SpikingBertForSequenceClassification:
-        """Calibrated anew for another T: its amplitudes are for the one that it was trained with."""
+        """Its weights; and its amplitudes, if it is to spike as it did when they were learned."""
+        fields = self.options.spiking_fields()
         model = SpikingBertForSequenceClassification.from_pretrained(
-            source, **self.inputs.label_fields(), **self.options.spiking_fields()
+            source, **self.inputs.label_fields(), **fields
         )
-        before = AutoConfig.from_pretrained(source).num_timesteps
-        changed = model.config.num_timesteps != before
+        before = AutoConfig.from_pretrained(source)
+        changed = any(getattr(before, k) != v for k, v in fields.items() if "dropout" not in k)
         self.announce("converted", source, self.options.created() if changed else "nothing")
         if changed:
             calibrate(model, batches)
@@ -368,14 +369,16 @@ class Pipeline(Phases):
         )
 
     def measure(self, trainer: SpikingTrainer) -> dict[str, Any]:
-        """Dev metrics of the spiking model by step and of its collapsed twin, spikes and energy."""
+        """Dev metrics of the spiking model by step, in the precision of training and in float32, and of its
+        collapsed twin; spikes and energy."""
         model, args = trainer.model, trainer.args
         found = {"spiking": evaluate(trainer, self.inputs, "eval")}
         if model.config.neuron == "rounding":
             with collapsed(model.config):
                 twin = dense_trainer(model, self.inputs, args)
                 found["collapsed"] = evaluate(twin, self.inputs, "eval")
-        return {**found, **spending(model, self.inputs, args.per_device_eval_batch_size)}
+        found |= spending(model, self.inputs, args.per_device_eval_batch_size)
+        return {**found, **float32_scores(trainer, self.inputs)}
 
     def load_teacher(self) -> BertForSequenceClassification:
         """Raises ValueError where there is none, or it was not fine-tuned on such a task."""
@@ -471,16 +474,16 @@ def summary(results: dict[str, Any]) -> str:
     """One row a model: its main metrics at the last step, and step by step; spikes and energy."""
     lines = []
     for phase, found in results.items():
-        for name in ("dense", "collapsed", "spiking"):
+        for name in ("dense", "collapsed", "spiking", "spiking_float32"):
             metrics = found.get(name, {})
             for key in filter(is_score, metrics):
                 steps = [v for k, v in metrics.items() if k.startswith(f"{key}_t")]
                 by_step = " / ".join(f"{100 * v:.1f}" for v in steps)
-                label = f"{phase}: {name}"
-                lines.append(f"{label:22} {key:21} {100 * metrics[key]:5.1f}  {by_step}")
+                label = f"{phase}: {name.replace('_', ', ')}"
+                lines.append(f"{label:28} {key:21} {100 * metrics[key]:5.1f}  {by_step}")
         if "spikes_per_neuron" in found:
             spikes = found["spikes_per_neuron"]
-            lines.append(f"{phase + ': spikes':22} {spikes:.2f} per neuron and inference")
+            lines.append(f"{phase + ': spikes':28} {spikes:.2f} per neuron and inference")
     return "\n".join(lines)
 
 

@@ -14,8 +14,8 @@ and decides nothing; their validation split is carved from train.
 
 A run that was stopped goes on from its last checkpoint when the same command is given again. The
 output folder gets the model, the tokenizer, a model card, arguments.yaml, results.json (accuracy,
-loss and energy at every time step: dense, converted without training, trained) and the Trainer's own
-logs. `--push_to_hub --hub_model_id user/name` shares what of it is public.
+loss and energy at every time step: dense, converted without training, trained, and in float32 if it was
+trained in less) and the Trainer's own logs. `--push_to_hub --hub_model_id user/name` shares what of it is public.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 import transformers
 from common import (
@@ -49,10 +50,12 @@ from task_data import (
     evaluation_batches,
     load_inputs,
     load_task_data,
+    model_inputs,
 )
 from transformers import (
     AutoConfig,
     BertForSequenceClassification,
+    EvalPrediction,
     PreTrainedModel,
     Trainer,
 )
@@ -163,6 +166,29 @@ def spending(model: PreTrainedModel, inputs: Inputs, size: int) -> dict[str, Any
         "energy_samples": samples,
         "energy_microjoules": energies,
     }
+
+
+def float32_scores(trainer: SpikingTrainer, inputs: Inputs) -> dict[str, dict[str, float]]:
+    """Metrics of the first evaluation split as pipelines run a model, in float32, of one that was trained in
+    less: a rounding that falls the other way changes spikes, and with them answers."""
+    args = trainer.args
+    if not (args.bf16 or args.fp16):
+        return {}
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+    split = next(iter(inputs.evaluation.values()))
+    with torch.no_grad():
+        outputs = [
+            model(**{k: v.to(model.device) for k, v in batch.items()})
+            for batch in model_inputs(inputs, split, args.per_device_eval_batch_size)
+        ]
+    predictions = tuple(
+        torch.cat([output[name] for output in outputs]).cpu().numpy()
+        for name in ("logits", "timestep_logits")
+    )
+    assert trainer.compute_metrics is not None
+    labels = np.asarray(split["label"])
+    found = trainer.compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
+    return {"spiking_float32": found}
 
 
 def build_model(
@@ -295,6 +321,7 @@ def run(
     results["spiking"] = evaluate(trainer, inputs, "eval")
     if trainer.is_world_process_zero():
         results |= spending(trainer.model, inputs, training_args.per_device_eval_batch_size)
+        results |= float32_scores(trainer, inputs)
         save_records(output_dir, results)
         print(summary(results), flush=True)
     if training_args.push_to_hub:

@@ -196,7 +196,8 @@ def eval_result_entries(results: Mapping[str, Any]) -> list[EvalResultEntry]:
 
 
 def steps_table(results: Mapping[str, Any]) -> str:
-    """Markdown: one row a step, then the model before training and the dense one, where recorded."""
+    """Markdown: one row a step, then the last step in float32, the model before training and the dense one,
+    where recorded."""
     metrics = by_step(results.get("spiking", {}))
     if not metrics:
         return ""
@@ -209,7 +210,12 @@ def steps_table(results: Mapping[str, Any]) -> str:
         + ([f"{energy[MEASURED][t - 1]:.3f}"] if energy else [])
         for t in range(1, steps + 1)
     ]
-    for key, title in (("before_training", "before training"), ("dense", "dense")):
+    others = {
+        "spiking_float32": f"step {steps}, in float32",
+        "before_training": "before training",
+        "dense": "dense",
+    }
+    for key, title in others.items():
         if key in results:
             row = [title, *(_cell(results[key].get(n)) for n in names)]
             if energy:

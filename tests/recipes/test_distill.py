@@ -428,6 +428,32 @@ def test_a_killed_phase_goes_on_and_ends_with_the_same_weights(
 
 
 @pytest.mark.slow
+def test_what_is_trained_in_less_than_float32_is_scored_in_it_too(options, done, tmp_path):
+    assert "spiking_float32" not in json.loads((done[0] / "results.json").read_text())["unrolled"]
+    out = prepared(done, tmp_path / "out", "teacher")
+    argv = [*options[0], "--bf16", "True", "--phases", "converted", "--output_dir", str(out)]
+    found = distill.distill(argv)["converted"]
+    tokenizer = AutoTokenizer.from_pretrained(out / "converted")
+    model = AutoModelForSequenceClassification.from_pretrained(out / "converted").eval()
+    rows = demo_question_pairs()["validation"].select(range(32))
+    texts = tokenizer(
+        list(rows["question1"]),
+        list(rows["question2"]),
+        padding=True,
+        truncation=True,
+        max_length=24,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        logits = model(**texts).timestep_logits.cumsum(1)
+    labels = torch.tensor(list(rows["label"]))
+    for t, summed in enumerate(logits.unbind(1), 1):
+        loss = torch.nn.functional.cross_entropy(summed / t, labels).item()
+        assert found["spiking_float32"][f"loss_t{t}"] == pytest.approx(loss, rel=1e-5)
+        assert found["spiking"][f"loss_t{t}"] != pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.slow
 def test_a_spiking_student_is_calibrated_anew_for_another_number_of_steps_alone(
     options, done, tmp_path
 ):
