@@ -15,7 +15,8 @@ and decides nothing; their validation split is carved from train.
 A run that was stopped goes on from its last checkpoint when the same command is given again. The
 output folder gets the model, the tokenizer, a model card, arguments.yaml, results.json (accuracy,
 loss and energy at every time step: dense, converted without training, trained, and in float32 if it was
-trained in less) and the Trainer's own logs. `--push_to_hub --hub_model_id user/name` shares what of it is public.
+trained in less) and the Trainer's own logs. `--push_to_hub --hub_model_id user/name` shares what of it is
+public.
 """
 
 from __future__ import annotations
@@ -98,10 +99,14 @@ def evaluate(trainer: Trainer, inputs: Inputs, prefix: str) -> dict[str, float]:
     """Metrics of each evaluation split; MNLI's are told apart by their names."""
     metrics: dict[str, float] = {}
     for name, split in inputs.evaluation.items():
-        part = name.removeprefix("validation").replace("_", "")
-        metric_key = f"{prefix}_{part}" if part else prefix
+        metric_key = "_".join(filter(None, (prefix, part_of(name))))
         metrics |= metrics_of(trainer.evaluate(split, metric_key_prefix=metric_key), prefix)
     return metrics
+
+
+def part_of(split: str) -> str:
+    """matched of validation_matched, nothing of validation."""
+    return split.removeprefix("validation").replace("_", "")
 
 
 def fine_tune_dense(
@@ -169,25 +174,27 @@ def spending(model: PreTrainedModel, inputs: Inputs, size: int) -> dict[str, Any
 
 
 def float32_scores(trainer: SpikingTrainer, inputs: Inputs) -> dict[str, dict[str, float]]:
-    """Metrics of the first evaluation split as pipelines run a model, in float32, of one that was trained in
-    less: a rounding that falls the other way changes spikes, and with them answers."""
+    """Metrics of each evaluation split as pipelines run a model, in float32, of one that was trained in less:
+    a rounding that falls the other way changes spikes, and with them answers."""
     args = trainer.args
     if not (args.bf16 or args.fp16):
         return {}
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
-    split = next(iter(inputs.evaluation.values()))
-    with torch.no_grad():
-        outputs = [
-            model(**{k: v.to(model.device) for k, v in batch.items()})
-            for batch in model_inputs(inputs, split, args.per_device_eval_batch_size)
-        ]
-    predictions = tuple(
-        torch.cat([output[name] for output in outputs]).cpu().numpy()
-        for name in ("logits", "timestep_logits")
-    )
     assert trainer.compute_metrics is not None
-    labels = np.asarray(split["label"])
-    found = trainer.compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
+    found: dict[str, float] = {}
+    for name, split in inputs.evaluation.items():
+        with torch.no_grad():
+            outputs = [
+                model(**{k: v.to(model.device) for k, v in batch.items()})
+                for batch in model_inputs(inputs, split, args.per_device_eval_batch_size)
+            ]
+        logits, by_step = (
+            torch.cat([output[key] for output in outputs]).cpu().numpy()
+            for key in ("logits", "timestep_logits")
+        )
+        prediction = EvalPrediction((logits, by_step), np.asarray(split["label"]))
+        metrics = trainer.compute_metrics(prediction)
+        found |= {"_".join(filter(None, (part_of(name), k))): v for k, v in metrics.items()}
     return {"spiking_float32": found}
 
 

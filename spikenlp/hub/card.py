@@ -2,8 +2,8 @@
 
 Figures come from `results`, the mapping that the recipes write as results.json: task, data, samples,
 evaluated_on (the split, of a run that has a test set), base_model, dense_first, seed, run, config, dense,
-before_training, training, spiking and spiking_float32 (metrics, at each step as `accuracy_t1` ...) and energy_microjoules. Whatever
-is absent there is left out of the card.
+before_training, training, spiking and spiking_float32 (metrics, at each step as `accuracy_t1` ...) and
+energy_microjoules. Whatever is absent there is left out of the card.
 """
 
 from __future__ import annotations

@@ -447,6 +447,7 @@ def test_what_is_trained_in_less_than_float32_is_scored_in_it_too(options, done,
     with torch.no_grad():
         logits = model(**texts).timestep_logits.cumsum(1)
     labels = torch.tensor(list(rows["label"]))
+    assert found["spiking_float32"].keys() <= found["spiking"].keys()
     for t, summed in enumerate(logits.unbind(1), 1):
         loss = torch.nn.functional.cross_entropy(summed / t, labels).item()
         assert found["spiking_float32"][f"loss_t{t}"] == pytest.approx(loss, rel=1e-5)
