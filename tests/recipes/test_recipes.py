@@ -1,4 +1,5 @@
-"""The recipes as a user runs them: subprocesses, and the folders that they leave."""
+"""The recipes as a user runs them: subprocesses, and the folders that they leave; what they refuse, in this
+process."""
 
 import json
 import os
@@ -15,6 +16,11 @@ import spikenlp  # noqa: F401
 from spikenlp.data import demo_question_pairs, wordpiece_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "recipes"))
+
+import glue_tmc  # noqa: E402
+import qqp_tmc  # noqa: E402
+
 QUICK = ["--max_steps", "3", "--max_train_samples", "96", "--max_eval_samples", "32"]
 QUICK += ["--disable_tqdm", "True", "--use_cpu", "True"]
 
@@ -43,6 +49,19 @@ def fail(*args):
     done = run(*args)
     assert done.returncode != 0
     return done.stderr
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    """What a recipe says before it stops."""
+
+    def refused(recipe, *arguments):
+        monkeypatch.setattr(sys, "argv", [recipe.__file__, *map(str, arguments)])
+        with pytest.raises((ValueError, FileNotFoundError)) as error:
+            recipe.main()
+        return str(error.value)
+
+    return refused
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +184,6 @@ def test_two_processes_are_counted(tmp_path):
     assert printed.count("temporal loss   tmc") == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -175,28 +193,27 @@ def test_two_processes_are_counted(tmp_path):
         (["--task_name", "stsb", "--data_dir", "{stsb}"], "TMC to calibrate: use --temporal_loss"),
     ],
 )
-def test_bad_input_stops_before_training(arguments, message, tmp_path):
+def test_bad_input_stops_before_training(arguments, message, tmp_path, refused):
     stsb = tmp_path / "STS-B"
     stsb.mkdir()
     for name in ("train.tsv", "dev.tsv"):
         (stsb / name).write_text("index\tsentence1\tsentence2\tscore\n0\tA plane.\tA jet.\t4.5\n")
     arguments = [str(stsb) if a == "{stsb}" else a for a in arguments]
-    assert message in fail("glue_tmc.py", *arguments, "--output_dir", tmp_path / "out")
+    assert message in refused(glue_tmc, *arguments, "--output_dir", tmp_path / "out")
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
-@pytest.mark.slow
-def test_only_a_converted_model_is_reconstructed(tmp_path):
-    said = fail("qqp_tmc.py", "--reconstruct", "True", *QUICK, "--output_dir", tmp_path)
+def test_only_a_converted_model_is_reconstructed(tmp_path, refused):
+    said = refused(qqp_tmc, "--reconstruct", "True", *QUICK, "--output_dir", tmp_path)
     assert "but the model starts from scratch: leave it out" in said
 
 
-@pytest.mark.slow
-def test_other_architectures_are_refused(qqp_files, tmp_path):
+def test_other_architectures_are_refused(qqp_files, tmp_path, refused):
     from transformers import DistilBertConfig, DistilBertModel
 
     DistilBertModel(DistilBertConfig(dim=32, n_heads=2, n_layers=1, hidden_dim=32)).save_pretrained(
         tmp_path
     )
     wordpiece_tokenizer(["some words"]).save_pretrained(tmp_path)
-    said = fail("qqp_tmc.py", "--data_dir", qqp_files, "--model_name_or_path", tmp_path, *QUICK)
+    said = refused(qqp_tmc, "--data_dir", qqp_files, "--model_name_or_path", tmp_path, *QUICK)
     assert "'distilbert': give a dense BERT" in said
