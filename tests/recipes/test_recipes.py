@@ -45,12 +45,6 @@ def succeed(*args, **kwargs):
     return done.stdout
 
 
-def fail(*args):
-    done = run(*args)
-    assert done.returncode != 0
-    return done.stderr
-
-
 @pytest.fixture
 def refused(monkeypatch):
     """What a recipe says before it stops."""
@@ -135,14 +129,14 @@ def test_the_folder_holds_all_that_is_needed(demo):
 
 
 @pytest.mark.slow
-def test_the_same_command_again_goes_on_instead_of_starting_over(demo):
+def test_the_same_command_again_goes_on_instead_of_starting_over(demo, refused):
     folder, _ = demo
     succeed("qqp_tmc.py", "--output_dir", folder, *QUICK)
     printed = succeed("qqp_tmc.py", "--output_dir", folder, *QUICK, "--max_steps", "4")
     assert "resuming from" in printed
     training = json.loads((folder / "results.json").read_text())["training"]
     assert (training["steps"], training["seconds"]) == (4, None)
-    said = fail("qqp_tmc.py", "--output_dir", folder, *QUICK, "--temporal_loss", "tet")
+    said = refused(qqp_tmc, "--output_dir", folder, *QUICK, "--temporal_loss", "tet")
     assert "temporal_loss 'tmc' -> 'tet'" in said
 
 
