@@ -12,20 +12,14 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from measure import finish
-from torch.utils.data import DataLoader
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DataCollatorWithPadding,
-)
+from measure import batches_by_length, finish
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import spikenlp  # noqa: F401  registers the spiking models
 from spikenlp.data import get_task, load_task
 from spikenlp.metrics import glue_metrics
 
 BATCH = 64
-LENGTH = 128
 ARITHMETIC = {
     "float32": nullcontext,
     "bfloat16": lambda: torch.autocast("cpu", torch.bfloat16),
@@ -54,20 +48,7 @@ def main() -> None:
     for path in args.models:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForSequenceClassification.from_pretrained(path).eval()
-        tokens = data.map(
-            lambda row, tokenizer=tokenizer: tokenizer(
-                *(row[c] for c in task.text_columns), truncation=True, max_length=LENGTH
-            ),
-            remove_columns=list(task.text_columns),
-        )
-        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]["input_ids"]))
-        batches = list(
-            DataLoader(
-                tokens.select(order),
-                batch_size=BATCH,
-                collate_fn=DataCollatorWithPadding(tokenizer),
-            )
-        )
+        batches = batches_by_length(data, task, tokenizer, BATCH)
         labels = torch.cat([batch["labels"] for batch in batches]).numpy()
         logits = {}
         for name, context in ARITHMETIC.items():

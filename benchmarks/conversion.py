@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, BertForSequenceClassification, DataCollatorWithPadding
+from measure import batches_by_length, finish
+from transformers import AutoTokenizer, BertForSequenceClassification
 
 from spikenlp import SpikingBertForSequenceClassification
 from spikenlp.data import get_task, load_task
 from spikenlp.metrics import glue_metrics
 from spikenlp.models.spiking_bert.reconstruction import reconstruct
-from spikenlp.provenance import run_record
 
 BATCH = 32
 
@@ -43,17 +41,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
     dense = BertForSequenceClassification.from_pretrained(args.model_name_or_path).eval()
     data = load_task(args.task_name, data_dir=args.data_dir)
-    collator = DataCollatorWithPadding(tokenizer)
-
-    def batches(split):
-        split = split.map(
-            lambda row: tokenizer(*(row[c] for c in task.text_columns), truncation=True),
-            remove_columns=list(task.text_columns),
-        )
-        order = sorted(range(len(split)), key=lambda i: len(split[i]["input_ids"]))
-        return list(DataLoader(split.select(order), batch_size=BATCH, collate_fn=collator))
-
-    evaluation = batches(data["validation"])
+    evaluation = batches_by_length(data["validation"], task, tokenizer, BATCH)
     metrics = glue_metrics(task.name)
 
     @torch.no_grad()
@@ -68,13 +56,13 @@ def main() -> None:
             for t in range(1, logits.shape[1] + 1)
         ]
 
-    found = {"task": task.name, "run": run_record(), "dense": score(dense), "converted": []}
+    found = {"task": task.name, "dense": score(dense), "converted": []}
     print("dense", found["dense"])
     for seed, nonlinearity, steps in itertools.product(
         args.seeds, args.nonlinearity, args.num_timesteps
     ):
         chosen = data["train"].shuffle(seed=seed).select(range(args.calibration_batches * BATCH))
-        calibration = batches(chosen)
+        calibration = batches_by_length(chosen, task, tokenizer, BATCH)
         spiking = SpikingBertForSequenceClassification.from_dense(
             dense, calibration=calibration, num_timesteps=steps, nonlinearity=nonlinearity
         )
@@ -90,8 +78,7 @@ def main() -> None:
         found["converted"].append(row)
         for name in ("calibrated", "reconstructed"):
             print(f"seed {seed}, {nonlinearity}, T = {steps}, {name}: {row[name][-1]}", flush=True)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(found, indent=1) + "\n")
+    finish(found, args.output)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What the benchmarks share: rows timed in turn, memory that autograd keeps, a table, a record."""
+"""What the benchmarks share: batches of a task, rows timed in turn, memory that autograd keeps, a table, a
+record."""
 
 from __future__ import annotations
 
@@ -11,10 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import DataLoader
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from spikenlp.data import TextTask
 from spikenlp.provenance import run_record
+
+LENGTH = 128
+"""Tokens of a text, at most."""
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -23,6 +31,21 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=7, help="times that each row is measured")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     return parser
+
+
+def batches_by_length(
+    rows: datasets.Dataset, task: TextTask, tokenizer: PreTrainedTokenizerBase, size: int
+) -> list[dict[str, torch.Tensor]]:
+    """Padded batches with labels, the shortest texts first."""
+    tokens = rows.map(
+        lambda row: tokenizer(
+            *(row[c] for c in task.text_columns), truncation=True, max_length=LENGTH
+        ),
+        remove_columns=list(task.text_columns),
+    )
+    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]["input_ids"]))
+    collator = DataCollatorWithPadding(tokenizer)
+    return list(DataLoader(tokens.select(order), batch_size=size, collate_fn=collator))
 
 
 def time_in_turn(rows: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:

@@ -6,7 +6,8 @@
 Phases, each in a folder of its own under `--output_dir`, in this order:
 
     teacher        fine-tunes the dense model on the task (or evaluates the one that `--teacher` names)
-    converted      the student: spiking, with the weights of the teacher (or of `--student`), calibrated
+    converted      the student: spiking, with the weights of the teacher (or of `--student`, dense or
+                   spiking), calibrated
     general        raw text (`--corpus_files`, `--corpus_dataset`): hidden states and attention scores of the
                    dense model before it was fine-tuned
     internal       the task's text without its labels: the same of the teacher, over time
@@ -42,13 +43,13 @@ from student import (
     CALIBRATION_BATCH,
     StudentArguments,
     bert_config,
+    check_labels,
     dense_config,
     is_spiking,
-    load_dense,
+    load,
     read_alike,
 )
 from task_data import DataArguments, Inputs, calibration_batches, load_inputs, load_task_data
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -260,7 +261,9 @@ class Pipeline(Phases):
             trainer = dense_trainer(self.load_teacher(), inputs, args)
             return {"dense": evaluate(trainer, inputs, "dense")}
         source = self.options.model_name_or_path
-        model, created, dropped = load_dense(source, **inputs.label_fields())
+        model, created, dropped = load(
+            BertForSequenceClassification, source, **inputs.label_fields()
+        )
         self.announce("teacher", source, listed(created), listed(dropped))
         rate, epochs = args.learning_rate, args.num_train_epochs
         return {"dense": fine_tune_dense(model, inputs, args, folder, rate, epochs)}
@@ -269,39 +272,28 @@ class Pipeline(Phases):
         options, source = self.options, self.source()
         teacher = self.load_teacher()
         self.check_source(source, spiking_too=True)
-        make = self.take_spiking if is_spiking(source) else self.convert
+        fields, names = options.spiking_fields(), self.inputs.label_fields()
         batches = calibration_batches(self.inputs, options.calibration_batches, self.args.seed)
-        model = make(source, batches)
+        if is_spiking(source):
+            model, created, dropped = load(
+                SpikingBertForSequenceClassification, source, **names, **fields
+            )
+            anew = options.spikes_otherwise(source)
+            if anew:
+                calibrate(model, batches)
+        else:
+            dense, created, dropped = load(BertForSequenceClassification, source, **names)
+            model = SpikingBertForSequenceClassification.from_dense(
+                dense, calibration=batches, reconstruct=options.reconstruct, **fields
+            )
+            anew = True
+        created += [options.created()] if anew else []
+        self.announce("converted", source, listed(created), listed(dropped))
         check_teacher(model, teacher, self.args)
         args = dataclasses.replace(self.arguments("converted"), hidden_weight=0.0)
         trainer = self.trainer(model, args, teacher)
         trainer.save_model()
         return self.measure(trainer)
-
-    def convert(
-        self, source: str | Path, batches: list[dict[str, Tensor]]
-    ) -> SpikingBertForSequenceClassification:
-        options = self.options
-        dense, created, dropped = load_dense(source, **self.inputs.label_fields())
-        self.announce("converted", source, listed([*created, options.created()]), listed(dropped))
-        return SpikingBertForSequenceClassification.from_dense(
-            dense, calibration=batches, reconstruct=options.reconstruct, **options.spiking_fields()
-        )
-
-    def take_spiking(
-        self, source: str | Path, batches: list[dict[str, Tensor]]
-    ) -> SpikingBertForSequenceClassification:
-        """Its weights; and its amplitudes, if it is to spike as it did when they were learned."""
-        fields = self.options.spiking_fields()
-        model = SpikingBertForSequenceClassification.from_pretrained(
-            source, **self.inputs.label_fields(), **fields
-        )
-        before = AutoConfig.from_pretrained(source)
-        changed = any(getattr(before, k) != v for k, v in fields.items() if "dropout" not in k)
-        self.announce("converted", source, self.options.created() if changed else "nothing")
-        if changed:
-            calibrate(model, batches)
-        return model
 
     def run_reconstructed(self, folder: Path) -> dict[str, Any]:
         start, args = self.start("reconstructed"), self.arguments("reconstructed")
@@ -388,7 +380,7 @@ class Pipeline(Phases):
                 "--teacher"
             )
         self.check_source(self.teacher_path)
-        teacher, created, _ = load_dense(self.teacher_path)
+        teacher, created, _ = load(BertForSequenceClassification, self.teacher_path)
         if created:
             raise ValueError(
                 f"the teacher {self.teacher_path} lacks {listed(created)}: give one that is fine-tuned "
@@ -398,22 +390,10 @@ class Pipeline(Phases):
 
     def check_source(self, path: str | Path, spiking_too: bool = False) -> None:
         """Raises ValueError where a model is no BERT, or a spiking one and not `spiking_too`, reads other
-        token ids, or has the task's labels in another order, or other labels."""
+        token ids, or has other labels than the task."""
         config = bert_config(path) if spiking_too else dense_config(path)
-        id2label = config.id2label
         self.check_tokenizer(path)
-        names = [name.lower() for name in self.inputs.task.labels or ()]
-        found = [id2label[i].lower() for i in sorted(id2label)]
-        if found != names and sorted(found) == sorted(names):
-            raise ValueError(
-                f"{path} has the labels {found}, {self.inputs.task.name} {names}: their order must be "
-                "the same"
-            )
-        classifies = "SequenceClassification" in (config.architectures or [""])[0]
-        if classifies and len(id2label) != len(names or ["score"]):
-            raise ValueError(
-                f"{path} has {len(id2label)} labels, {self.inputs.task.name} {len(names or ['score'])}"
-            )
+        check_labels(path, config, self.inputs.task)
 
     def check_shapes(self) -> None:
         """Raises ValueError where a student is too deep for its teacher, or has other heads."""

@@ -7,7 +7,7 @@ Phases, each in a folder of its own under `--output_dir`, in this order:
 
     dense      evaluates the dense encoder, which is the teacher
     converted  the student: its spiking twin, calibrated, not trained (or `--student`, a spiking encoder of
-               an earlier run, calibrated anew: of T = 4, say, for T = 8)
+               an earlier run, calibrated anew for another T: of T = 4, say, for T = 8)
     collapsed  trains the student without the time loop, at about the cost of a dense one
     unrolled   trains it over T time steps, on its embedding after each of them; the usual options
                (`--max_steps`, `--learning_rate`, ...) are those of this phase
@@ -73,7 +73,8 @@ class EncoderArguments(StudentArguments, CollapsedArguments):
     student: str | None = field(
         default=None,
         metadata={
-            "help": "Spiking encoder to start from in place of the converted one, calibrated anew."
+            "help": "Spiking encoder to start from in place of the converted one, calibrated anew if it is "
+            "to spike otherwise, say at another T."
         },
     )
     collapsed_learning_rate: float = field(
@@ -237,7 +238,9 @@ class Pipeline(Phases):
 
     def run_converted(self, folder: Path) -> dict[str, Any]:
         options = self.options
-        self.announce("converted", options.student or self.dense, options.created())
+        anew = options.student is None or options.spikes_otherwise(options.student)
+        created = options.created() if anew else "nothing"
+        self.announce("converted", options.student or self.dense, created)
         fields = options.spiking_fields()
         sentences = self.text[: CALIBRATION_BATCH * options.calibration_batches]
         if options.student is None:
@@ -248,10 +251,11 @@ class Pipeline(Phases):
             options.check_reconstruct(f"{options.student} is spiking")
             self.check_tokenizer(options.student)
             encoder = SentenceEncoder.from_pretrained(options.student, **fields)
-            batches = tokenize(
-                self.tokenizer, sentences, self.text_args.max_seq_length, CALIBRATION_BATCH
-            )
-            calibrate(encoder.model, batches)
+            if anew:
+                batches = tokenize(
+                    self.tokenizer, sentences, self.text_args.max_seq_length, CALIBRATION_BATCH
+                )
+                calibrate(encoder.model, batches)
         if self.args.process_index == 0:
             encoder.save_pretrained(folder)
         return self.measure(encoder.model)

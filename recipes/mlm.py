@@ -153,7 +153,10 @@ def build_model(
     check_length(source_config, text_args)
     if source_config.model_type == "spiking_bert":
         model_args.check_reconstruct(f"{path} is spiking")
-        return SpikingBertForMaskedLM.from_pretrained(path, **fields)
+        model = SpikingBertForMaskedLM.from_pretrained(path, **fields)
+        if model_args.spikes_otherwise(path):
+            calibrate(model, calibration())
+        return model
     if source_config.model_type != "bert":
         raise ValueError(
             f"{path} is of model_type {source_config.model_type!r}: give a dense BERT ('bert') or "

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from transformers import (
     AutoConfig,
     AutoTokenizer,
     BertConfig,
-    BertForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from spikenlp import SpikingBertConfig
-from spikenlp.data import wordpiece_tokenizer
+from spikenlp.data import TextTask, wordpiece_tokenizer
 
 CALIBRATION_BATCH = 32
 PROBED = 1000
@@ -29,6 +30,9 @@ FROM_SCRATCH: dict[str, Any] = {
     "max_position_embeddings": 128,
     "initializer_range": 0.1,
 }
+
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 @dataclass
@@ -115,6 +119,14 @@ class StudentArguments:
         chosen = {k: getattr(self, k) for k in names if getattr(self, k) is not None}
         return {**chosen, "hidden_dropout_prob": self.hidden_dropout_prob}
 
+    def spikes_otherwise(self, path: str | Path) -> bool:
+        """Whether a spiking checkpoint is to spike as it did not when its amplitudes were learned, say at
+        another T: they are then calibrated anew."""
+        before = AutoConfig.from_pretrained(path)
+        fields = self.spiking_fields()
+        fields.pop("hidden_dropout_prob")
+        return any(getattr(before, name) != value for name, value in fields.items())
+
     def load_tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
         """The one that is named, else that of the start, else a new one with the words of `texts`."""
         path = self.tokenizer_name or self.model_name_or_path
@@ -157,14 +169,24 @@ def bert_config(path: str | Path) -> BertConfig | SpikingBertConfig:
     return config
 
 
-def load_dense(
-    path: str | Path, **fields: Any
-) -> tuple[BertForSequenceClassification, list[str], list[str]]:
+def load(kind: type[Model], path: str | Path, **fields: Any) -> tuple[Model, list[str], list[str]]:
     """The model, and the names of what it creates and of what it drops of the checkpoint."""
-    model, report = BertForSequenceClassification.from_pretrained(
-        path, output_loading_info=True, **fields
-    )
+    model, report = kind.from_pretrained(path, output_loading_info=True, **fields)
     return model, modules_of(report["missing_keys"]), modules_of(report["unexpected_keys"])
+
+
+def check_labels(path: str | Path, config: PreTrainedConfig, task: TextTask) -> None:
+    """Raises ValueError where a model has the task's labels in another order, or a head of another number."""
+    names = [name.lower() for name in task.labels or ()]
+    found = [config.id2label[i].lower() for i in sorted(config.id2label)]
+    if found != names and sorted(found) == sorted(names):
+        raise ValueError(
+            f"{path} has the labels {found}, {task.name} {names}: their order must be the same"
+        )
+    wanted = len(names) or 1
+    classifies = "SequenceClassification" in (config.architectures or [""])[0]
+    if classifies and len(found) != wanted:
+        raise ValueError(f"{path} has {len(found)} labels, {task.name} {wanted}")
 
 
 def modules_of(parameters: Iterable[str]) -> list[str]:

@@ -428,6 +428,20 @@ def test_a_killed_phase_goes_on_and_ends_with_the_same_weights(
 
 
 @pytest.mark.slow
+def test_the_head_that_a_spiking_student_lacks_is_said_to_be_created(
+    options, done, tmp_path, capsys
+):
+    spiking = AutoModelForSequenceClassification.from_pretrained(done[0] / "converted")
+    (tmp_path / "student").mkdir()
+    spiking.bert.save_pretrained(tmp_path / "student")
+    AutoTokenizer.from_pretrained(done[0] / "converted").save_pretrained(tmp_path / "student")
+    argv = [*options[0], "--teacher", str(done[0] / "teacher"), "--phases", "converted"]
+    change = ["--student", str(tmp_path / "student"), "--output_dir", str(tmp_path / "out")]
+    distill.distill([*argv, *change])
+    assert "student; creates classifier; drops nothing" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_what_is_trained_in_less_than_float32_is_scored_in_it_too(options, done, tmp_path):
     assert "spiking_float32" not in json.loads((done[0] / "results.json").read_text())["unrolled"]
     out = prepared(done, tmp_path / "out", "teacher")

@@ -17,7 +17,11 @@ from transformers import (
     pipeline,
 )
 
-from spikenlp import SpikingBertForMaskedLM, SpikingTrainingArguments
+from spikenlp import (
+    SpikingBertForMaskedLM,
+    SpikingBertForSequenceClassification,
+    SpikingTrainingArguments,
+)
 from spikenlp.data import demo_question_pairs, wordpiece_tokenizer
 from tests.data.tab_files import write_r8
 from tests.recipes.test_recipes import ROOT, succeed
@@ -203,6 +207,30 @@ def test_a_spiking_checkpoint_is_trained_on(text_file, dense_model, tmp_path):
     assert loaded.config.num_timesteps == 2
     for name, weight in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight), name
+
+
+@pytest.mark.parametrize("recipe", ["mlm", "glue"])
+def test_a_spiking_checkpoint_is_calibrated_anew_for_another_number_of_steps(
+    recipe, text_file, dense_model, tmp_path
+):
+    kind = SpikingBertForMaskedLM if recipe == "mlm" else SpikingBertForSequenceClassification
+    before = kind.from_dense(str(dense_model), num_timesteps=2)
+    before.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(dense_model).save_pretrained(tmp_path)
+    asked = {"model_name_or_path": str(tmp_path), "num_timesteps": 1}
+    if recipe == "mlm":
+        model_args = MaskedLMModelArguments(**asked)
+        text_args = TextArguments(corpus_files=[str(text_file)], max_seq_length=16)
+        model = build_model(load_blocks(model_args, text_args, 0), model_args, text_args, None, {})
+    else:
+        model_args = glue_tmc.ModelArguments(**asked)
+        data_args = DataArguments(task_name="qqp", max_seq_length=16, max_train_samples=64)
+        inputs = load_inputs(model_args, data_args, demo_question_pairs(), "demo")
+        args = SpikingTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+        model = glue_tmc.build_model(inputs, model_args, args, {})
+    assert model.config.num_timesteps == 1
+    for name, weight in before.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight) == ("amplitude" not in name), name
 
 
 @pytest.mark.parametrize("recipe", ["mlm", "glue"])
