@@ -44,16 +44,15 @@ from student import (
     StudentArguments,
     bert_config,
     check_labels,
+    check_tokenizer,
     dense_config,
     is_spiking,
     load,
-    read_alike,
 )
 from task_data import DataArguments, Inputs, calibration_batches, load_inputs, load_task_data
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoTokenizer,
     BertForSequenceClassification,
     PreTrainedModel,
 )
@@ -428,12 +427,8 @@ class Pipeline(Phases):
             )
 
     def check_tokenizer(self, path: str | Path) -> None:
-        if not read_alike(AutoTokenizer.from_pretrained(path), self.inputs.tokenizer):
-            options = self.options
-            raise ValueError(
-                f"the tokenizer at {path} is not {options.tokenizer_name or options.model_name_or_path}'s: "
-                "teacher and student must read the same token ids"
-            )
+        known_as = self.options.tokenizer_name or self.options.model_name_or_path
+        check_tokenizer(path, self.inputs.tokenizer, known_as)
 
     def check_start(self, path: Path, config: SpikingBertConfig) -> None:
         """Raises ValueError where a student was converted with other options than are given."""

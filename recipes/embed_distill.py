@@ -40,7 +40,7 @@ import transformers
 from common import base_model, parse_arguments, prepare, write_text
 from corpus import CorpusArguments
 from phases import CollapsedArguments, Phases
-from student import CALIBRATION_BATCH, StudentArguments, read_alike
+from student import CALIBRATION_BATCH, StudentArguments, check_tokenizer
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, BertModel, DataCollatorWithPadding
 
@@ -249,7 +249,7 @@ class Pipeline(Phases):
             )
         else:
             options.check_reconstruct(f"{options.student} is spiking")
-            self.check_tokenizer(options.student)
+            check_tokenizer(options.student, self.tokenizer, self.dense)
             encoder = SentenceEncoder.from_pretrained(options.student, **fields)
             if anew:
                 batches = tokenize(
@@ -322,13 +322,6 @@ class Pipeline(Phases):
     def precision(self) -> Any:
         """That of training, in which is evaluated, too."""
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16)
-
-    def check_tokenizer(self, path: str) -> None:
-        if not read_alike(AutoTokenizer.from_pretrained(path), self.tokenizer):
-            raise ValueError(
-                f"the tokenizer at {path} is not that of {self.dense}: teacher and student must read "
-                "the same token ids"
-            )
 
 
 def training_text(text_args: SentenceArguments, evaluation: Evaluation, seed: int) -> list[str]:

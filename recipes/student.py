@@ -194,6 +194,17 @@ def modules_of(parameters: Iterable[str]) -> list[str]:
     return sorted({".".join(name.split(".")[:-1][:2]) for name in parameters})
 
 
+def check_tokenizer(
+    path: str | Path, tokenizer: PreTrainedTokenizerBase, known_as: str | None
+) -> None:
+    """Raises ValueError where the tokenizer of a model gives other ids than `tokenizer`, that of `known_as`."""
+    if not read_alike(AutoTokenizer.from_pretrained(path), tokenizer):
+        raise ValueError(
+            f"the tokenizer at {path} is not that of {known_as}: teacher and student must read the same "
+            "token ids"
+        )
+
+
 def read_alike(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
     """Whether two tokenizers have one vocabulary, and give its words, in capitals as well, accents,
     punctuation and ideographs the same ids."""
