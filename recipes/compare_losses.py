@@ -21,7 +21,8 @@ from typing import Any
 
 import transformers
 from common import check_same_options, is_score, parse_arguments, write_text
-from glue_tmc import ARGUMENTS, LOOKED_INTO, run
+from evaluation import LOOKED_INTO
+from glue_tmc import ARGUMENTS, run
 from scipy.stats import ttest_rel
 from task_data import evaluation_batches, load_inputs, load_pairs, load_task_data
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,24 @@ from typing import Any
 import datasets
 import transformers
 import yaml
-from common import base_model, is_score, parse_arguments, prepare, write_text
+from common import base_model, parse_arguments, prepare, write_text
 from corpus import CorpusArguments
-from glue_tmc import dense_trainer, evaluate, fine_tune_dense, float32_scores, spending
-from phases import OF_TRAINING, CollapsedArguments, Phases, names_of
+from evaluation import (
+    dense_trainer,
+    ensemble_scores,
+    evaluate,
+    fine_tune_dense,
+    float32_scores,
+    spending,
+)
+from phases import (
+    OF_TRAINING,
+    CollapsedArguments,
+    Phases,
+    RepresentationArguments,
+    names_of,
+    summary,
+)
 from student import (
     CALIBRATION_BATCH,
     StudentArguments,
@@ -81,10 +96,12 @@ PHASES = (
     *("collapsed", "reconstructed", "unrolled"),
 )
 USUAL_PHASES = ("teacher", "converted", "collapsed", "unrolled")
+LEARN_ANSWERS = ("collapsed", "unrolled")
+"""The phases that learn a teacher's answers."""
 
 
 @dataclass
-class PipelineArguments(StudentArguments, CollapsedArguments):
+class PipelineArguments(StudentArguments, RepresentationArguments, CollapsedArguments):
     phases: list[str] = field(
         default_factory=lambda: list(USUAL_PHASES),
         metadata={"help": f"Phases to run, of {', '.join(PHASES)}.", "choices": PHASES},
@@ -92,6 +109,13 @@ class PipelineArguments(StudentArguments, CollapsedArguments):
     teacher: str | None = field(
         default=None,
         metadata={"help": "A dense model fine-tuned on the task, in place of the phase teacher."},
+    )
+    further_teachers: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Other dense models fine-tuned on the task, from other seeds, say: the phases collapsed "
+            "and unrolled learn the mean of the logits of all teachers. Same tokenizer."
+        },
     )
     student: str | None = field(
         default=None,
@@ -104,16 +128,6 @@ class PipelineArguments(StudentArguments, CollapsedArguments):
     )
     teacher_learning_rate: float = field(default=5e-5, metadata={"help": "Of the phase teacher."})
     teacher_epochs: float = field(default=2.0, metadata={"help": "Of the phase teacher."})
-    general_learning_rate: float = field(default=5e-5, metadata={"help": "Of the phase general."})
-    general_steps: int = field(default=1000, metadata={"help": "Of the phase general."})
-    general_attention_weight: float = field(
-        default=1.0, metadata={"help": "attention_weight of the phase general."}
-    )
-    internal_learning_rate: float = field(default=5e-5, metadata={"help": "Of the phase internal."})
-    internal_steps: int = field(default=1000, metadata={"help": "Of the phase internal."})
-    internal_attention_weight: float = field(
-        default=1.0, metadata={"help": "attention_weight of the phase internal."}
-    )
     reconstruction_batches: int = field(
         default=32,
         metadata={"help": f"Batches of {CALIBRATION_BATCH} of the phase reconstructed."},
@@ -184,6 +198,13 @@ class Pipeline(Phases):
         self.check_tokenizer(options.model_name_or_path)
         if options.teacher:
             self.check_source(options.teacher)
+        self.further_teachers = [self.load_teacher(path) for path in options.further_teachers]
+        learning = args.logit_weight and set(LEARN_ANSWERS).intersection(chosen)
+        if options.further_teachers and not learning:
+            raise ValueError(
+                "--further_teachers is for the phases collapsed and unrolled, and for --logit_weight above "
+                "0: leave it out"
+            )
         if options.student:
             self.check_source(options.student, spiking_too=True)
         self.check_shapes()
@@ -208,7 +229,9 @@ class Pipeline(Phases):
         if phase == "reconstructed":
             return super().models(phase)
         teacher = dense if phase == "general" else self.teacher_path
-        return {**super().models(phase), "teacher": teacher}
+        further = self.options.further_teachers if phase in LEARN_ANSWERS else []
+        named = {f"further teacher {i}": path for i, path in enumerate(further, 1)}
+        return {**super().models(phase), "teacher": teacher, **named}
 
     def arguments(self, phase: str) -> DistillationArguments:
         options = self.options
@@ -234,6 +257,8 @@ class Pipeline(Phases):
             names = names - {"seed"} if self.options.teacher else names | OF_TRAINING
         if phase == "converted":
             names |= {"hidden_act"}
+        if phase in LEARN_ANSWERS:
+            names |= {"further_teachers"}
         if phase in ("general", "internal"):
             names -= {"temperature"}
         return names - ({"teacher"} if phase == "general" else names_of(CorpusArguments))
@@ -257,7 +282,7 @@ class Pipeline(Phases):
         args, inputs, given = self.arguments("teacher"), self.inputs, self.options.teacher
         if given:
             self.announce("teacher", given, "nothing")
-            trainer = dense_trainer(self.load_teacher(), inputs, args)
+            trainer = dense_trainer(self.load_teacher(given), inputs, args)
             return {"dense": evaluate(trainer, inputs, "dense")}
         source = self.options.model_name_or_path
         model, created, dropped = load(
@@ -269,7 +294,7 @@ class Pipeline(Phases):
 
     def run_converted(self, folder: Path) -> dict[str, Any]:
         options, source = self.options, self.source()
-        teacher = self.load_teacher()
+        teacher = self.load_teacher(self.teacher_path)
         self.check_source(source, spiking_too=True)
         fields, names = options.spiking_fields(), self.inputs.label_fields()
         batches = calibration_batches(self.inputs, options.calibration_batches, self.args.seed)
@@ -330,14 +355,18 @@ class Pipeline(Phases):
         start = self.start(phase)
         model = SpikingBertForSequenceClassification.from_pretrained(start)
         self.check_start(start, model.config)
-        trainer = self.trainer(model, args, teacher, data)
+        further = self.further_teachers if phase in LEARN_ANSWERS else []
+        trainer = self.trainer(model, args, teacher, data, further)
         projections = getattr(model, PROJECTIONS, ())
         created = f"{len(projections)} projections of hidden states" if projections else "nothing"
         dropped = "the projections, when it ends" if projections else "nothing"
         self.announce(phase, start, created, dropped)
         training = self.fit(trainer)
         training["temporal_loss"] = args.temporal_loss if phase == "unrolled" else None
-        return {**self.measure(trainer), "training": training}
+        found = {**self.measure(trainer), "training": training}
+        if further:
+            found["teachers"] = ensemble_scores([trainer.teacher, *further], self.inputs, args)
+        return found
 
     def trainer(
         self,
@@ -345,12 +374,14 @@ class Pipeline(Phases):
         args: DistillationArguments,
         teacher: PreTrainedModel | None = None,
         data: datasets.Dataset | None = None,
+        further_teachers: Sequence[PreTrainedModel] = (),
     ) -> DistillationTrainer:
         """By default the fine-tuned teacher on the task's training data."""
         return DistillationTrainer(
             model,
             args,
-            teacher=self.load_teacher() if teacher is None else teacher,
+            teacher=self.load_teacher(self.teacher_path) if teacher is None else teacher,
+            further_teachers=further_teachers,
             train_dataset=self.inputs.train if data is None else data,
             eval_dataset=next(iter(self.inputs.evaluation.values())),
             data_collator=self.inputs.collator,
@@ -371,18 +402,17 @@ class Pipeline(Phases):
         found |= spending(model, self.inputs, args.per_device_eval_batch_size)
         return {**found, **float32_scores(trainer, self.inputs)}
 
-    def load_teacher(self) -> BertForSequenceClassification:
+    def load_teacher(self, path: str | Path) -> BertForSequenceClassification:
         """Raises ValueError where there is none, or it was not fine-tuned on such a task."""
-        if not self.options.teacher and not (self.teacher_path / "config.json").exists():
+        if path == self.root / "teacher" and not (self.root / "teacher" / "config.json").exists():
             raise ValueError(
-                f"there is no teacher at {self.teacher_path}: run the phase teacher, or name one with "
-                "--teacher"
+                f"there is no teacher at {path}: run the phase teacher, or name one with --teacher"
             )
-        self.check_source(self.teacher_path)
-        teacher, created, _ = load(BertForSequenceClassification, self.teacher_path)
+        self.check_source(path)
+        teacher, created, _ = load(BertForSequenceClassification, path)
         if created:
             raise ValueError(
-                f"the teacher {self.teacher_path} lacks {listed(created)}: give one that is fine-tuned "
+                f"the teacher {path} lacks {listed(created)}: give one that is fine-tuned "
                 "on the task"
             )
         return teacher
@@ -443,23 +473,6 @@ class Pipeline(Phases):
 
 def listed(names: list[str]) -> str:
     return ", ".join(names) or "nothing"
-
-
-def summary(results: dict[str, Any]) -> str:
-    """One row a model: its main metrics at the last step, and step by step; spikes and energy."""
-    lines = []
-    for phase, found in results.items():
-        for name in ("dense", "collapsed", "spiking", "spiking_float32"):
-            metrics = found.get(name, {})
-            for key in filter(is_score, metrics):
-                steps = [v for k, v in metrics.items() if k.startswith(f"{key}_t")]
-                by_step = " / ".join(f"{100 * v:.1f}" for v in steps)
-                label = f"{phase}: {name.replace('_', ', ')}"
-                lines.append(f"{label:28} {key:21} {100 * metrics[key]:5.1f}  {by_step}")
-        if "spikes_per_neuron" in found:
-            spikes = found["spikes_per_neuron"]
-            lines.append(f"{phase + ': spikes':28} {spikes:.2f} per neuron and inference")
-    return "\n".join(lines)
 
 
 def distill(argv: list[str]) -> dict[str, Any]:

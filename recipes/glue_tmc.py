@@ -21,7 +21,6 @@ public.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,12 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 import transformers
 from common import (
     base_model,
-    metrics_of,
     parse_arguments,
     prepare,
     record_options,
@@ -44,22 +41,19 @@ from common import (
     temporal_loss_of,
     train,
 )
+from evaluation import dense_trainer, evaluate, fine_tune_dense, float32_scores, spending
 from student import StudentArguments, config_from_scratch
 from task_data import (
     DataArguments,
     Inputs,
     calibration_batches,
-    evaluation_batches,
     load_inputs,
     load_task_data,
-    model_inputs,
 )
 from transformers import (
     AutoConfig,
     BertForSequenceClassification,
-    EvalPrediction,
     PreTrainedModel,
-    Trainer,
 )
 
 from spikenlp import (
@@ -68,16 +62,12 @@ from spikenlp import (
     SpikingTrainingArguments,
     watchdogs,
 )
-from spikenlp.analysis import SpikeMonitor, energy_by_step, microjoules
 from spikenlp.data import get_task
 from spikenlp.hub.training import CONFIG_FIELDS
 from spikenlp.losses import few_class_weight
 from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
 from spikenlp.provenance import run_record
-from spikenlp.training import ResumableTrainer, check_tokenizer_fits, last_checkpoint
-
-LOOKED_INTO = 256
-"""Dev samples that rates and energy are taken from."""
+from spikenlp.training import check_tokenizer_fits
 
 
 @dataclass
@@ -94,109 +84,6 @@ class ModelArguments(StudentArguments):
 
 ARGUMENTS = (ModelArguments, DataArguments, SpikingTrainingArguments)
 """Kinds of options of this recipe."""
-
-
-def evaluate(trainer: Trainer, inputs: Inputs, prefix: str) -> dict[str, float]:
-    """Metrics of each evaluation split; MNLI's are told apart by their names."""
-    metrics: dict[str, float] = {}
-    for name, split in inputs.evaluation.items():
-        metric_key = "_".join(filter(None, (prefix, part_of(name))))
-        metrics |= metrics_of(trainer.evaluate(split, metric_key_prefix=metric_key), prefix)
-    return metrics
-
-
-def part_of(split: str) -> str:
-    """matched of validation_matched, nothing of validation."""
-    return split.removeprefix("validation").replace("_", "")
-
-
-def fine_tune_dense(
-    model: PreTrainedModel,
-    inputs: Inputs,
-    training_args: SpikingTrainingArguments,
-    output_dir: Path,
-    learning_rate: float,
-    epochs: float,
-) -> dict[str, float]:
-    """Trains the dense model on the task, in `output_dir`, and returns its dev metrics."""
-    args = dataclasses.replace(
-        training_args,
-        output_dir=str(output_dir),
-        learning_rate=learning_rate,
-        num_train_epochs=epochs,
-        max_steps=-1,
-        push_to_hub=False,
-    )
-    trainer = dense_trainer(model, inputs, args)
-    trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
-    trainer.save_model()
-    return evaluate(trainer, inputs, "dense")
-
-
-def dense_trainer(
-    model: PreTrainedModel, inputs: Inputs, args: SpikingTrainingArguments
-) -> Trainer:
-    # transformers' BERT takes loss keywords but returns a plain mean: without this the gradient of
-    # accumulated batches would be as many times too large.
-    model.accepts_loss_kwargs = False
-    return ResumableTrainer(
-        model,
-        args,
-        train_dataset=inputs.train,
-        eval_dataset=next(iter(inputs.evaluation.values())),
-        data_collator=inputs.collator,
-        processing_class=inputs.tokenizer,
-        compute_metrics=inputs.compute_metrics,
-    )
-
-
-def spending(model: PreTrainedModel, inputs: Inputs, size: int) -> dict[str, Any]:
-    """Rates (means over layers), and energy by time step, of `LOOKED_INTO` dev samples that are read in batches of `size`."""
-    model.eval()
-    batches = evaluation_batches(inputs, LOOKED_INTO, size)
-    batches = [{k: v.to(model.device) for k, v in batch.items()} for batch in batches]
-    with SpikeMonitor(model) as monitor, torch.no_grad():
-        for batch in batches:
-            model(**batch)
-    samples = sum(len(batch["input_ids"]) for batch in batches)
-    energies: dict[str, list[float]] = {}
-    for batch in batches:
-        share = len(batch["input_ids"]) / samples
-        for name, by_step in microjoules(energy_by_step(model, batch)).items():
-            before = energies.get(name, [0.0] * len(by_step))
-            energies[name] = [a + share * b for a, b in zip(before, by_step, strict=True)]
-    return {
-        "firing_rate": float(monitor.rate_by_step.mean()),
-        "firing_rate_by_step": monitor.rate_by_step.tolist(),
-        "spikes_per_neuron": monitor.spikes_per_neuron,
-        "energy_samples": samples,
-        "energy_microjoules": energies,
-    }
-
-
-def float32_scores(trainer: SpikingTrainer, inputs: Inputs) -> dict[str, dict[str, float]]:
-    """Metrics of each evaluation split as pipelines run a model, in float32, of one that was trained in less:
-    a rounding that falls the other way changes spikes, and with them answers."""
-    args = trainer.args
-    if args.mixed_precision == "no" or trainer.model.dtype != torch.float32:
-        return {}
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
-    assert trainer.compute_metrics is not None
-    found: dict[str, float] = {}
-    for name, split in inputs.evaluation.items():
-        with torch.no_grad():
-            outputs = [
-                model(**{k: v.to(model.device) for k, v in batch.items()})
-                for batch in model_inputs(inputs, split, args.per_device_eval_batch_size)
-            ]
-        logits, by_step = (
-            torch.cat([output[key] for output in outputs]).cpu().numpy()
-            for key in ("logits", "timestep_logits")
-        )
-        prediction = EvalPrediction((logits, by_step), np.asarray(split["label"]))
-        metrics = trainer.compute_metrics(prediction)
-        found |= {"_".join(filter(None, (part_of(name), k))): v for k, v in metrics.items()}
-    return {"spiking_float32": found}
 
 
 def build_model(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
-from common import all_options, check_same_options, weights_digest, write_text
+from common import all_options, check_same_options, is_score, weights_digest, write_text
 from student import StudentArguments
 from transformers import TrainingArguments, set_seed
 
@@ -61,6 +61,22 @@ class Start:
     """What a phase goes on from: an earlier phase, or a model."""
 
     start: str | None
+
+
+@dataclass
+class RepresentationArguments:
+    """Options of the phases general and internal, which learn hidden states and attention scores alone."""
+
+    general_learning_rate: float = field(default=5e-5, metadata={"help": "Of the phase general."})
+    general_steps: int = field(default=1000, metadata={"help": "Of the phase general."})
+    general_attention_weight: float = field(
+        default=1.0, metadata={"help": "attention_weight of the phase general."}
+    )
+    internal_learning_rate: float = field(default=5e-5, metadata={"help": "Of the phase internal."})
+    internal_steps: int = field(default=1000, metadata={"help": "Of the phase internal."})
+    internal_attention_weight: float = field(
+        default=1.0, metadata={"help": "attention_weight of the phase internal."}
+    )
 
 
 @dataclass
@@ -259,3 +275,20 @@ class Phases:
     def announce(self, phase: str, loaded: Any, created: str, dropped: str = "nothing") -> None:
         if self.args.process_index == 0:
             print(f"phase {phase}: loads {loaded}; creates {created}; drops {dropped}", flush=True)
+
+
+def summary(results: dict[str, Any]) -> str:
+    """One row a model: its main metrics at the last step, and step by step; spikes and energy."""
+    lines = []
+    for phase, found in results.items():
+        for name in ("dense", "teachers", "collapsed", "spiking", "spiking_float32"):
+            metrics = found.get(name, {})
+            for key in filter(is_score, metrics):
+                steps = [v for k, v in metrics.items() if k.startswith(f"{key}_t")]
+                by_step = " / ".join(f"{100 * v:.1f}" for v in steps)
+                label = f"{phase}: {name.replace('_', ', ')}"
+                lines.append(f"{label:28} {key:21} {100 * metrics[key]:5.1f}  {by_step}")
+        if "spikes_per_neuron" in found:
+            spikes = found["spikes_per_neuron"]
+            lines.append(f"{phase + ': spikes':28} {spikes:.2f} per neuron and inference")
+    return "\n".join(lines)

@@ -9,6 +9,7 @@ z_t at each step, which is the model's answer there, against the teacher's distr
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -27,7 +28,13 @@ from spikenlp.losses.distillation import (
 )
 from spikenlp.models.over_time import running_mean
 from spikenlp.training.arguments import SpikingTrainingArguments
-from spikenlp.training.teacher_cache import ROW, TeacherCache, bytes_needed, check_deterministic
+from spikenlp.training.teacher_cache import (
+    ROW,
+    TeacherCache,
+    ask,
+    bytes_needed,
+    check_deterministic,
+)
 from spikenlp.training.trainer import SpikingTrainer, check_tokenizer_fits
 
 PROJECTIONS = "hidden_projections"
@@ -108,14 +115,17 @@ class DistillationTrainer(SpikingTrainer):
             differs from the student's, a linear projection of each hidden state, drawn with
             `args.seed`, is learned beside the student (`model.hidden_projections`, in checkpoints,
             until training ends).
+        further_teachers: others of the task, fine-tuned from other seeds, say, whose logits are
+            averaged with the teacher's. Hidden states and attention scores are the teacher's alone.
         The rest as in `SpikingTrainer`.
 
     Raises:
         ValueError: a vocabulary, number of classes, depth or number of heads that does not fit; layers
             that the teacher does not have; a penalty on spikes with gradient="implicit"; a teacher, or
             a dropout within it, left in training mode; a classifier of tokens with logit_weight > 0; a
-            batch with a row of padding only, or that leaves nothing to learn; without `args.collapsed` varied
-            `collapsed_timesteps`, with it label smoothing.
+            batch with a row of padding only, or that leaves nothing to learn; further teachers with
+            logit_weight=0; without `args.collapsed` varied `collapsed_timesteps`, with it label
+            smoothing.
     """
 
     args: DistillationArguments
@@ -127,6 +137,7 @@ class DistillationTrainer(SpikingTrainer):
         args: DistillationArguments,
         *positional: Any,
         teacher: PreTrainedModel,
+        further_teachers: Sequence[PreTrainedModel] = (),
         **kwargs: Any,
     ):
         if not isinstance(args, DistillationArguments):
@@ -134,6 +145,9 @@ class DistillationTrainer(SpikingTrainer):
         check_options(args)
         check_teacher(model, teacher, args)
         check_tokenizer_fits(teacher, kwargs.get("processing_class"))
+        for further in further_teachers:
+            check_further_teacher(model, further, args)
+            check_tokenizer_fits(further, kwargs.get("processing_class"))
         states = model.config.num_hidden_layers + 1
         width, teacher_width = model.config.hidden_size, teacher.config.hidden_size
         if args.hidden_weight and width != teacher_width:
@@ -142,16 +156,22 @@ class DistillationTrainer(SpikingTrainer):
             setattr(model, PROJECTIONS, nn.ModuleList(projections).to(model.device))
         super().__init__(model, args, *positional, **kwargs)
         self.data_collator = RealRows(self.data_collator)
-        self.teacher: Any = teacher.eval().requires_grad_(False)
-        self.teacher.to(args.device)
+        self.teacher: Any = teacher
+        self.further_teachers: list[Any] = list(further_teachers)
+        for one in self._teachers:
+            one.eval().requires_grad_(False).to(args.device)
         self._cache: TeacherCache | None = None
+
+    @property
+    def _teachers(self) -> list[Any]:
+        return [self.teacher, *self.further_teachers]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         data: Any = self.train_dataset
         if self._cache is None and self._cache_fits():
             self.train_dataset = data.add_column(ROW, list(range(len(data))))
             self._cache = TeacherCache(
-                self.teacher,
+                self._teachers,
                 data,
                 self.data_collator,
                 logits=self.args.logit_weight > 0,
@@ -277,10 +297,11 @@ class DistillationTrainer(SpikingTrainer):
 
     @torch.no_grad()
     def _ask_teacher(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        check_deterministic(self.teacher)
+        for one in self._teachers:
+            check_deterministic(one)
         inputs = {k: v for k, v in inputs.items() if k != "labels"}
         with attention_scores(self.teacher, self.args.attention_weight > 0) as scores:
-            outputs = self.teacher(**inputs, output_hidden_states=self.args.hidden_weight > 0)
+            outputs = ask(self._teachers, inputs, self.args.hidden_weight > 0)
         return {**outputs, "attention_scores": scores}
 
     @contextmanager
@@ -350,6 +371,18 @@ def check_teacher(
             f"the teacher, {type(teacher).__name__}, gives no logits of classes: fine-tune one with "
             "a classification head, or set logit_weight=0"
         )
+
+
+def check_further_teacher(
+    model: PreTrainedModel, teacher: PreTrainedModel, args: DistillationArguments
+) -> None:
+    """Raises ValueError where `model` cannot learn the logits of `teacher`, or does not learn logits."""
+    if not args.logit_weight:
+        raise ValueError(
+            "further teachers give logits alone, and logit_weight is 0: leave them out"
+        )
+    answers_only = dataclasses.replace(args, hidden_weight=0.0, attention_weight=0.0)
+    check_teacher(model, teacher, answers_only)
 
 
 def check_shapes(

@@ -1,9 +1,9 @@
-"""What a teacher says of each row of a data set, asked once and kept in memory where it fits."""
+"""What teachers say of a batch, and of each row of a data set, asked once and kept in memory where it fits."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -38,6 +38,20 @@ def check_deterministic(teacher: nn.Module) -> None:
         )
 
 
+def ask(teachers: Sequence[Any], inputs: Mapping[str, Tensor], hidden: bool) -> Any:
+    """What the first teacher says of a batch, but logits, which are the means over all of them.
+
+    Their softmax is the geometric mean of the teachers' distributions (Hinton, Vinyals & Dean,
+    arXiv 1503.02531, section 1), at any temperature.
+    """
+    first, *further = teachers
+    outputs = first(**inputs, output_hidden_states=hidden)
+    if further:
+        logits = [outputs.logits, *(teacher(**inputs).logits for teacher in further)]
+        outputs["logits"] = torch.stack(logits).mean(0)
+    return outputs
+
+
 class TeacherCache:
     """Logits and hidden states of a teacher for each row of `dataset`.
 
@@ -45,8 +59,8 @@ class TeacherCache:
     them: a run that is resumed sees the same.
 
     Args:
-        teacher: in eval mode; its inputs are what `collator` makes of the columns that its forward
-            takes, labels left out.
+        teachers: in eval mode, see `ask`; their inputs are what `collator` makes of the columns that the
+            first one's forward takes, labels left out.
         logits, hidden: whether logits, hidden states are kept.
         context: what the teacher runs in (autocast).
 
@@ -56,7 +70,7 @@ class TeacherCache:
 
     def __init__(
         self,
-        teacher: Any,
+        teachers: Sequence[Any],
         dataset: Dataset,
         collator: Any,
         *,
@@ -64,21 +78,22 @@ class TeacherCache:
         hidden: bool,
         context: AbstractContextManager[Any],
     ):
-        check_deterministic(teacher)
+        for teacher in teachers:
+            check_deterministic(teacher)
         self._logits: list[Tensor] = [torch.empty(0)] * len(dataset)
         self._hidden: list[Tensor] = [torch.empty(0)] * len(dataset)
         self._states = 0
         lengths = [len(ids) for ids in dataset["input_ids"]]
         order = sorted(range(len(dataset)), key=lengths.__getitem__)
-        device = next(teacher.parameters()).device
-        taken = inspect.signature(teacher.forward).parameters.keys() - {"labels"}
+        device = next(teachers[0].parameters()).device
+        taken = inspect.signature(teachers[0].forward).parameters.keys() - {"labels"}
         questions = dataset.select_columns([n for n in dataset.column_names if n in taken])
         with torch.no_grad(), context:
             for start in range(0, len(order), ASKED_AT_ONCE):
                 rows = order[start : start + ASKED_AT_ONCE]
                 batch = collator([questions[i] for i in rows])
                 inputs = {k: v.to(device) for k, v in batch.items()}
-                outputs = teacher(**inputs, output_hidden_states=hidden)
+                outputs = ask(teachers, inputs, hidden)
                 self._keep(rows, inputs, outputs, logits, hidden)
 
     def _keep(

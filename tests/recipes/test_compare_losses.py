@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "recipes"))
 
 import compare_losses  # noqa: E402
 import compare_vision  # noqa: E402
-import glue_tmc  # noqa: E402
+import evaluation  # noqa: E402
 import image_tmc  # noqa: E402
 import mlm  # noqa: E402
 from common import parse_arguments  # noqa: E402
@@ -168,7 +168,7 @@ def test_a_record_holds_no_speed_and_no_prefix():
     inputs = SimpleNamespace(evaluation={"validation_matched": [], "validation_mismatched": []})
     expected = {"accuracy": 0.5, "loss": 0.5}
     of_mnli = {f"{part}_{k}": 0.5 for part in ("matched", "mismatched") for k in expected}
-    assert glue_tmc.evaluate(trainer, inputs, "dense") == of_mnli
+    assert evaluation.evaluate(trainer, inputs, "dense") == of_mnli
     assert image_tmc.score(trainer, [], "test") == mlm.evaluate(trainer) == expected
 
 

@@ -469,6 +469,24 @@ def test_what_is_trained_in_less_than_float32_is_scored_in_it_too(options, done,
 
 
 @pytest.mark.slow
+def test_further_teachers_are_scored_with_the_first_and_must_stay_the_same(options, done, tmp_path):
+    further = tmp_path / "further"
+    shutil.copytree(done[0] / "teacher", further)
+    weights = load_file(further / WEIGHTS)
+    weights["classifier.bias"] += torch.tensor([0.0, 100.0])
+    save_file(weights, further / WEIGHTS, {"format": "pt"})
+    out = prepared(done, tmp_path / "out", "teacher", "converted")
+    argv = [*options[0], "--output_dir", str(out), "--further_teachers", str(further)]
+    found = distill.distill([*argv, "--phases", "collapsed"])["collapsed"]
+    labels = torch.tensor(list(demo_question_pairs()["validation"].select(range(32))["label"]))
+    assert found["teachers"]["accuracy"] == pytest.approx(labels.float().mean().item())
+    weights["classifier.bias"] += 1
+    save_file(weights, further / WEIGHTS, {"format": "pt"})
+    with pytest.raises(ValueError, match="other weights of its further teacher 1"):
+        distill.distill([*argv, "--phases", "collapsed"])
+
+
+@pytest.mark.slow
 def test_a_spiking_student_is_calibrated_anew_for_another_number_of_steps_alone(
     options, done, tmp_path
 ):
@@ -745,7 +763,8 @@ def others(options):
     wordpiece_tokenizer(["a few other words"]).save_pretrained(folder / "other")
     tokenizer = AutoTokenizer.from_pretrained(folder / "dense")
     swapped = {0: "Duplicate", 1: "Not_duplicate"}
-    for name, fields in (("swapped", {"id2label": swapped}), ("three", {"num_labels": 3})):
+    unlike = (("swapped", {"id2label": swapped}), ("three", {"num_labels": 3}), ("fine", {}))
+    for name, fields in unlike:
         config = BertConfig(
             vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, **DENSE, **fields
         )
@@ -816,6 +835,12 @@ def others(options):
         ("--student {}/swapped", "their order must be the same"),
         ("--teacher {}/three", "has 3 labels, qqp 2"),
         ("--teacher {}/dense", "lacks bert.pooler, classifier"),
+        ("--further_teachers {}/dense", "lacks bert.pooler, classifier"),
+        ("--further_teachers {}/three", "has 3 labels, qqp 2"),
+        ("--further_teachers {}/other", "must read the same token ids"),
+        ("--further_teachers {}/swapped", "their order must be the same"),
+        ("--further_teachers {}/fine --logit_weight 0", "for --logit_weight above 0"),
+        ("--further_teachers {}/fine --phases converted", "for the phases collapsed and unrolled"),
         ("--phases general", "exactly one source of text"),
         ("--architecture spikingbert", "needs rounding neurons"),
         ("--neuron lif --phases converted reconstructed", "needs rounding neurons"),

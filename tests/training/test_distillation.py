@@ -54,10 +54,11 @@ def make_data(rows=32):
     return Dataset.from_dict({k: v.tolist() for k, v in columns.items()})
 
 
-def make_trainer(folder, model, teacher, **options):
+def make_trainer(folder, model, teacher, further=(), **options):
     data = options.pop("train_dataset", None) or make_data()
     args = make_args(folder, DistillationArguments, **options)
-    return DistillationTrainer(model, args, teacher=teacher, train_dataset=data)
+    teachers = {"teacher": teacher, "further_teachers": further}
+    return DistillationTrainer(model, args, **teachers, train_dataset=data)
 
 
 def first_batch():
@@ -107,14 +108,36 @@ def test_the_teacher_is_frozen_and_answers_without_dropout(dense, batches, tmp_p
         loss_of(trainer, first_batch())
 
 
-@pytest.mark.parametrize("collapsed", [False, True])
-def test_a_teacher_that_is_asked_once_teaches_the_same(dense, batches, tmp_path, collapsed):
+def test_several_teachers_teach_the_mean_of_their_logits_and_the_states_of_the_first(
+    dense, batches, tmp_path
+):
+    model, teacher, batch = make_student(dense, batches), make_teacher(), first_batch()
+    further = [make_teacher(seed, num_hidden_layers=1, hidden_size=16) for seed in (2, 3)]
+    options = {"logit_weight": 1.0, "hidden_weight": 0.7, "temperature": 2.0}
+    found = loss_of(make_trainer(tmp_path, model, teacher, further, **options), batch)
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    outputs = model(**inputs, output_hidden_states=True)
+    z = outputs.timestep_logits
+    means = torch.stack([z[:, : t + 1].mean(1) for t in range(3)], 1)
+    of_first = teacher(**inputs, output_hidden_states=True)
+    logits = (of_first.logits + further[0](**inputs).logits + further[1](**inputs).logits) / 3
+    states, mask = of_first.hidden_states, batch["attention_mask"]
+    hidden = hidden_state_loss(outputs.hidden_states, states, mask)
+    soft = soft_cross_entropy(means, logits, temperature=2.0)
+    torch.testing.assert_close(found, soft + 0.7 * hidden)
+
+
+@pytest.mark.parametrize(("collapsed", "further"), [(False, ()), (True, ()), (True, (5,))], ids=str)
+def test_a_teacher_that_is_asked_once_teaches_the_same(
+    dense, batches, tmp_path, collapsed, further
+):
     finals, asked = [], []
     for gigabytes in (0.0, 1.0):
         teacher, model = make_teacher(), make_student(dense, batches)
+        others = [make_teacher(seed) for seed in further]
         teacher.register_forward_hook(lambda *_, g=gigabytes: asked.append(g))
         options = {"collapsed": collapsed, "teacher_cache_gb": gigabytes, "num_train_epochs": 3}
-        make_trainer(tmp_path, model, teacher, max_steps=-1, **options).train()
+        make_trainer(tmp_path, model, teacher, others, max_steps=-1, **options).train()
         finals.append(model.state_dict())
     assert (asked.count(0.0), asked.count(1.0)) == (12, 1)
     for name, value in finals[0].items():
@@ -299,6 +322,32 @@ def test_teachers_and_options_that_do_not_fit_are_refused(
 ):
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, make_student(dense, batches), make_teacher(**fields), **options)
+
+
+@pytest.mark.parametrize(
+    ("further", "options", "message"),
+    [
+        ({}, {"logit_weight": 0.0}, "logit_weight is 0"),
+        ({"num_labels": 3}, {}, "teacher has 3 classes"),
+        ({"vocab_size": 121}, {}, "vocabulary has 121 entries"),
+    ],
+)
+def test_further_teachers_that_do_not_fit_are_refused(
+    dense, batches, tmp_path, further, options, message
+):
+    others = [make_teacher(2, **further)]
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, make_student(dense, batches), make_teacher(), others, **options)
+
+
+@pytest.mark.parametrize("gigabytes", [0.0, 1.0], ids=["asked", "cached"])
+def test_a_further_teacher_in_training_mode_is_refused(dense, batches, tmp_path, gigabytes):
+    further, options = make_teacher(2), {"teacher_cache_gb": gigabytes, "max_steps": 5}
+    model = make_student(dense, batches)
+    trainer = make_trainer(tmp_path, model, make_teacher(), [further], **options)
+    further.train()
+    with pytest.raises(ValueError, match="teacher is in training mode"):
+        trainer.train()
 
 
 def test_a_classifier_of_tokens_learns_hidden_states_and_no_answers(dense, batches, tmp_path):
