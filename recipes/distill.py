@@ -322,7 +322,7 @@ class Pipeline(Phases):
     def run_reconstructed(self, folder: Path) -> dict[str, Any]:
         start, args = self.start("reconstructed"), self.arguments("reconstructed")
         model = SpikingBertForSequenceClassification.from_pretrained(start)
-        self.check_start(start, model.config)
+        self.options.check_converted(start, model.config)
         self.announce("reconstructed", start, "nothing; fits the weights to the spikes")
         number = self.options.reconstruction_batches
         batches = calibration_batches(self.inputs, number, args.seed)
@@ -354,7 +354,7 @@ class Pipeline(Phases):
     ) -> dict[str, Any]:
         start = self.start(phase)
         model = SpikingBertForSequenceClassification.from_pretrained(start)
-        self.check_start(start, model.config)
+        self.options.check_converted(start, model.config)
         further = self.further_teachers if phase in LEARN_ANSWERS else []
         trainer = self.trainer(model, args, teacher, data, further)
         projections = getattr(model, PROJECTIONS, ())
@@ -459,16 +459,6 @@ class Pipeline(Phases):
     def check_tokenizer(self, path: str | Path) -> None:
         known_as = self.options.tokenizer_name or self.options.model_name_or_path
         check_tokenizer(path, self.inputs.tokenizer, known_as)
-
-    def check_start(self, path: Path, config: SpikingBertConfig) -> None:
-        """Raises ValueError where a student was converted with other options than are given."""
-        differing = [
-            f"{name} {getattr(config, name)!r}, not {value!r}"
-            for name, value in self.options.spiking_fields().items()
-            if getattr(config, name) != value
-        ]
-        if differing:
-            raise ValueError(f"{path} was converted with {'; '.join(differing)}")
 
 
 def listed(names: list[str]) -> str:

@@ -42,7 +42,7 @@ from common import (
     train,
 )
 from evaluation import dense_trainer, evaluate, fine_tune_dense, float32_scores, spending
-from student import StudentArguments, config_from_scratch
+from student import StudentArguments, check_labels, config_from_scratch, load
 from task_data import (
     DataArguments,
     Inputs,
@@ -112,6 +112,7 @@ def build_model(
         if model_args.dense_first:
             raise ValueError(f"--dense_first needs a dense BERT, but {path} is spiking")
         model_args.check_reconstruct(f"{path} is spiking")
+        check_labels(path, source_config, inputs.task)
         model = SpikingBertForSequenceClassification.from_pretrained(
             path, **inputs.label_fields(), **fields
         )
@@ -123,7 +124,9 @@ def build_model(
             f"{path} is of model_type {source_config.model_type!r}: give a dense BERT ('bert') or "
             "a spiking checkpoint ('spiking_bert')"
         )
-    dense = BertForSequenceClassification.from_pretrained(path, **inputs.label_fields())
+    if not model_args.dense_first:
+        check_labels(path, source_config, inputs.task)
+    dense, _, _ = load(BertForSequenceClassification, path, **inputs.label_fields())
     check_tokenizer_fits(dense, inputs.tokenizer)
     if model_args.dense_first:
         results["dense"] = fine_tune_dense(

@@ -280,6 +280,13 @@ def neuron_of(path: str) -> str:
     return config.neuron
 
 
+def check_labels(path: str, data: VisionData) -> None:
+    """Raises ValueError where a model was trained for another number of labels."""
+    found, wanted = AutoConfig.from_pretrained(path).num_labels, len(data.labels)
+    if found != wanted:
+        raise ValueError(f"{path} has {found} labels, {data.source} {wanted}")
+
+
 def build_model(
     model_args: VisionModelArguments,
     data: VisionData,
@@ -296,6 +303,8 @@ def build_model(
             raise ValueError("--model_name_or_path excludes --dense_first and --preset")
         original = path.endswith(ORIGINAL)
         neuron = "spiking" if original else neuron_of(path)
+        if not original:
+            check_labels(path, data)
         asked = fields.get("neuron", neuron)
         if neuron == "relu" and asked == "rounding":
             dense = AutoModelForImageClassification.from_pretrained(path, **data.label_fields())

@@ -127,6 +127,16 @@ class StudentArguments:
         fields.pop("hidden_dropout_prob")
         return any(getattr(before, name) != value for name, value in fields.items())
 
+    def check_converted(self, path: Path, config: SpikingBertConfig) -> None:
+        """Raises ValueError where the student at `path` was converted with other options than are given."""
+        differing = [
+            f"{name} {getattr(config, name)!r}, not {value!r}"
+            for name, value in self.spiking_fields().items()
+            if getattr(config, name) != value
+        ]
+        if differing:
+            raise ValueError(f"{path} was converted with {'; '.join(differing)}")
+
     def load_tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
         """The one that is named, else that of the start, else a new one with the words of `texts`."""
         path = self.tokenizer_name or self.model_name_or_path
@@ -170,9 +180,19 @@ def bert_config(path: str | Path) -> BertConfig | SpikingBertConfig:
 
 
 def load(kind: type[Model], path: str | Path, **fields: Any) -> tuple[Model, list[str], list[str]]:
-    """The model, and the names of what it creates and of what it drops of the checkpoint."""
-    model, report = kind.from_pretrained(path, output_loading_info=True, **fields)
-    return model, modules_of(report["missing_keys"]), modules_of(report["unexpected_keys"])
+    """The model, and the names of what it creates and of what it drops of the checkpoint. A classifier of
+    another number of labels is created anew.
+
+    Raises:
+        ValueError: other weights whose shapes are not those of the model.
+    """
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, report = kind.from_pretrained(path, **options, **fields)
+    replaced = [name for name, *_ in report["mismatched_keys"]]
+    if broken := [name for name in replaced if not name.startswith("classifier.")]:
+        raise ValueError(f"{path} has weights of other shapes than its config says: {broken}")
+    created = [*report["missing_keys"], *replaced]
+    return model, modules_of(created), modules_of(report["unexpected_keys"])
 
 
 def check_labels(path: str | Path, config: PreTrainedConfig, task: TextTask) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -40,8 +41,10 @@ sys.path.insert(0, str(ROOT / "recipes"))
 import distill  # noqa: E402
 import sweep_energy  # noqa: E402
 from common import parse_arguments  # noqa: E402
+from evaluation import float32_scores  # noqa: E402
 from phases import Phases  # noqa: E402
 from shrink import ShrinkArguments, shrink  # noqa: E402
+from student import load  # noqa: E402
 from task_data import (  # noqa: E402
     DataArguments,
     calibration_batches,
@@ -466,6 +469,25 @@ def test_what_is_trained_in_less_than_float32_is_scored_in_it_too(options, done,
         loss = torch.nn.functional.cross_entropy(summed / t, labels).item()
         assert found["spiking_float32"][f"loss_t{t}"] == pytest.approx(loss, rel=1e-5)
         assert found["spiking"][f"loss_t{t}"] != pytest.approx(loss, rel=1e-5)
+
+
+def test_a_classifier_of_another_number_of_labels_is_created_anew(others):
+    model, created, dropped = load(BertForSequenceClassification, others / "three", num_labels=2)
+    assert (created, dropped) == (["classifier"], [])
+    assert model.classifier.weight.shape == (2, 32)
+    kept = load_file(others / "three" / WEIGHTS)["bert.pooler.dense.weight"]
+    torch.testing.assert_close(model.bert.pooler.dense.weight, kept)
+
+
+def test_other_weights_of_another_shape_are_refused(others):
+    with pytest.raises(ValueError, match=r"other shapes than its config says: \['bert.embeddings"):
+        load(BertForSequenceClassification, others / "three", vocab_size=7)
+
+
+def test_a_model_that_evaluation_left_in_less_than_float32_has_no_scores_in_it():
+    model = SimpleNamespace(dtype=torch.bfloat16)
+    trainer = SimpleNamespace(args=SimpleNamespace(mixed_precision="bf16"), model=model)
+    assert float32_scores(trainer, None) == {}
 
 
 @pytest.mark.slow

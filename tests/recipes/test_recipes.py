@@ -10,9 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    pipeline,
+)
 
-import spikenlp  # noqa: F401
+from spikenlp import SpikingBertConfig
 from spikenlp.data import demo_question_pairs, wordpiece_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +72,7 @@ def demo(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dense_model(tmp_path_factory):
     """A small dense BERT with a tokenizer, as a user would have it on disk."""
-    from transformers import BertConfig, BertModel
+    from transformers import BertModel
 
     folder = tmp_path_factory.mktemp("dense")
     pairs = demo_question_pairs()["train"]
@@ -200,6 +205,17 @@ def test_bad_input_stops_before_training(arguments, message, tmp_path, refused):
 def test_only_a_converted_model_is_reconstructed(tmp_path, refused):
     said = refused(qqp_tmc, "--reconstruct", "True", *QUICK, "--output_dir", tmp_path)
     assert "but the model starts from scratch: leave it out" in said
+
+
+@pytest.mark.parametrize("kind", [BertConfig, SpikingBertConfig])
+def test_a_classifier_of_other_labels_is_refused(qqp_files, dense_model, kind, tmp_path, refused):
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "num_labels": 3}
+    model = AutoModelForSequenceClassification.from_config(kind(**shape))
+    model.save_pretrained(tmp_path / "start")
+    AutoTokenizer.from_pretrained(dense_model).save_pretrained(tmp_path / "start")
+    start = ["--data_dir", qqp_files, "--model_name_or_path", tmp_path / "start"]
+    said = refused(qqp_tmc, *start, "--output_dir", tmp_path / "out", *QUICK)
+    assert "start has 3 labels, qqp 2" in said
 
 
 def test_other_architectures_are_refused(qqp_files, tmp_path, refused):
