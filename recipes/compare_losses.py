@@ -57,6 +57,8 @@ LOSSES = {
 }
 """Every option of a loss, so that none is left to what else is on the command line or in a file."""
 CALIBRATION = ("ece", "ada_ece", "confidence", "nll")
+IN_FLOAT32 = "_float32"
+"""Ends the name of a score in float32 of a model that was trained, and is scored, in less."""
 WINDOW = 5
 """Of the moving average that the loss's oscillation is measured against, in logged values."""
 
@@ -98,6 +100,10 @@ def measures(found: dict[str, Any]) -> dict[str, float]:
     """What is compared, of one run."""
     metrics = found["spiking"]
     by_step = {k: v for k, v in metrics.items() if is_score(k.rpartition("_t")[0], *CALIBRATION)}
+    for name, value in found.get("spiking_float32", {}).items():
+        score, _, step = name.rpartition("_t")
+        if is_score(score):
+            by_step[f"{score}{IN_FLOAT32}_t{step}"] = value
     others = {k: found[k] for k in ("similarity", "loss_oscillation")}
     for name, values in (
         ("firing_rate", found["firing_rate_by_step"]),
@@ -145,7 +151,8 @@ def markdown(table: dict[str, dict[str, Any]]) -> str:
     for loss, row in table.items():
         cells = []
         for group, names in groups.items():
-            scale, digits = (100, 1) if is_score(group, "confidence") else (1, 3)
+            percent = is_score(group.removesuffix(IN_FLOAT32), "confidence")
+            scale, digits = (100, 1) if percent else (1, 3)
             last = row[names[-1]]
             cell = " / ".join(f"{scale * row[name]['mean']:.{digits}f}" for name in names)
             cell += f" ± {scale * last['std']:.{digits}f}" if "std" in last else ""

@@ -71,6 +71,15 @@ def test_the_metrics_of_the_task_are_compared(task):
     assert "| 0.200 / 0.400 | 1.000 / 2.000 |" in markdown(table), "rate and energy by step"
 
 
+def test_scores_in_float32_are_compared_beside_those_in_the_precision_of_training():
+    run = made_up([(1, 0.5), (2, 0.75)], [])
+    run["spiking_float32"] = {"accuracy": 0.7, "accuracy_t1": 0.6, "accuracy_t2": 0.7, "loss_t2": 1}
+    row = compare({"sdt": [run]})["sdt"]
+    assert [row[f"accuracy_float32_t{t}"]["mean"] for t in (1, 2)] == [0.6, 0.7]
+    assert not any("loss" in name for name in row if name != "loss_oscillation")
+    assert "| 50.0 / 75.0 | 60.0 / 70.0 |" in markdown({"sdt": row})
+
+
 def test_the_metrics_of_each_split_are_compared():
     run = made_up([], [])
     names = [
