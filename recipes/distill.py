@@ -198,13 +198,13 @@ class Pipeline(Phases):
         self.check_tokenizer(options.model_name_or_path)
         if options.teacher:
             self.check_source(options.teacher)
-        self.further_teachers = [self.load_teacher(path) for path in options.further_teachers]
         learning = args.logit_weight and set(LEARN_ANSWERS).intersection(chosen)
         if options.further_teachers and not learning:
             raise ValueError(
                 "--further_teachers is for the phases collapsed and unrolled, and for --logit_weight above "
                 "0: leave it out"
             )
+        self.further_teachers = [self.load_teacher(path) for path in options.further_teachers]
         if options.student:
             self.check_source(options.student, spiking_too=True)
         self.check_shapes()

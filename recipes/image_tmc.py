@@ -284,7 +284,9 @@ def check_labels(path: str, data: VisionData) -> None:
     """Raises ValueError where a model was trained for another number of labels."""
     found, wanted = AutoConfig.from_pretrained(path).num_labels, len(data.labels)
     if found != wanted:
-        raise ValueError(f"{path} has {found} labels, {data.source} {wanted}")
+        raise ValueError(
+            f"{path} has {found} labels, {data.source} {wanted}: give a model of these data"
+        )
 
 
 def build_model(

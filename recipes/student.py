@@ -206,7 +206,10 @@ def check_labels(path: str | Path, config: PreTrainedConfig, task: TextTask) -> 
     wanted = len(names) or 1
     classifies = "SequenceClassification" in (config.architectures or [""])[0]
     if classifies and len(found) != wanted:
-        raise ValueError(f"{path} has {len(found)} labels, {task.name} {wanted}")
+        raise ValueError(
+            f"{path} has {len(found)} labels, {task.name} {wanted}: give a model of this task, or fine-tune "
+            "that one on it"
+        )
 
 
 def modules_of(parameters: Iterable[str]) -> list[str]:
