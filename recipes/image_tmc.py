@@ -305,10 +305,9 @@ def build_model(
             raise ValueError("--model_name_or_path excludes --dense_first and --preset")
         original = path.endswith(ORIGINAL)
         neuron = "spiking" if original else neuron_of(path)
-        if not original:
-            check_labels(path, data)
         asked = fields.get("neuron", neuron)
         if neuron == "relu" and asked == "rounding":
+            check_labels(path, data)
             dense = AutoModelForImageClassification.from_pretrained(path, **data.label_fields())
             check_shape(dense, model_args)
             results["dense"] = score(trainer_of(dense, data, training_args), data.test, "dense")
@@ -322,6 +321,7 @@ def build_model(
             )
         if original:
             return MODELS[model_args.model][1].from_original(path, **fields)
+        check_labels(path, data)
         return AutoModelForImageClassification.from_pretrained(path, **fields)
     config_class, model_class = MODELS[model_args.model]
     if fields.get("neuron") == "rounding" and not model_args.dense_first:

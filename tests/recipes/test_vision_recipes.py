@@ -343,12 +343,12 @@ def test_a_conversion_keeps_the_shape_of_its_network(tmp_path):
         image_tmc.build_model(model_args, data, training_args, {})
 
 
-@pytest.mark.parametrize("neuron", ["relu", "lif"])
-def test_a_model_of_other_labels_is_refused(neuron, tmp_path):
+@pytest.mark.parametrize(("neuron", "asked"), [("relu", "rounding"), ("lif", "lif")])
+def test_a_model_of_other_labels_is_refused(neuron, asked, tmp_path):
     fields = {"hidden_sizes": [4], "depths": [1], "image_size": 8, "num_labels": 3}
     config = SpikingVGGConfig(**fields, neuron=neuron)
     SpikingVGGForImageClassification(config).save_pretrained(tmp_path)
-    options = ["--use_cpu", "True", "--model_name_or_path", tmp_path, "--neuron", "rounding"]
+    options = ["--use_cpu", "True", "--model_name_or_path", tmp_path, "--neuron", asked]
     model_args, _, training_args = arguments("image", *options)
     data = image_tmc.VisionData("the digits", [], [], [], [], ["a", "b"], {})
     with pytest.raises(ValueError, match="has 3 labels, the digits 2"):
