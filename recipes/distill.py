@@ -404,17 +404,16 @@ class Pipeline(Phases):
 
     def load_teacher(self, path: str | Path) -> BertForSequenceClassification:
         """Raises ValueError where there is none, or it was not fine-tuned on such a task."""
-        if path == self.root / "teacher" and not (self.root / "teacher" / "config.json").exists():
+        made = self.root / "teacher"
+        if path == made and not (made / "config.json").exists():
             raise ValueError(
                 f"there is no teacher at {path}: run the phase teacher, or name one with --teacher"
             )
         self.check_source(path)
         teacher, created, _ = load(BertForSequenceClassification, path)
         if created:
-            raise ValueError(
-                f"the teacher {path} lacks {listed(created)}: give one that is fine-tuned "
-                "on the task"
-            )
+            lacking = listed(created)
+            raise ValueError(f"the teacher {path} lacks {lacking}: give one fine-tuned on the task")
         return teacher
 
     def check_source(self, path: str | Path, spiking_too: bool = False) -> None:

@@ -209,6 +209,20 @@ def test_a_spiking_checkpoint_is_trained_on(text_file, dense_model, tmp_path):
         assert torch.equal(loaded.state_dict()[name], weight), name
 
 
+def built(recipe, asked, max_seq_length, text_file, folder):
+    """The model that a recipe makes, of options of its model, for texts of `max_seq_length`."""
+    if recipe == "mlm":
+        model_args = MaskedLMModelArguments(**asked)
+        text_args = TextArguments(corpus_files=[str(text_file)], max_seq_length=max_seq_length)
+        return build_model(load_blocks(model_args, text_args, 0), model_args, text_args, None, {})
+    model_args = glue_tmc.ModelArguments(**asked)
+    options = {"max_seq_length": max_seq_length, "max_train_samples": 64}
+    data_args = DataArguments(task_name="qqp", **options)
+    inputs = load_inputs(model_args, data_args, demo_question_pairs(), "demo")
+    args = SpikingTrainingArguments(output_dir=str(folder), use_cpu=True)
+    return glue_tmc.build_model(inputs, model_args, args, {})
+
+
 @pytest.mark.parametrize("recipe", ["mlm", "glue"])
 def test_a_spiking_checkpoint_is_calibrated_anew_for_another_number_of_steps(
     recipe, text_file, dense_model, tmp_path
@@ -218,16 +232,7 @@ def test_a_spiking_checkpoint_is_calibrated_anew_for_another_number_of_steps(
     before.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(dense_model).save_pretrained(tmp_path)
     asked = {"model_name_or_path": str(tmp_path), "num_timesteps": 1}
-    if recipe == "mlm":
-        model_args = MaskedLMModelArguments(**asked)
-        text_args = TextArguments(corpus_files=[str(text_file)], max_seq_length=16)
-        model = build_model(load_blocks(model_args, text_args, 0), model_args, text_args, None, {})
-    else:
-        model_args = glue_tmc.ModelArguments(**asked)
-        data_args = DataArguments(task_name="qqp", max_seq_length=16, max_train_samples=64)
-        inputs = load_inputs(model_args, data_args, demo_question_pairs(), "demo")
-        args = SpikingTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-        model = glue_tmc.build_model(inputs, model_args, args, {})
+    model = built(recipe, asked, 16, text_file, tmp_path)
     assert model.config.num_timesteps == 1
     for name, weight in before.state_dict().items():
         assert torch.equal(model.state_dict()[name], weight) == ("amplitude" not in name), name
@@ -239,16 +244,7 @@ def test_a_model_from_scratch_fits_its_tokenizer_and_the_texts(recipe, text_file
     tokenizer.pad_token = "[MASK]"
     tokenizer.save_pretrained(tmp_path)
     asked = {"tokenizer_name": str(tmp_path), "num_timesteps": 1}
-    if recipe == "mlm":
-        model_args = MaskedLMModelArguments(**asked)
-        text_args = TextArguments(corpus_files=[str(text_file)], max_seq_length=200)
-        model = build_model(load_blocks(model_args, text_args, 0), model_args, text_args, None, {})
-    else:
-        model_args = glue_tmc.ModelArguments(**asked)
-        data_args = DataArguments(task_name="qqp", max_seq_length=200, max_train_samples=8)
-        inputs = load_inputs(model_args, data_args, demo_question_pairs(), "demo")
-        args = SpikingTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-        model = glue_tmc.build_model(inputs, model_args, args, {})
+    model = built(recipe, asked, 200, text_file, tmp_path)
     assert model.config.max_position_embeddings == 200
     assert model.config.pad_token_id == tokenizer.mask_token_id != 0
 
