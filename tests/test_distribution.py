@@ -40,7 +40,10 @@ def test_a_wheel_built_from_the_sdist_holds_all_that_is_needed(tmp_path):
     (sdist,) = tmp_path.glob("*.tar.gz")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
     alone = ("--no-deps", "--no-build-isolation", "--no-index")
-    run(*pip, "wheel", *alone, "--wheel-dir", tmp_path, sdist)
+    # Unpacked here: pip takes a .tar.gz for a zip file whose last 64 KB happen to hold "PK\5\6".
+    shutil.unpack_archive(sdist, tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    run(*pip, "wheel", *alone, "--wheel-dir", tmp_path, unpacked)
     (wheel,) = tmp_path.glob("*.whl")
     run(*pip, "install", "--no-deps", "--no-index", "--target", tmp_path / "site", wheel)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "HF_HUB_OFFLINE": "1"}
