@@ -3,8 +3,9 @@
     python recipes/sweep_energy.py --task_name sst2 --data_dir glue --model_name_or_path path/to/bert \\
         --timesteps 1 2 4 8 --spike_targets 0.8 0.6 0.4 --spike_weight 1 --output_dir outputs/sweep_sst2
 
-Other options go to distill.py. For each T one run trains without a penalty; a target is a fraction of the
-spikes per neuron that it ends with. A run that is done is not repeated. The output folder gets sweep.json,
+Other options go to distill.py. For each T one run trains without a penalty. Each target is a fraction of the
+spikes per neuron that it ends with, and its run goes on from there: the last phase that trains, and those
+after it, once more with the penalty. A run that is done is not repeated. The output folder gets sweep.json,
 sweep.md and, for each billing (float32 against the dense float32 model, int8 against the dense int8 model
 and the quantised network of as many levels), a chart. The spiking model is that of the last phase, the
 quantised network its collapsed twin after the phase in which it was best; a student without rounding neurons
@@ -20,12 +21,14 @@ from typing import Any
 
 import transformers
 from common import is_score, write_text
-from distill import PHASES, distill
+from distill import PHASES, USUAL_PHASES, distill
 
 from spikenlp.analysis.plots import plot_energy_front
 from spikenlp.provenance import run_record
 
 BILLINGS = ("float32", "int8")
+STUDENTS = PHASES[1:]
+TRAINED_WITH_PENALTY = ("collapsed", "unrolled")
 
 
 def fraction(text: str) -> float:
@@ -35,34 +38,53 @@ def fraction(text: str) -> float:
     return value
 
 
-def run_one(
+def last_trained(phases: list[str]) -> str:
+    """Raises ValueError where none of the phases trains with a penalty on spikes."""
+    trained = [phase for phase in TRAINED_WITH_PENALTY if phase in phases]
+    if not trained:
+        raise ValueError(
+            "--spike_targets are for phases that train: add collapsed or unrolled to --phases, or give "
+            "--spike_targets without a value"
+        )
+    return trained[-1]
+
+
+def run_free(options: list[str], root: Path, steps: int, phases: list[str]) -> dict[str, Any]:
+    """The row of T = `steps` without a penalty."""
+    out = root / f"t{steps}_free"
+    options = [*options, "--num_timesteps", str(steps), "--output_dir", str(out)]
+    found = distill([*options, "--phases", *phases])
+    return {"num_timesteps": steps, "fraction": None, "spike_target": None, **row(found)}
+
+
+def run_target(
     options: list[str],
     root: Path,
-    steps: int,
-    weight: float = 0.0,
-    share: float | None = None,
-    free: float = 0.0,
+    phases: list[str],
+    weight: float,
+    share: float,
+    free: dict[str, Any],
 ) -> dict[str, Any]:
-    """A row of the table: metrics of the spiking model and of its quantised twin, what they spend.
-
-    Args:
-        share: the target as a fraction of `free`, the spikes per neuron without a penalty; None: none.
-    """
-    name, wanted, penalty = f"t{steps}_free", None, []
-    if share is not None:
-        name, wanted = f"t{steps}_spikes{share:g}", round(share * free, 4)
-        penalty = ["--spike_target", str(wanted), "--spike_weight", str(weight)]
+    """The row of a target of `share` times the spikes per neuron of the row `free`, whose run it goes on from."""
+    steps, wanted = free["num_timesteps"], round(share * free["spikes_per_neuron"], 4)
+    trained = last_trained(phases)
+    again = [p for p in STUDENTS if p in phases and STUDENTS.index(p) >= STUDENTS.index(trained)]
     found = distill(
         [
             *options,
             *("--num_timesteps", str(steps)),
-            *("--output_dir", str(root / name)),
-            *penalty,
+            *("--output_dir", str(root / f"t{steps}_spikes{share:g}")),
+            *("--student", str(root / f"t{steps}_free" / trained)),
+            *("--spike_target", str(wanted), "--spike_weight", str(weight)),
+            *("--phases", "converted", *again),
         ]
     )
+    return {"num_timesteps": steps, "fraction": share, "spike_target": wanted, **row(found)}
+
+
+def row(found: dict[str, Any]) -> dict[str, Any]:
+    """Metrics of the spiking model that a run ended with and of its quantised twin, what they spend."""
     students = [found[phase] for phase in PHASES if "spiking" in found.get(phase, {})]
-    if not students:
-        raise ValueError("the sweep tables a spiking model: --phases has none that leaves one")
     last = students[-1]
     metrics = {k: v for k, v in last["spiking"].items() if is_score(k)}
     twins = [student["collapsed"] for student in students if "collapsed" in student]
@@ -72,14 +94,7 @@ def run_one(
         "spikes_per_neuron": last["spikes_per_neuron"],
         **{f"microjoules, {k}": v[-1] for k, v in last["energy_microjoules"].items()},
     }
-    return {
-        "num_timesteps": steps,
-        "fraction": share,
-        "spike_target": wanted,
-        **metrics,
-        **{f"quantised_{k}": best[k] for k in metrics if best},
-        **spent,
-    }
+    return {**metrics, **{f"quantised_{k}": best[k] for k in metrics if best}, **spent}
 
 
 def markdown(rows: list[dict[str, Any]], dense: dict[str, float]) -> str:
@@ -122,11 +137,22 @@ def main() -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--timesteps", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--spike_targets", type=fraction, nargs="+", default=[0.8, 0.6, 0.4])
+    parser.add_argument("--spike_targets", type=fraction, nargs="*", default=[0.8, 0.6, 0.4])
     parser.add_argument("--spike_weight", type=float, default=1.0)
+    parser.add_argument("--phases", nargs="+", choices=STUDENTS, default=list(USUAL_PHASES[1:]))
+    of_training = parser.add_mutually_exclusive_group()
+    of_training.add_argument("--max_steps", type=int, help="Of the phase unrolled, at each T.")
+    of_training.add_argument(
+        "--training_time_steps",
+        type=int,
+        help="In place of --max_steps: T times the steps of the phase unrolled, so that each T trains at "
+        "about the same cost.",
+    )
     parser.add_argument("--teacher", help="A dense model fine-tuned on the task.")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/sweep_energy"))
     args, options = parser.parse_known_args()
+    if args.spike_targets:
+        last_trained(args.phases)
     root: Path = args.output_dir
     given = [] if args.teacher is None else ["--teacher", args.teacher]
     teacher = distill([*options, *given, "--phases", "teacher", "--output_dir", str(root)])
@@ -134,11 +160,14 @@ def main() -> None:
     options += given or ["--teacher", str(root / "teacher")]
     rows = []
     for steps in args.timesteps:
-        free = run_one(options, root, steps)
+        length = args.max_steps
+        if args.training_time_steps is not None:
+            length = max(1, round(args.training_time_steps / steps))
+        trained = options if length is None else [*options, "--max_steps", str(length)]
+        free = run_free(trained, root, steps, args.phases)
         rows.append(free)
         for share in args.spike_targets:
-            spikes = free["spikes_per_neuron"]
-            rows.append(run_one(options, root, steps, args.spike_weight, share, spikes))
+            rows.append(run_target(trained, root, args.phases, args.spike_weight, share, free))
     record = {"run": run_record(), "dense": dense, "rows": rows}
     write_text(root / "sweep.json", json.dumps(record, indent=1) + "\n")
     write_text(root / "sweep.md", markdown(rows, dense))

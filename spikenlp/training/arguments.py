@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import torch
 from transformers import TrainingArguments
 
 from spikenlp.training.processes import check_processes
@@ -17,6 +19,9 @@ class SpikingTrainingArguments(TrainingArguments):
     Raises:
         ValueError: an option out of range (see the help of each field).
         RuntimeError: a launcher was asked for several processes, and they do not train together.
+
+    Warns:
+        bf16 on an x86 CPU without AVX-512, where it is much slower than float32.
     """
 
     temporal_loss: Literal["sdt", "tet", "tmc", "trt"] = field(
@@ -111,6 +116,13 @@ class SpikingTrainingArguments(TrainingArguments):
         if self.spike_target and not self.spike_weight:
             raise ValueError(
                 f"spike_target={self.spike_target} does nothing without spike_weight > 0"
+            )
+        emulated = self.bf16 and torch.backends.cpu.get_cpu_capability() == "AVX2"
+        if emulated and self.device.type == "cpu":
+            warnings.warn(
+                "bf16 on a CPU without AVX-512 is emulated, and many times slower than float32: leave "
+                "bf16 out",
+                stacklevel=2,
             )
 
     def temporal_loss_options(self) -> dict[str, Any]:

@@ -698,16 +698,13 @@ SPENT = {
     ],
     ids=["unrolled", "reconstructed last", "none collapsed"],
 )
-def test_a_row_is_of_the_last_phase_and_of_the_twin_where_it_was_best(
-    tmp_path, monkeypatch, twins, accuracy, quantised
-):
+def test_a_row_is_of_the_last_phase_and_of_the_twin_where_it_was_best(twins, accuracy, quantised):
     spiking = {"converted": 0.5, "collapsed": 0.7, "reconstructed": 0.75, "unrolled": 0.8}
     found = {"task": "qqp", "teacher": {"dense": {"accuracy": 0.99}}}
     for phase, twin in twins.items():
         metrics = {"spiking": {"accuracy": spiking[phase]}, "collapsed": {"accuracy": twin}}
         found[phase] = {**metrics, **SPENT}
-    monkeypatch.setattr(sweep_energy, "distill", lambda argv: found)
-    row = sweep_energy.run_one([], tmp_path, 2)
+    row = sweep_energy.row(found)
     assert (row["accuracy"], row["quantised_accuracy"]) == (accuracy, quantised)
 
 
@@ -721,20 +718,18 @@ def test_a_student_without_a_twin_is_drawn_without_a_quantised_rival(tmp_path, m
     monkeypatch.setattr(sweep_energy, "plot_energy_front", plot)
     for twin in ({}, {"collapsed": {"accuracy": 0.9}}):
         found = {"unrolled": {"spiking": {"accuracy": 0.8}, **twin, **SPENT}}
-        monkeypatch.setattr(sweep_energy, "distill", lambda argv, found=found: found)
-        row = sweep_energy.run_one([], tmp_path, 2)
+        row = {"num_timesteps": 2, "spike_target": None, **sweep_energy.row(found)}
         sweep_energy.draw([row], {"accuracy": 0.99}, tmp_path)
     alone, beside = {"T = 2"}, {"T = 2", "quantised, same levels"}
     assert drawn == [alone, alone, alone, beside]
 
 
-def test_a_sweep_tables_each_split(tmp_path, monkeypatch):
+def test_a_sweep_tables_each_split(tmp_path):
     names = ("matched_accuracy", "mismatched_accuracy")
     metrics = {**dict.fromkeys(names, 0.8), "matched_loss": 1.0, "matched_accuracy_t1": 0.7}
     twin = dict.fromkeys(names, 0.9)
     found = {"unrolled": {"spiking": metrics, "collapsed": twin, **SPENT}}
-    monkeypatch.setattr(sweep_energy, "distill", lambda argv: found)
-    row = sweep_energy.run_one([], tmp_path, 2)
+    row = {"num_timesteps": 2, "spike_target": None, **sweep_energy.row(found)}
     assert [row[name] for name in names] == [0.8, 0.8]
     assert [row[f"quantised_{name}"] for name in names] == [0.9, 0.9]
     dense = dict.fromkeys(names, 0.99)
@@ -743,6 +738,46 @@ def test_a_sweep_tables_each_split(tmp_path, monkeypatch):
     assert "| 80.0 | 80.0 |" in cells
     sweep_energy.draw([row], dense, tmp_path)
     assert (tmp_path / "int8.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("phases", "goes_on_from", "again"),
+    [
+        (["converted", "collapsed", "unrolled"], "unrolled", ["unrolled"]),
+        (["converted", "collapsed", "reconstructed"], "collapsed", ["collapsed", "reconstructed"]),
+    ],
+)
+def test_a_target_goes_on_from_the_run_without_a_penalty(
+    tmp_path, monkeypatch, phases, goes_on_from, again
+):
+    calls = []
+
+    def distill(argv):
+        calls.append(argv)
+        found = {"spiking": {"accuracy": 0.8}, **SPENT}
+        return {"teacher": {"dense": {"accuracy": 0.99}}, phases[-1]: found}
+
+    monkeypatch.setattr(sweep_energy, "distill", distill)
+    argv = ["sweep_energy.py", "--timesteps", "2", "4", "--spike_targets", "0.5", "--phases"]
+    argv += [*phases, "--training_time_steps", "80", "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", argv)
+    sweep_energy.main()
+    _, free, penalised, *rest = calls
+    assert free[free.index("--phases") + 1 :] == phases
+    assert "--spike_weight" not in free
+    assert penalised[penalised.index("--student") + 1] == str(tmp_path / "t2_free" / goes_on_from)
+    assert penalised[penalised.index("--spike_target") + 1] == "0.5"
+    assert penalised[penalised.index("--phases") + 1 :] == ["converted", *again]
+    lengths = [call[call.index("--max_steps") + 1] for call in (free, penalised, *rest)]
+    assert lengths == ["40", "40", "20", "20"]
+
+
+def test_targets_need_a_phase_that_trains(tmp_path, monkeypatch):
+    argv = ["sweep_energy.py", "--phases", "converted", "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sweep_energy, "distill", lambda argv: pytest.fail("must not run"))
+    with pytest.raises(ValueError, match="--spike_targets are for phases that train"):
+        sweep_energy.main()
 
 
 def test_a_sweep_is_written_whole(tmp_path, monkeypatch):
@@ -759,12 +794,6 @@ def test_a_sweep_is_written_whole(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         sweep_energy.main()
     assert (tmp_path / "sweep.json").read_text() == "before"
-
-
-def test_a_sweep_without_a_student_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep_energy, "distill", lambda argv: {"task": "qqp", "teacher": {}})
-    with pytest.raises(ValueError, match="--phases has none that leaves one"):
-        sweep_energy.run_one([], tmp_path, 2)
 
 
 def test_a_target_for_all_runs_is_not_taken_for_the_targets_of_the_sweep(

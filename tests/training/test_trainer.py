@@ -1,6 +1,7 @@
 """SpikingTrainer: gradients, accumulation, resuming, metrics per step, and what it refuses."""
 
 import functools
+import warnings
 
 import numpy as np
 import pytest
@@ -422,3 +423,13 @@ def test_a_collapsed_model_is_sent_to_the_plain_trainer(tmp_path):
 def test_bad_arguments_are_named(option, value, tmp_path):
     with pytest.raises(ValueError, match=option):
         make_args(tmp_path, **{option: value})
+
+
+@pytest.mark.parametrize(("capability", "warns"), [("AVX2", True), ("AVX512", False)])
+def test_bf16_is_warned_of_where_the_cpu_emulates_it(capability, warns, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        SpikingTrainingArguments(str(tmp_path), use_cpu=True, bf16=True)
+        SpikingTrainingArguments(str(tmp_path), use_cpu=True)
+    assert sum("emulated" in str(w.message) for w in caught) == warns
