@@ -49,6 +49,7 @@ from evaluation import (
 from phases import (
     OF_TRAINING,
     CollapsedArguments,
+    OwnArguments,
     Phases,
     RepresentationArguments,
     names_of,
@@ -101,7 +102,9 @@ LEARN_ANSWERS = ("collapsed", "unrolled")
 
 
 @dataclass
-class PipelineArguments(StudentArguments, RepresentationArguments, CollapsedArguments):
+class PipelineArguments(
+    StudentArguments, RepresentationArguments, CollapsedArguments, OwnArguments
+):
     phases: list[str] = field(
         default_factory=lambda: list(USUAL_PHASES),
         metadata={"help": f"Phases to run, of {', '.join(PHASES)}.", "choices": PHASES},
@@ -198,7 +201,10 @@ class Pipeline(Phases):
         self.check_tokenizer(options.model_name_or_path)
         if options.teacher:
             self.check_source(options.teacher)
-        learning = args.logit_weight and set(LEARN_ANSWERS).intersection(chosen)
+        config = options.student_config()
+        for phase in chosen:
+            check_penalty(config, self.arguments(phase))
+        learning = [p for p in chosen if p in LEARN_ANSWERS and self.arguments(p).logit_weight]
         if options.further_teachers and not learning:
             raise ValueError(
                 "--further_teachers is for the phases collapsed and unrolled, and for --logit_weight above "
@@ -233,9 +239,8 @@ class Pipeline(Phases):
         named = {f"further teacher {i}": path for i, path in enumerate(further, 1)}
         return {**super().models(phase), "teacher": teacher, **named}
 
-    def arguments(self, phase: str) -> DistillationArguments:
-        options = self.options
-        changed: dict[str, Any] = {}
+    def changed(self, phase: str) -> dict[str, Any]:
+        options, changed = self.options, super().changed(phase)
         if phase == "teacher":
             changed["learning_rate"] = options.teacher_learning_rate
             changed |= {"num_train_epochs": options.teacher_epochs, "max_steps": -1}
@@ -246,7 +251,7 @@ class Pipeline(Phases):
                 changed[name] = getattr(options, f"{phase}_{name}")
         if phase != "unrolled" and self.inputs.task.labels is None:
             changed["temporal_loss"] = "tet"  # to evaluate with; TMC has no loss of a regression
-        return dataclasses.replace(super().arguments(phase), **changed)
+        return changed
 
     def bearing(self, phase: str) -> set[str]:
         if phase == "reconstructed":
@@ -472,7 +477,6 @@ def distill(argv: list[str]) -> dict[str, Any]:
     )
     if options.model_name_or_path is None:
         raise ValueError("distillation starts from a dense BERT: give --model_name_or_path")
-    check_penalty(options.student_config(), args)
     prepare(args)
     with args.main_process_first(desc="data"):
         inputs = load_inputs(options, data_args, *load_task_data(data_args))

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import yaml
 from common import all_options, check_same_options, is_score, weights_digest, write_text
 from student import StudentArguments
-from transformers import TrainingArguments, set_seed
+from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from spikenlp import SpikingTrainer
 from spikenlp.provenance import run_record
@@ -92,6 +92,38 @@ class CollapsedArguments:
     collapsed_steps: int = field(default=1500, metadata={"help": "Of the phase collapsed."})
 
 
+@dataclass
+class OwnArguments:
+    """Options of a phase of its own."""
+
+    phase_options: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "PHASE.OPTION=VALUE: a training option for one phase alone, such as "
+            "general.per_device_train_batch_size=128 or unrolled.hidden_weight=0."
+        },
+    )
+
+    def of_phases(self, kind: type) -> dict[str, dict[str, Any]]:
+        """The options by phase, with the types of `kind`, the training arguments.
+
+        Raises:
+            ValueError: one of another form; SystemExit: a value that its option does not take.
+        """
+        parser = HfArgumentParser(kind, allow_abbrev=False)
+        found: dict[str, dict[str, Any]] = {}
+        for text in self.phase_options:
+            target, equals, value = text.partition("=")
+            phase, dot, name = target.partition(".")
+            if not (equals and dot):
+                raise ValueError(f"--phase_options takes PHASE.OPTION=VALUE, got {text!r}")
+            given, unknown = parser.parse_known_args([f"--{name}={value}", "--output_dir=unused"])
+            if unknown:
+                raise ValueError(f"--phase_options {text}: {name} is no training option")
+            found.setdefault(phase, {})[name] = getattr(given, name)
+        return found
+
+
 class Phases:
     """Runs the methods `run_NAME(folder)` of the phases that are `chosen`, in the order of `names`.
 
@@ -101,6 +133,9 @@ class Phases:
 
     Args:
         further: other options that bear on the phases, such as those of the data.
+
+    Raises:
+        ValueError: `phase_options` of a phase that is unknown, or that they do nothing in.
     """
 
     names: ClassVar[tuple[str, ...]]
@@ -119,6 +154,17 @@ class Phases:
         assert args.output_dir is not None  # TrainingArguments fills it in
         self.options, self.args, self.chosen, self.further = options, args, chosen, further
         self.root = Path(args.output_dir)
+        self.own = options.of_phases(type(args))
+        for phase, own in self.own.items():
+            if phase not in self.names:
+                raise ValueError(f"--phase_options: {phase!r} is none of {', '.join(self.names)}")
+            trains = self.bearing(phase) & OF_TRAINING
+            fixed = OF_TEMPORAL_LOSS | {"collapsed", "seed"}
+            takes = self.bearing(phase) - fixed if trains else set()
+            if useless := sorted(own.keys() - takes):
+                raise ValueError(
+                    f"--phase_options {phase}.{useless[0]} does nothing there: leave it out"
+                )
 
     def run(self) -> dict[str, Any]:
         """What each phase found, in this call or an earlier one.
@@ -166,6 +212,10 @@ class Phases:
 
     def arguments(self, phase: str) -> DistillationArguments:
         """The usual options as a phase takes them."""
+        return dataclasses.replace(self.args, **(self.changed(phase) | self.own.get(phase, {})))
+
+    def changed(self, phase: str) -> dict[str, Any]:
+        """In what a phase's options differ from the usual ones."""
         changed: dict[str, Any] = {"output_dir": str(self.root / phase)}
         if phase == "collapsed":
             options = self.options
@@ -180,7 +230,7 @@ class Phases:
             changed["collapsed_timesteps"] = "fixed"
         if phase == "unrolled":
             changed["collapsed"] = False
-        return dataclasses.replace(self.args, **changed)
+        return changed
 
     def bearing(self, phase: str) -> set[str]:
         """Names of the options that bear on what a phase leaves."""

@@ -165,6 +165,41 @@ def test_a_phase_gets_no_option_that_does_nothing_in_it(tmp_path):
     draw(tmp_path, words)
 
 
+def test_an_option_of_a_phase_of_its_own_is_for_that_phase_alone(tmp_path):
+    own = "--phase_options collapsed.per_device_train_batch_size=3 collapsed.learning_rate=1e-2 "
+    own += "unrolled.hidden_weight=0 unrolled.warmup_steps=0.5"
+    draw(tmp_path, f"--warmup_steps 7 {own}")
+    names = ("per_device_train_batch_size", "learning_rate", "hidden_weight", "warmup_steps")
+    collapsed, unrolled = (
+        yaml.safe_load((tmp_path / phase / "arguments.yaml").read_text())
+        for phase in ("collapsed", "unrolled")
+    )
+    assert [collapsed[name] for name in names] == [3, 1e-2, 1.0, 7]
+    assert [unrolled[name] for name in names] == [32, 5e-5, 0.0, 0.5]
+    with pytest.raises(ValueError, match="hidden_weight 0.0 -> 1.0"):
+        draw(tmp_path, "--warmup_steps 7 --phase_options unrolled.warmup_steps=0.5", "unrolled")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("hidden_weight=0", "takes PHASE.OPTION=VALUE"),
+        ("unrolled.hidden_weight", "takes PHASE.OPTION=VALUE"),
+        ("unroled.hidden_weight=0", "'unroled' is none of converted, collapsed, unrolled"),
+        ("unrolled.hidden_weigh=0", "hidden_weigh is no training option"),
+        ("converted.learning_rate=1", "converted.learning_rate does nothing there"),
+        ("collapsed.temporal_loss=tet", "collapsed.temporal_loss does nothing there"),
+        ("unrolled.collapsed=True", "unrolled.collapsed does nothing there"),
+        ("unrolled.seed=1", "unrolled.seed does nothing there"),
+        ("unrolled.logging_steps=1", "unrolled.logging_steps does nothing there"),
+    ],
+)
+def test_an_option_of_a_phase_that_does_not_fit_is_refused(tmp_path, option, message):
+    with pytest.raises(ValueError, match=message):
+        draw(tmp_path, f"--phase_options {option}")
+    assert not (tmp_path / "collapsed").exists()
+
+
 def test_phases_that_are_run_apart_have_options_of_their_own(tmp_path):
     draw(tmp_path, phases="converted")
     found = draw(tmp_path, "--learning_rate 1e-2 --seed 7", "unrolled")
@@ -592,7 +627,7 @@ def test_spikingbert_goes_through_all_its_phases(options, tmp_path):
     parts = {
         "general": {"loss_hidden", "loss_scores"},
         "internal": {"loss_hidden", "loss_scores"},
-        "unrolled": {"loss_hidden", "loss_task", "loss_soft"},
+        "unrolled": {"loss_task", "loss_soft"},
     }
     before = load_file(tmp_path / "converted" / WEIGHTS)
     for phase, names in parts.items():
@@ -896,6 +931,17 @@ def others(options):
         ("--architecture spikingbert", "needs rounding neurons"),
         ("--neuron lif --phases converted reconstructed", "needs rounding neurons"),
         ("--architecture spikingbert --phases teacher unrolled", "gradient='implicit'"),
+        ("--phase_options reconstructed.max_steps=1", "reconstructed.max_steps does nothing"),
+        ("--phase_options teacher.hidden_weight=1", "teacher.hidden_weight does nothing"),
+        (
+            "--teacher {}/fine --phase_options teacher.warmup_steps=1",
+            "teacher.warmup_steps does nothing",
+        ),
+        (
+            "--architecture spikingbert --spike_weight 0 --phases teacher unrolled "
+            "--phase_options unrolled.spike_weight=1",
+            "gradient='implicit'",
+        ),
     ],
 )
 def test_what_is_missing_or_does_not_fit_is_named(options, others, tmp_path, change, message):
