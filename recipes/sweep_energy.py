@@ -54,7 +54,7 @@ def run_free(options: list[str], root: Path, steps: int, phases: list[str]) -> d
     out = root / f"t{steps}_free"
     options = [*options, "--num_timesteps", str(steps), "--output_dir", str(out)]
     found = distill([*options, "--phases", *phases])
-    return {"num_timesteps": steps, "fraction": None, "spike_target": None, **row(found)}
+    return {"num_timesteps": steps, "fraction": None, "spike_target": None, **measured(found)}
 
 
 def run_target(
@@ -76,13 +76,14 @@ def run_target(
             *("--output_dir", str(root / f"t{steps}_spikes{share:g}")),
             *("--student", str(root / f"t{steps}_free" / trained)),
             *("--spike_target", str(wanted), "--spike_weight", str(weight)),
+            *("--reconstruct", "False"),
             *("--phases", "converted", *again),
         ]
     )
-    return {"num_timesteps": steps, "fraction": share, "spike_target": wanted, **row(found)}
+    return {"num_timesteps": steps, "fraction": share, "spike_target": wanted, **measured(found)}
 
 
-def row(found: dict[str, Any]) -> dict[str, Any]:
+def measured(found: dict[str, Any]) -> dict[str, Any]:
     """Metrics of the spiking model that a run ended with and of its quantised twin, what they spend."""
     students = [found[phase] for phase in PHASES if "spiking" in found.get(phase, {})]
     last = students[-1]

@@ -739,7 +739,7 @@ def test_a_row_is_of_the_last_phase_and_of_the_twin_where_it_was_best(twins, acc
     for phase, twin in twins.items():
         metrics = {"spiking": {"accuracy": spiking[phase]}, "collapsed": {"accuracy": twin}}
         found[phase] = {**metrics, **SPENT}
-    row = sweep_energy.row(found)
+    row = sweep_energy.measured(found)
     assert (row["accuracy"], row["quantised_accuracy"]) == (accuracy, quantised)
 
 
@@ -753,7 +753,7 @@ def test_a_student_without_a_twin_is_drawn_without_a_quantised_rival(tmp_path, m
     monkeypatch.setattr(sweep_energy, "plot_energy_front", plot)
     for twin in ({}, {"collapsed": {"accuracy": 0.9}}):
         found = {"unrolled": {"spiking": {"accuracy": 0.8}, **twin, **SPENT}}
-        row = {"num_timesteps": 2, "spike_target": None, **sweep_energy.row(found)}
+        row = {"num_timesteps": 2, "spike_target": None, **sweep_energy.measured(found)}
         sweep_energy.draw([row], {"accuracy": 0.99}, tmp_path)
     alone, beside = {"T = 2"}, {"T = 2", "quantised, same levels"}
     assert drawn == [alone, alone, alone, beside]
@@ -764,7 +764,7 @@ def test_a_sweep_tables_each_split(tmp_path):
     metrics = {**dict.fromkeys(names, 0.8), "matched_loss": 1.0, "matched_accuracy_t1": 0.7}
     twin = dict.fromkeys(names, 0.9)
     found = {"unrolled": {"spiking": metrics, "collapsed": twin, **SPENT}}
-    row = {"num_timesteps": 2, "spike_target": None, **sweep_energy.row(found)}
+    row = {"num_timesteps": 2, "spike_target": None, **sweep_energy.measured(found)}
     assert [row[name] for name in names] == [0.8, 0.8]
     assert [row[f"quantised_{name}"] for name in names] == [0.9, 0.9]
     dense = dict.fromkeys(names, 0.99)
@@ -803,6 +803,9 @@ def test_a_target_goes_on_from_the_run_without_a_penalty(
     assert penalised[penalised.index("--student") + 1] == str(tmp_path / "t2_free" / goes_on_from)
     assert penalised[penalised.index("--spike_target") + 1] == "0.5"
     assert penalised[penalised.index("--phases") + 1 :] == ["converted", *again]
+    assert (
+        penalised[penalised.index("--reconstruct") + 1] == "False"
+    )  # a spiking one is not refitted
     lengths = [call[call.index("--max_steps") + 1] for call in (free, penalised, *rest)]
     assert lengths == ["40", "40", "20", "20"]
 
