@@ -176,7 +176,7 @@ def test_an_option_of_a_phase_of_its_own_is_for_that_phase_alone(tmp_path):
     )
     assert [collapsed[name] for name in names] == [3, 1e-2, 1.0, 7]
     assert [unrolled[name] for name in names] == [32, 5e-5, 0.0, 0.5]
-    with pytest.raises(ValueError, match="hidden_weight 0.0 -> 1.0"):
+    with pytest.raises(ValueError, match=r"hidden_weight 0\.0 -> 1\.0"):
         draw(tmp_path, "--warmup_steps 7 --phase_options unrolled.warmup_steps=0.5", "unrolled")
 
 
