@@ -17,10 +17,11 @@ Phases, each in a folder of its own under `--output_dir`, in this order:
                    `--learning_rate`, `--temporal_loss`, ...) are those of this phase
 
 `--phases` chooses among them (by default all but general and internal, which are for students that cannot
-be converted well, as SpikingBERT's); each goes on from the last one before it that was run. A phase that is
-done is not repeated, and one that was stopped goes on from its last checkpoint, when the same command is
-given again; other options that bear on it, or other weights that it came from, are an error. results.json
-holds dev metrics by time step, spikes and energy after each phase.
+be converted well, as SpikingBERT's); each goes on from the last one before it that was run.
+`--phase_options` gives one phase training options of its own (`collapsed.per_device_train_batch_size=64`).
+A phase that is done is not repeated, and one that was stopped goes on from its last checkpoint, when the
+same command is given again; other options that bear on it, or other weights that it came from, are an
+error. results.json holds dev metrics by time step, spikes and energy after each phase.
 """
 
 from __future__ import annotations
