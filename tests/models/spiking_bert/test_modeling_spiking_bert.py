@@ -73,7 +73,7 @@ def test_save_load_save_gives_the_same_model(model_class, fields, batches, tmp_p
 
 @pytest.mark.parametrize("fields", KINDS, ids=str)
 def test_padding_never_changes_a_real_token(fields, batches):
-    model = make(SpikingBertForTokenClassification, **fields).double()  # sums of float32 flip spikes
+    model = make(SpikingBertForTokenClassification, **fields).double()  # float32 flips spikes
     for attention in ("sdpa", "eager"):
         model.set_attn_implementation(attention)
         batch = batches[0]
