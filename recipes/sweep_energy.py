@@ -8,8 +8,8 @@ spikes per neuron that it ends with, and its run goes on from there: the last ph
 after it, once more with the penalty. A run that is done is not repeated. The output folder gets sweep.json,
 sweep.md and, for each billing (float32 against the dense float32 model, int8 against the dense int8 model
 and the quantised network of as many levels), a chart. The spiking model is that of the last phase, the
-quantised network its collapsed twin after the phase in which it was best; a student without rounding neurons
-has none.
+quantised network its collapsed twin after the phase, and in the charts of the run, in which it was best; a
+student without rounding neurons has none.
 """
 
 from __future__ import annotations
@@ -121,10 +121,14 @@ def draw(rows: list[dict[str, Any]], dense: dict[str, float], out: Path) -> None
             point = (row[f"microjoules, spiking, {billing}"], 100 * row[metric])
             series.setdefault(f"T = {row['num_timesteps']}", []).append(point)
         if billing == "int8" and f"quantised_{metric}" in rows[0]:
-            series["quantised, same levels"] = [
-                (row["microjoules, quantised, same levels"], 100 * row[f"quantised_{metric}"])
-                for row in rows
-            ]
+            best: dict[float, float] = {}
+            for row in rows:
+                energy, score = (
+                    row["microjoules, quantised, same levels"],
+                    100 * row[f"quantised_{metric}"],
+                )
+                best[energy] = max(best.get(energy, score), score)
+            series["quantised, same levels"] = list(best.items())
         name = f"dense, {billing}"
         rival = {name: (rows[0][f"microjoules, {name}"], 100 * dense[metric])}
         plot_energy_front(series, rival, f"{metric}, %").savefig(out / f"{billing}.svg")

@@ -759,6 +759,21 @@ def test_a_student_without_a_twin_is_drawn_without_a_quantised_rival(tmp_path, m
     assert drawn == [alone, alone, alone, beside]
 
 
+def test_the_chart_has_the_best_quantised_network_of_each_number_of_steps(tmp_path, monkeypatch):
+    drawn = {}
+    figure = SimpleNamespace(savefig=lambda path: None)
+    monkeypatch.setattr(
+        sweep_energy, "plot_energy_front", lambda series, *rest: drawn.update(series) or figure
+    )
+    rows = []
+    for steps, quantised in ((2, 0.8), (2, 0.9), (4, 0.85)):
+        found = {"spiking": {"accuracy": 0.7}, "collapsed": {"accuracy": quantised}, **SPENT}
+        row = sweep_energy.measured({"unrolled": found})
+        rows.append({**row, "num_timesteps": steps, "microjoules, quantised, same levels": steps})
+    sweep_energy.draw(rows, {"accuracy": 0.99}, tmp_path)
+    assert drawn["quantised, same levels"] == [(2, 90.0), (4, 85.0)]
+
+
 def test_a_sweep_tables_each_split(tmp_path):
     names = ("matched_accuracy", "mismatched_accuracy")
     metrics = {**dict.fromkeys(names, 0.8), "matched_loss": 1.0, "matched_accuracy_t1": 0.7}
