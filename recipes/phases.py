@@ -158,10 +158,8 @@ class Phases:
         for phase, own in self.own.items():
             if phase not in self.names:
                 raise ValueError(f"--phase_options: {phase!r} is none of {', '.join(self.names)}")
-            trains = self.bearing(phase) & OF_TRAINING
             fixed = OF_TEMPORAL_LOSS | {"collapsed", "seed"}
-            takes = self.bearing(phase) - fixed if trains else set()
-            if useless := sorted(own.keys() - takes):
+            if useless := sorted(own.keys() - (self.bearing(phase) - fixed)):
                 raise ValueError(
                     f"--phase_options {phase}.{useless[0]} does nothing there: leave it out"
                 )
