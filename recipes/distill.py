@@ -50,7 +50,7 @@ from evaluation import (
 from phases import (
     OF_TRAINING,
     CollapsedArguments,
-    OwnArguments,
+    PhaseArguments,
     Phases,
     RepresentationArguments,
     names_of,
@@ -104,7 +104,7 @@ LEARN_ANSWERS = ("collapsed", "unrolled")
 
 @dataclass
 class PipelineArguments(
-    StudentArguments, RepresentationArguments, CollapsedArguments, OwnArguments
+    StudentArguments, RepresentationArguments, CollapsedArguments, PhaseArguments
 ):
     phases: list[str] = field(
         default_factory=lambda: list(USUAL_PHASES),

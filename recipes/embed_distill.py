@@ -39,7 +39,7 @@ import torch
 import transformers
 from common import base_model, parse_arguments, prepare, write_text
 from corpus import CorpusArguments
-from phases import CollapsedArguments, OwnArguments, Phases
+from phases import CollapsedArguments, PhaseArguments, Phases
 from student import CALIBRATION_BATCH, StudentArguments, check_tokenizer
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, BertModel, DataCollatorWithPadding
@@ -65,7 +65,7 @@ EVALUATED = ("stsb", "qqp")
 
 
 @dataclass
-class EncoderArguments(StudentArguments, CollapsedArguments, OwnArguments):
+class EncoderArguments(StudentArguments, CollapsedArguments, PhaseArguments):
     phases: list[str] = field(
         default_factory=lambda: list(PHASES),
         metadata={"help": f"Phases to run, of {', '.join(PHASES)}.", "choices": PHASES},

@@ -93,7 +93,7 @@ class CollapsedArguments:
 
 
 @dataclass
-class OwnArguments:
+class PhaseArguments:
     """Options of a phase of its own."""
 
     phase_options: list[str] = field(
@@ -104,7 +104,7 @@ class OwnArguments:
         },
     )
 
-    def of_phases(self, kind: type) -> dict[str, dict[str, Any]]:
+    def by_phase(self, kind: type) -> dict[str, dict[str, Any]]:
         """The options by phase, with the types of `kind`, the training arguments.
 
         Raises:
@@ -133,9 +133,6 @@ class Phases:
 
     Args:
         further: other options that bear on the phases, such as those of the data.
-
-    Raises:
-        ValueError: `phase_options` of a phase that is unknown, or that they do nothing in.
     """
 
     names: ClassVar[tuple[str, ...]]
@@ -154,15 +151,7 @@ class Phases:
         assert args.output_dir is not None  # TrainingArguments fills it in
         self.options, self.args, self.chosen, self.further = options, args, chosen, further
         self.root = Path(args.output_dir)
-        self.own = options.of_phases(type(args))
-        for phase, own in self.own.items():
-            if phase not in self.names:
-                raise ValueError(f"--phase_options: {phase!r} is none of {', '.join(self.names)}")
-            fixed = OF_TEMPORAL_LOSS | {"collapsed", "seed"}
-            if useless := sorted(own.keys() - (self.bearing(phase) - fixed)):
-                raise ValueError(
-                    f"--phase_options {phase}.{useless[0]} does nothing there: leave it out"
-                )
+        self.own = options.by_phase(type(args))
 
     def run(self) -> dict[str, Any]:
         """What each phase found, in this call or an earlier one.
@@ -170,8 +159,9 @@ class Phases:
         Raises:
             ValueError: a chosen phase that is done, or has a checkpoint, was given other options, or came
                 from other weights than there are now; a phase that needs a student comes before all
-                that make one.
+                that make one; `phase_options` that do nothing.
         """
+        self.check_phase_options()
         for phase in self.chosen:
             self.check_options(phase)
         found: dict[str, Any] = {}
@@ -292,6 +282,21 @@ class Phases:
         elif parts[-1].max_steps > 0:
             counting.discard("num_train_epochs")
         check_same_options(folder, parts, ignored=all_options(parts).keys() - counting)
+
+    def check_phase_options(self) -> None:
+        """Raises ValueError where one is for no phase, does nothing in it, or has an option there already."""
+        for phase, own in self.own.items():
+            if phase not in self.names:
+                raise ValueError(f"--phase_options: {phase!r} is none of {', '.join(self.names)}")
+            changed = self.changed(phase).keys()
+            fixed = OF_TEMPORAL_LOSS | {"collapsed", "seed"} | changed
+            if changed & STEPS:
+                fixed |= STEPS
+            if refused := sorted(own.keys() - (self.bearing(phase) - fixed)):
+                raise ValueError(
+                    f"--phase_options {phase}.{refused[0]} does nothing there, or the phase has an option of its "
+                    "own for it (see --help): leave it out"
+                )
 
     def write_options(self, phase: str) -> None:
         if self.args.process_index == 0:

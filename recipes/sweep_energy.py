@@ -38,6 +38,13 @@ def fraction(text: str) -> float:
     return value
 
 
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
 def last_trained(phases: list[str]) -> str:
     """Raises ValueError where none of the phases trains with a penalty on spikes."""
     trained = [phase for phase in TRAINED_WITH_PENALTY if phase in phases]
@@ -149,7 +156,7 @@ def main() -> None:
     of_training.add_argument("--max_steps", type=int, help="Of the phase unrolled, at each T.")
     of_training.add_argument(
         "--training_time_steps",
-        type=int,
+        type=positive,
         help="In place of --max_steps: T times the steps of the phase unrolled, so that each T trains at "
         "about the same cost.",
     )

@@ -166,16 +166,16 @@ def test_a_phase_gets_no_option_that_does_nothing_in_it(tmp_path):
 
 
 def test_an_option_of_a_phase_of_its_own_is_for_that_phase_alone(tmp_path):
-    own = "--phase_options collapsed.per_device_train_batch_size=3 collapsed.learning_rate=1e-2 "
+    own = "--phase_options collapsed.per_device_train_batch_size=3 collapsed.weight_decay=1e-2 "
     own += "unrolled.hidden_weight=0 unrolled.warmup_steps=0.5"
     draw(tmp_path, f"--warmup_steps 7 {own}")
-    names = ("per_device_train_batch_size", "learning_rate", "hidden_weight", "warmup_steps")
+    names = ("per_device_train_batch_size", "weight_decay", "hidden_weight", "warmup_steps")
     collapsed, unrolled = (
         yaml.safe_load((tmp_path / phase / "arguments.yaml").read_text())
         for phase in ("collapsed", "unrolled")
     )
     assert [collapsed[name] for name in names] == [3, 1e-2, 1.0, 7]
-    assert [unrolled[name] for name in names] == [32, 5e-5, 0.0, 0.5]
+    assert [unrolled[name] for name in names] == [32, 0.0, 0.0, 0.5]
     with pytest.raises(ValueError, match=r"hidden_weight 0\.0 -> 1\.0"):
         draw(tmp_path, "--warmup_steps 7 --phase_options unrolled.warmup_steps=0.5", "unrolled")
 
@@ -190,6 +190,8 @@ def test_an_option_of_a_phase_of_its_own_is_for_that_phase_alone(tmp_path):
         ("converted.learning_rate=1", "converted.learning_rate does nothing there"),
         ("collapsed.temporal_loss=tet", "collapsed.temporal_loss does nothing there"),
         ("unrolled.collapsed=True", "unrolled.collapsed does nothing there"),
+        ("collapsed.learning_rate=1", "collapsed.learning_rate .* has an option of its own"),
+        ("collapsed.num_train_epochs=1", "collapsed.num_train_epochs does nothing there"),
         ("unrolled.seed=1", "unrolled.seed does nothing there"),
         ("unrolled.logging_steps=1", "unrolled.logging_steps does nothing there"),
     ],
@@ -818,11 +820,17 @@ def test_a_target_goes_on_from_the_run_without_a_penalty(
     assert penalised[penalised.index("--student") + 1] == str(tmp_path / "t2_free" / goes_on_from)
     assert penalised[penalised.index("--spike_target") + 1] == "0.5"
     assert penalised[penalised.index("--phases") + 1 :] == ["converted", *again]
-    assert (
-        penalised[penalised.index("--reconstruct") + 1] == "False"
-    )  # a spiking one is not refitted
+    assert penalised[penalised.index("--reconstruct") + 1] == "False"  # it is spiking by now
     lengths = [call[call.index("--max_steps") + 1] for call in (free, penalised, *rest)]
     assert lengths == ["40", "40", "20", "20"]
+
+
+@pytest.mark.parametrize("steps", ["0", "-4"])
+def test_a_sweep_trains_for_at_least_one_time_step(monkeypatch, capsys, steps):
+    monkeypatch.setattr(sys, "argv", ["sweep_energy.py", "--training_time_steps", steps])
+    with pytest.raises(SystemExit):
+        sweep_energy.main()
+    assert f"must be at least 1, got {steps}" in capsys.readouterr().err
 
 
 def test_targets_need_a_phase_that_trains(tmp_path, monkeypatch):
@@ -951,6 +959,7 @@ def others(options):
         ("--architecture spikingbert --phases teacher unrolled", "gradient='implicit'"),
         ("--phase_options reconstructed.max_steps=1", "reconstructed.max_steps does nothing"),
         ("--phase_options teacher.hidden_weight=1", "teacher.hidden_weight does nothing"),
+        ("--phase_options teacher.max_steps=9", "teacher.max_steps does nothing"),
         (
             "--teacher {}/fine --phase_options teacher.warmup_steps=1",
             "teacher.warmup_steps does nothing",

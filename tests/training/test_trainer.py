@@ -425,8 +425,18 @@ def test_bad_arguments_are_named(option, value, tmp_path):
         make_args(tmp_path, **{option: value})
 
 
-@pytest.mark.parametrize(("capability", "warns"), [("AVX2", True), ("AVX512", False)])
-def test_bf16_is_warned_of_where_the_cpu_emulates_it(capability, warns, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("capability", "device", "warns"),
+    [("AVX2", "cpu", True), ("AVX512", "cpu", False), ("AVX2", "cuda", False)],
+)
+def test_bf16_is_warned_of_where_the_cpu_emulates_it(
+    capability, device, warns, tmp_path, monkeypatch
+):
+    def given(args):
+        TrainingArguments.device.fget(args)  # it sets up more than it returns
+        return torch.device(device)
+
+    monkeypatch.setattr(SpikingTrainingArguments, "device", property(given), raising=False)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
