@@ -25,8 +25,9 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# worksteal: neighbours run in one worker, so that most modules make their fixtures once.
 test: lint
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
 
 # Losses, metrics, saving and loading, and training, with the lowest versions that pyproject.toml allows.
 LOWEST = tests/losses tests/metrics tests/models/test_checkpoint.py tests/training/test_trainer.py

@@ -23,10 +23,21 @@ hypothesis.settings.register_profile("many", quick, derandomize=False, max_examp
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
-def pytest_collection_finish():
-    """Thousands of tests are many objects, which each collection of garbage would go through again."""
+def forget_what_there_is():
+    """What thousands of tests and compiled graphs hold, each collection of garbage would go through again:
+    transformers' Trainer makes several."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_finish():
+    forget_what_there_is()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_left_to_collect_twice():
+    yield
+    forget_what_there_is()
 
 
 TINY_DENSE = {

@@ -50,7 +50,7 @@ def measured_peak(config, batch, length, autocast):
         (SpikingBertConfig(**SIZE, num_timesteps=1), 8, 96, None),
         (SpikingBertConfig(**SIZE, num_timesteps=4), 8, 96, None),
         (SpikingBertConfig(**SIZE, num_timesteps=4, nonlinearity="step"), 3, 33, None),
-        (SpikingBertConfig(**SIZE, num_timesteps=8), 8, 96, torch.bfloat16),
+        (SpikingBertConfig(**SIZE, num_timesteps=4), 4, 96, torch.bfloat16),
         (SpikingBertConfig(**SIZE, collapsed=True), 8, 96, None),
         (SpikingBertConfig(**{**SIZE, "vocab_size": 20000}), 1, 16, None),
     ],

@@ -3,7 +3,6 @@
 import json
 import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +23,8 @@ import image_tmc  # noqa: E402
 import mlm  # noqa: E402
 from common import parse_arguments  # noqa: E402
 from compare_losses import LOSSES, compare, markdown  # noqa: E402
+
+from tests.recipes.running import run_here, succeed  # noqa: E402
 
 
 def made_up(accuracy, ece):
@@ -211,18 +212,10 @@ def test_a_yaml_file_that_names_no_options_is_refused(text, tmp_path):
 
 @pytest.mark.slow
 def test_a_comparison_on_demo_pairs_goes_on_where_it_was(tmp_path):
-    command = [sys.executable, str(ROOT / "recipes" / "compare_losses.py")]
-    command += ["--losses", "tmc_batch", "tet", "--seeds", "1", "--output_dir", str(tmp_path)]
-    command += ["--max_steps", "4", "--logging_steps", "1", "--disable_tqdm", "True"]
-    command += ["--max_train_samples", "96", "--max_eval_samples", "32", "--use_cpu", "True"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-
-    def run():
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
-
-    assert "tmc_batch" in run()
+    options = ["--losses", "tmc_batch", "tet", "--seeds", "1", "--output_dir", str(tmp_path)]
+    options += ["--max_steps", "4", "--logging_steps", "1", "--disable_tqdm", "True"]
+    options += ["--max_train_samples", "96", "--max_eval_samples", "32", "--use_cpu", "True"]
+    assert "tmc_batch" in succeed("compare_losses.py", *options, launcher=())
     runs = {loss: tmp_path / loss / "seed1" / "run.json" for loss in ("tmc_batch", "tet")}
     written = {loss: path.stat().st_mtime_ns for loss, path in runs.items()}
     record = json.loads((tmp_path / "comparison.json").read_text())
@@ -231,13 +224,11 @@ def test_a_comparison_on_demo_pairs_goes_on_where_it_was(tmp_path):
     norms = [log["log_history"][0]["grad_norm"] for log in logs]
     assert norms[0] != norms[1], "the losses differ from the first step on"
     runs["tet"].unlink()
-    run()
+    run_here(compare_losses, *options)
     assert runs["tmc_batch"].stat().st_mtime_ns == written["tmc_batch"], "done is done"
     assert runs["tet"].stat().st_mtime_ns > written["tet"]
-    other = subprocess.run(
-        [*command, "--learning_rate", "1e-3"], env=environment, capture_output=True, text=True
-    )
-    assert "learning_rate 5e-05 -> 0.001" in other.stderr, "not passed off as that run"
+    with pytest.raises(ValueError, match=r"learning_rate 5e-05 -> 0\.001"):
+        run_here(compare_losses, *options, "--learning_rate", "1e-3")
     again = json.loads((tmp_path / "comparison.json").read_text())["losses"]
     assert {"accuracy.svg", "ece.svg", "firing_rate.svg"} <= {p.name for p in tmp_path.iterdir()}
     assert again["tet"]["accuracy_t4"] == record["losses"]["tet"]["accuracy_t4"]

@@ -24,11 +24,12 @@ from spikenlp import (
 )
 from spikenlp.data import demo_question_pairs, wordpiece_tokenizer
 from tests.data.tab_files import write_r8
-from tests.recipes.test_recipes import ROOT, succeed
+from tests.recipes.running import ROOT, run_here, succeed
 
 sys.path.insert(0, str(ROOT / "recipes"))
 
 import glue_tmc
+import mlm
 from corpus import CorpusArguments
 from mlm import MaskedLMModelArguments, TextArguments, build_model, load_blocks, parse_overrides
 from student import StudentArguments
@@ -111,7 +112,7 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_ran_through(
 ):
     out = tmp_path / "out"
     shutil.copytree(pretrained / "checkpoint-3", out / "checkpoint-3")
-    said = succeed("mlm.py", *pretraining(text_file, tokenizer_folder, out), launcher=PYTHON)
+    said = run_here(mlm, *pretraining(text_file, tokenizer_folder, out))
     assert "resuming from" in said
     through, resumed = (load_file(folder / "model.safetensors") for folder in (pretrained, out))
     start = load_file(out / "checkpoint-3" / "model.safetensors")
@@ -130,13 +131,12 @@ def test_r8_from_a_pretrained_model_is_chosen_on_validation_and_reported_on_test
     rows = [(("earn", "grain")[i % 2], text) for i, text in enumerate(documents(80, seed=1))]
     folder = write_r8(tmp_path / "datasets", rows[:60], rows[60:])
     out = tmp_path / "out"
-    said = succeed(
-        "glue_tmc.py",
+    said = run_here(
+        glue_tmc,
         *("--task_name", "r8", "--data_dir", folder, "--model_name_or_path", pretrained),
         *("--max_seq_length", 16, "--max_steps", 2, "--output_dir", out, *CPU),
         *("--eval_strategy", "steps", "--eval_steps", 1, "--save_steps", 1),
         *("--load_best_model_at_end", "True", "--metric_for_best_model", "accuracy"),
-        launcher=PYTHON,
     )
     assert "54 train, 6 validation, 20 test" in said
     results = json.loads((out / "results.json").read_text())
@@ -172,7 +172,7 @@ def test_on_from_a_dense_model_with_a_yaml_file(text_file, dense_model, tmp_path
     job.write_text(f"corpus_files: [{text_file}]\nmax_seq_length: 16\nmax_steps: 2\n")
     options = ["--model_name_or_path", dense_model, "--output_dir", tmp_path / "out", *CPU]
     options += ["--num_timesteps", "4", "--temporal_loss", "tmc", "--max_eval_samples", 32]
-    succeed("mlm.py", job, *options, launcher=PYTHON)
+    run_here(mlm, job, *options)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     dense, converted = results["dense"], results["before_training"]
     assert dense["loss_t1"] == pytest.approx(dense["loss"])  # one batch: the model's own mean

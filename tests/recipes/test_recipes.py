@@ -1,9 +1,7 @@
-"""The recipes as a user runs them: subprocesses, and the folders that they leave; what they refuse, in this
-process."""
+"""The recipes as a user runs them, and the folders that they leave. What needs no process of its own runs in
+this one, whose imports are made."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -26,28 +24,10 @@ sys.path.insert(0, str(ROOT / "recipes"))
 import glue_tmc  # noqa: E402
 import qqp_tmc  # noqa: E402
 
+from tests.recipes.running import run_here, succeed  # noqa: E402
+
 QUICK = ["--max_steps", "3", "--max_train_samples", "96", "--max_eval_samples", "32"]
 QUICK += ["--disable_tqdm", "True", "--use_cpu", "True"]
-
-
-def run(recipe, *arguments, launcher=("accelerate.commands.launch",)):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    module = ["-m", *launcher] if launcher else []
-    return subprocess.run(
-        [sys.executable, *module, str(ROOT / "recipes" / recipe), *map(str, arguments)],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-
-
-def succeed(*args, **kwargs):
-    done = run(*args, **kwargs)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.fixture
@@ -136,8 +116,8 @@ def test_the_folder_holds_all_that_is_needed(demo):
 @pytest.mark.slow
 def test_the_same_command_again_goes_on_instead_of_starting_over(demo, refused):
     folder, _ = demo
-    succeed("qqp_tmc.py", "--output_dir", folder, *QUICK)
-    printed = succeed("qqp_tmc.py", "--output_dir", folder, *QUICK, "--max_steps", "4")
+    run_here(qqp_tmc, "--output_dir", folder, *QUICK)
+    printed = run_here(qqp_tmc, "--output_dir", folder, *QUICK, "--max_steps", "4")
     assert "resuming from" in printed
     training = json.loads((folder / "results.json").read_text())["training"]
     assert (training["steps"], training["seconds"]) == (4, None)
@@ -150,8 +130,8 @@ def test_real_files_dense_first_and_yaml(qqp_files, dense_model, tmp_path):
     config = tmp_path / "job.yaml"
     config.write_text(f"task_name: qqp\ndata_dir: {qqp_files}\nlearning_rate: 5e-5\n")
     out = tmp_path / "out"
-    printed = succeed(
-        "glue_tmc.py",
+    printed = run_here(
+        glue_tmc,
         config,
         *("--model_name_or_path", dense_model, "--dense_first", "--num_timesteps", 2),
         *("--output_dir", out, *QUICK),
@@ -161,8 +141,8 @@ def test_real_files_dense_first_and_yaml(qqp_files, dense_model, tmp_path):
     assert {"dense", "before_training", "spiking"} <= results.keys()
     assert results["config"]["num_timesteps"] == 2
     again = tmp_path / "again"
-    succeed(
-        "qqp_tmc.py",
+    run_here(
+        qqp_tmc,
         "--data_dir",
         qqp_files,
         "--model_name_or_path",

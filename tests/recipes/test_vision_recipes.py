@@ -1,9 +1,7 @@
 """Image and event recipes: which samples go where, the published networks, and whole small runs."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +36,7 @@ from tests.data.events.test_recordings import (  # noqa: E402
     gesture_archive,
 )
 from tests.models.test_vision import make  # noqa: E402
+from tests.recipes.running import run_here, succeed  # noqa: E402
 
 CONFIGS = ROOT / "recipes" / "configs"
 PARAMETERS = {
@@ -397,27 +396,13 @@ def test_a_subset_is_the_same_each_time():
     assert drawn != list(range(100, 110))
 
 
-def run(recipe, *options):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "recipes" / recipe), *map(str, options)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 @pytest.mark.slow
 def test_dense_first_then_rounding_neurons_and_the_same_command_again(tmp_path):
     folder = images_in(tmp_path / "images", {"train": 40, "test": 10})
     out = tmp_path / "out"
     options = [*SMALL_VGG, *TINY, "--data_dir", folder, "--image_size", "8", "--output_dir", out]
     options += ["--neuron", "rounding", "--dense_first"]
-    run("image_tmc.py", *options)
+    succeed("image_tmc.py", *options, launcher=())
     results = json.loads((out / "results.json").read_text())
     assert results["samples"] == {"train": 36, "validation": 4, "test": 10}
     assert results["config"]["neuron"] == "rounding"
@@ -437,7 +422,7 @@ def test_dense_first_then_rounding_neurons_and_the_same_command_again(tmp_path):
     card = (out / "README.md").read_text()
     assert "trained from scratch as a dense network, then converted" in card
     assert f"| step 2 | {results['spiking']['accuracy_t2']:.4f} |" in card
-    printed = run("image_tmc.py", *options)
+    printed = run_here(image_tmc, *options)
     assert printed.count("resuming from") == 2
     again = json.loads((out / "results.json").read_text())
     assert again["spiking"]["accuracy"] == results["spiking"]["accuracy"], "the best model again"
@@ -449,7 +434,7 @@ def test_the_model_that_is_kept_is_the_best_on_validation(tmp_path):
     folder = images_in(tmp_path / "images", {"train": 40, "test": 10})
     out = tmp_path / "out"
     options = [*SMALL_VGG, *TINY, "--data_dir", folder, "--image_size", "8", "--output_dir", out]
-    run("image_tmc.py", *options, "--neuron", "lif", "--learning_rate", "0.3", "--mixup", "0.2")
+    run_here(image_tmc, *options, "--neuron", "lif", "--learning_rate", "0.3", "--mixup", "0.2")
     results = json.loads((out / "results.json").read_text())
     log = json.loads((out / "trainer_state.json").read_text())["log_history"]
     seen = [entry["eval_accuracy"] for entry in log if "eval_accuracy" in entry]
@@ -465,7 +450,7 @@ def test_losses_are_compared_on_simulated_events(tmp_path):
     options += ["--events", "simulated", "--data_dir", folder, "--cache_dir", tmp_path / "cache"]
     options += ["--frame_size", "8", *SMALL_VGG, *TINY, "--output_dir", out]
     options += ["--rounding_learning_rate", "1e-3"]
-    run("compare_vision.py", *options)
+    run_here(compare_vision, *options)
     rates = {
         name: yaml.safe_load((out / name / "seed2" / "arguments.yaml").read_text())["learning_rate"]
         for name in ("tet", "dense", "rounding", "reconstructed")
@@ -486,8 +471,8 @@ def test_losses_are_compared_on_simulated_events(tmp_path):
     ]
     assert first[0]["loss"] != first[1]["loss"]
     options[options.index("--max_steps") + 1] = "2"
-    with pytest.raises(AssertionError, match=r"other options.*max_steps 3 -> 2"):
-        run("compare_vision.py", *options)
+    with pytest.raises(ValueError, match=r"other options.*max_steps 3 -> 2"):
+        run_here(compare_vision, *options)
 
 
 @pytest.mark.parametrize("frames", [1, 3])

@@ -1,0 +1,35 @@
+"""Running a recipe: in a process of its own, as a user does, or in this one, whose imports are made."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def succeed(recipe, *arguments, launcher=("accelerate.commands.launch",)):
+    """What a recipe, a file's name, prints in a process that `python -m launcher` starts; `()`: Python itself."""
+    module = ["-m", *launcher] if launcher else []
+    done = subprocess.run(
+        [sys.executable, *module, str(ROOT / "recipes" / recipe), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def run_here(recipe, *arguments):
+    """What a recipe, a module, prints."""
+    with pytest.MonkeyPatch.context() as patch, io.StringIO() as printed:
+        patch.setattr("sys.argv", [recipe.__file__, *map(str, arguments)])
+        patch.setattr("sys.stdout", printed)
+        recipe.main()
+        return printed.getvalue()
