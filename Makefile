@@ -35,11 +35,13 @@ LOWEST = tests/losses tests/metrics tests/models/test_checkpoint.py tests/traini
 .venv-lowest/.installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt torch
-	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt --editable . pytest hypothesis
+	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt --editable . \
+		pytest pytest-xdist hypothesis
 	touch $@
 
 test-lowest: .venv-lowest/.installed
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -m "not slow" $(LOWEST) \
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -m "not slow" \
+		--numprocesses 2 --dist worksteal $(LOWEST) \
 		tests/neurons --deselect tests/neurons/test_streaming.py::test_compiled_too
 
 # Known vulnerabilities of the versions installed; asks an advisory service. --strict: a package that it does
