@@ -11,11 +11,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def succeed(recipe, *arguments, launcher=("accelerate.commands.launch",)):
-    """What a recipe, a file's name, prints in a process that `python -m launcher` starts; `()`: Python itself."""
-    module = ["-m", *launcher] if launcher else []
+def succeed(recipe, *arguments, launcher=()):
+    """What a recipe, a file's name, prints in a process of Python's, or of a launcher's: a module and its options."""
+    started_by = ["-m", *launcher] if launcher else []
     done = subprocess.run(
-        [sys.executable, *module, str(ROOT / "recipes" / recipe), *map(str, arguments)],
+        [sys.executable, *started_by, str(ROOT / "recipes" / recipe), *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
         cwd=ROOT,
         capture_output=True,

@@ -215,7 +215,7 @@ def test_a_comparison_on_demo_pairs_goes_on_where_it_was(tmp_path):
     options = ["--losses", "tmc_batch", "tet", "--seeds", "1", "--output_dir", str(tmp_path)]
     options += ["--max_steps", "4", "--logging_steps", "1", "--disable_tqdm", "True"]
     options += ["--max_train_samples", "96", "--max_eval_samples", "32", "--use_cpu", "True"]
-    assert "tmc_batch" in succeed("compare_losses.py", *options, launcher=())
+    assert "tmc_batch" in succeed("compare_losses.py", *options)
     runs = {loss: tmp_path / loss / "seed1" / "run.json" for loss in ("tmc_batch", "tet")}
     written = {loss: path.stat().st_mtime_ns for loss, path in runs.items()}
     record = json.loads((tmp_path / "comparison.json").read_text())

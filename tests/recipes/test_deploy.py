@@ -1,10 +1,6 @@
 """The recipe on real files: each form answers the dev set, and its figures are its own."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +9,7 @@ from safetensors.torch import load_file
 from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification
 from spikenlp.data import demo_question_pairs, wordpiece_tokenizer
 from tests.conftest import TINY_DENSE
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.recipes.running import succeed
 
 
 @pytest.mark.parametrize(
@@ -33,13 +28,9 @@ def test_every_form_answers_the_dev_set(tmp_path, formats):
     model = SpikingBertForSequenceClassification(SpikingBertConfig(**fields))
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    command = [sys.executable, str(ROOT / "recipes" / "deploy.py"), "--task_name", "qqp"]
-    command += ["--checkpoint", str(tmp_path / "model"), "--output_dir", str(tmp_path / "out")]
-    command += ["--max_eval_samples", "24", "--batch", "12"]
-    command += ["--formats", *formats]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=560)
-    assert done.returncode == 0, done.stderr[-3000:]
+    options = ["--checkpoint", tmp_path / "model", "--output_dir", tmp_path / "out"]
+    options += ["--max_eval_samples", 24, "--batch", 12, "--formats", *formats]
+    succeed("deploy.py", "--task_name", "qqp", *options)
     results = json.loads((tmp_path / "out" / "deploy.json").read_text())
     assert results["run"]["command"].startswith("deploy.py --task_name qqp")
     assert (results["samples"], results["checkpoint"]) == (24, "model")

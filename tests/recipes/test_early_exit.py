@@ -1,10 +1,7 @@
 """The recipe on real files: figures that agree with one another, and policies that load again."""
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +10,11 @@ from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification
 from spikenlp.data import demo_question_pairs, wordpiece_tokenizer
 from spikenlp.inference import ExitPolicy
 from tests.conftest import TINY_DENSE
+from tests.recipes.running import ROOT, succeed
 
-ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "recipes"))
 
-from task_data import DataArguments, labelled_batches  # noqa: E402
+from task_data import DataArguments, labelled_batches
 
 
 def test_demo_pairs_are_of_no_other_task(tmp_path):
@@ -36,13 +33,9 @@ def test_two_checkpoints_on_demo_pairs(tmp_path):
         model = SpikingBertForSequenceClassification(SpikingBertConfig(**fields))
         model.save_pretrained(tmp_path / f"model{seed}")
         tokenizer.save_pretrained(tmp_path / f"model{seed}")
-    command = [sys.executable, str(ROOT / "recipes" / "early_exit.py"), "--task_name", "qqp"]
-    command += ["--checkpoints", str(tmp_path / "model0"), str(tmp_path / "model1")]
-    command += ["--max_eval_samples", "24", "--batch", "12", "--thresholds", "0.6", "--save"]
-    command += ["--output_dir", str(tmp_path / "out"), "--max_accuracy_drop", "0.1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    options = ["--checkpoints", tmp_path / "model0", tmp_path / "model1", "--batch", 12, "--save"]
+    options += ["--max_eval_samples", 24, "--thresholds", 0.6, "--max_accuracy_drop", 0.1]
+    succeed("early_exit.py", "--task_name", "qqp", *options, "--output_dir", tmp_path / "out")
     results = json.loads((tmp_path / "out" / "early_exit.json").read_text())
     assert results["run"]["command"].startswith("early_exit.py --task_name qqp")
     for name in ("model0", "model1"):

@@ -38,7 +38,6 @@ from task_data import DataArguments, load_inputs
 WORDS = (
     "profit shares company bank oil grain ship trade rate dollar report year quarter loss".split()
 )
-PYTHON = ()
 CPU = ["--use_cpu", "True", "--disable_tqdm", "True"]
 SMALL = "hidden_size=32,num_hidden_layers=1,num_attention_heads=2,intermediate_size=64"
 
@@ -62,7 +61,6 @@ def tokenizer_folder(text_file, tmp_path_factory):
         "train_tokenizer.py",
         *("--corpus_files", text_file, "--vocab_size", 90, "--output_dir", folder),
         *("--model_max_length", 64),
-        launcher=PYTHON,
     )
     assert "200 documents" not in said  # 5% are held out
     assert "190 documents" in said
@@ -82,7 +80,7 @@ def pretraining(text_file, tokenizer_folder, out):
 @pytest.fixture(scope="module")
 def pretrained(text_file, tokenizer_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrained") / "out"
-    succeed("mlm.py", *pretraining(text_file, tokenizer_folder, folder), launcher=PYTHON)
+    succeed("mlm.py", *pretraining(text_file, tokenizer_folder, folder))
     return folder
 
 

@@ -30,23 +30,18 @@ QUICK = ["--max_steps", "3", "--max_train_samples", "96", "--max_eval_samples", 
 QUICK += ["--disable_tqdm", "True", "--use_cpu", "True"]
 
 
-@pytest.fixture
-def refused(monkeypatch):
+def refused(recipe, *arguments):
     """What a recipe says before it stops."""
-
-    def refused(recipe, *arguments):
-        monkeypatch.setattr(sys, "argv", [recipe.__file__, *map(str, arguments)])
-        with pytest.raises((ValueError, FileNotFoundError)) as error:
-            recipe.main()
-        return str(error.value)
-
-    return refused
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        run_here(recipe, *arguments)
+    return str(error.value)
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "out"
-    return folder, succeed("qqp_tmc.py", "--output_dir", folder, *QUICK)
+    launcher = ("accelerate.commands.launch",)
+    return folder, succeed("qqp_tmc.py", "--output_dir", folder, *QUICK, launcher=launcher)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +109,7 @@ def test_the_folder_holds_all_that_is_needed(demo):
 
 
 @pytest.mark.slow
-def test_the_same_command_again_goes_on_instead_of_starting_over(demo, refused):
+def test_the_same_command_again_goes_on_instead_of_starting_over(demo):
     folder, _ = demo
     run_here(qqp_tmc, "--output_dir", folder, *QUICK)
     printed = run_here(qqp_tmc, "--output_dir", folder, *QUICK, "--max_steps", "4")
@@ -172,7 +167,7 @@ def test_two_processes_are_counted(tmp_path):
         (["--task_name", "stsb", "--data_dir", "{stsb}"], "TMC to calibrate: use --temporal_loss"),
     ],
 )
-def test_bad_input_stops_before_training(arguments, message, tmp_path, refused):
+def test_bad_input_stops_before_training(arguments, message, tmp_path):
     stsb = tmp_path / "STS-B"
     stsb.mkdir()
     for name in ("train.tsv", "dev.tsv"):
@@ -182,13 +177,13 @@ def test_bad_input_stops_before_training(arguments, message, tmp_path, refused):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_only_a_converted_model_is_reconstructed(tmp_path, refused):
+def test_only_a_converted_model_is_reconstructed(tmp_path):
     said = refused(qqp_tmc, "--reconstruct", "True", *QUICK, "--output_dir", tmp_path)
     assert "but the model starts from scratch: leave it out" in said
 
 
 @pytest.mark.parametrize("kind", [BertConfig, SpikingBertConfig])
-def test_a_classifier_of_other_labels_is_refused(qqp_files, dense_model, kind, tmp_path, refused):
+def test_a_classifier_of_other_labels_is_refused(qqp_files, dense_model, kind, tmp_path):
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "num_labels": 3}
     model = AutoModelForSequenceClassification.from_config(kind(**shape))
     model.save_pretrained(tmp_path / "start")
@@ -198,7 +193,7 @@ def test_a_classifier_of_other_labels_is_refused(qqp_files, dense_model, kind, t
     assert "start has 3 labels, qqp 2" in said
 
 
-def test_other_architectures_are_refused(qqp_files, tmp_path, refused):
+def test_other_architectures_are_refused(qqp_files, tmp_path):
     from transformers import DistilBertConfig, DistilBertModel
 
     DistilBertModel(DistilBertConfig(dim=32, n_heads=2, n_layers=1, hidden_dim=32)).save_pretrained(

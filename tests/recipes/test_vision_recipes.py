@@ -402,7 +402,7 @@ def test_dense_first_then_rounding_neurons_and_the_same_command_again(tmp_path):
     out = tmp_path / "out"
     options = [*SMALL_VGG, *TINY, "--data_dir", folder, "--image_size", "8", "--output_dir", out]
     options += ["--neuron", "rounding", "--dense_first"]
-    succeed("image_tmc.py", *options, launcher=())
+    succeed("image_tmc.py", *options)
     results = json.loads((out / "results.json").read_text())
     assert results["samples"] == {"train": 36, "validation": 4, "test": 10}
     assert results["config"]["neuron"] == "rounding"
