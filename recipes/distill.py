@@ -53,17 +53,17 @@ from phases import (
     PhaseArguments,
     Phases,
     RepresentationArguments,
+    listed,
     names_of,
     summary,
 )
 from student import (
     CALIBRATION_BATCH,
-    StudentArguments,
+    ConversionArguments,
     bert_config,
     check_labels,
     check_tokenizer,
     dense_config,
-    is_spiking,
     load,
 )
 from task_data import DataArguments, Inputs, calibration_batches, load_inputs, load_task_data
@@ -75,17 +75,14 @@ from transformers import (
 )
 
 from spikenlp import (
-    SpikingBertConfig,
     SpikingBertForSequenceClassification,
     SpikingTrainer,
     watchdogs,
 )
 from spikenlp.data import pack
 from spikenlp.hub.training import CONFIG_FIELDS
-from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
 from spikenlp.models.spiking_bert.reconstruction import reconstruct
 from spikenlp.training.distillation import (
-    PROJECTIONS,
     DistillationArguments,
     DistillationTrainer,
     check_shapes,
@@ -104,7 +101,7 @@ LEARN_ANSWERS = ("collapsed", "unrolled")
 
 @dataclass
 class PipelineArguments(
-    StudentArguments, RepresentationArguments, CollapsedArguments, PhaseArguments
+    ConversionArguments, RepresentationArguments, CollapsedArguments, PhaseArguments
 ):
     phases: list[str] = field(
         default_factory=lambda: list(USUAL_PHASES),
@@ -121,46 +118,12 @@ class PipelineArguments(
             "and unrolled learn the mean of the logits of all teachers. Same tokenizer."
         },
     )
-    student: str | None = field(
-        default=None,
-        metadata={
-            "help": "What the student is made of, if not of the teacher: a dense BERT, say of another "
-            "shape, or a spiking one, which is calibrated anew if it is to spike otherwise, say at another "
-            "T. Same tokenizer. Default: the teacher; before the phase general the model that it was "
-            "fine-tuned from."
-        },
-    )
     teacher_learning_rate: float = field(default=5e-5, metadata={"help": "Of the phase teacher."})
     teacher_epochs: float = field(default=2.0, metadata={"help": "Of the phase teacher."})
     reconstruction_batches: int = field(
         default=32,
         metadata={"help": f"Batches of {CALIBRATION_BATCH} of the phase reconstructed."},
     )
-    hidden_act: str | None = field(
-        default=None,
-        metadata={"help": "Activation of the student's feed-forward layers; relu spikes less."},
-    )
-
-    def student_config(self) -> SpikingBertConfig:
-        """What makes the student spike. Raises ValueError where a chosen phase is not for such a one."""
-        fields = self.spiking_fields()
-        config = SpikingBertConfig(**fields)
-        if self.student and is_spiking(self.student):
-            self.check_reconstruct(f"{self.student} is spiking")
-            config = SpikingBertConfig.from_pretrained(self.student, **fields)
-        for phase in ("collapsed", "reconstructed"):
-            if phase in self.phases and config.neuron != "rounding":
-                raise ValueError(
-                    f"the phase {phase} needs rounding neurons, the student's are {config.neuron!r}: leave "
-                    "it out of --phases"
-                )
-        if "reconstructed" in self.phases and config.architecture != "default":
-            raise ValueError("the phase reconstructed is for the architecture 'default'")
-        return config
-
-    def spiking_fields(self) -> dict[str, Any]:
-        fields = super().spiking_fields()
-        return fields if self.hidden_act is None else {**fields, "hidden_act": self.hidden_act}
 
 
 class Pipeline(Phases):
@@ -202,7 +165,7 @@ class Pipeline(Phases):
         self.check_tokenizer(options.model_name_or_path)
         if options.teacher:
             self.check_source(options.teacher)
-        config = options.student_config()
+        config = options.student_config(options.phases)
         for phase in chosen:
             check_penalty(config, self.arguments(phase))
         learning = [p for p in chosen if p in LEARN_ANSWERS and self.arguments(p).logit_weight]
@@ -302,22 +265,14 @@ class Pipeline(Phases):
         options, source = self.options, self.source()
         teacher = self.load_teacher(self.teacher_path)
         self.check_source(source, spiking_too=True)
-        fields, names = options.spiking_fields(), self.inputs.label_fields()
         batches = calibration_batches(self.inputs, options.calibration_batches, self.args.seed)
-        if is_spiking(source):
-            model, created, dropped = load(
-                SpikingBertForSequenceClassification, source, **names, **fields
-            )
-            anew = options.spikes_otherwise(source)
-            if anew:
-                calibrate(model, batches)
-        else:
-            dense, created, dropped = load(BertForSequenceClassification, source, **names)
-            model = SpikingBertForSequenceClassification.from_dense(
-                dense, calibration=batches, reconstruct=options.reconstruct, **fields
-            )
-            anew = True
-        created += [options.created()] if anew else []
+        model, created, dropped = options.make_student(
+            SpikingBertForSequenceClassification,
+            BertForSequenceClassification,
+            source,
+            batches,
+            **self.inputs.label_fields(),
+        )
         self.announce("converted", source, listed(created), listed(dropped))
         check_teacher(model, teacher, self.args)
         args = dataclasses.replace(self.arguments("converted"), hidden_weight=0.0)
@@ -363,10 +318,7 @@ class Pipeline(Phases):
         self.options.check_converted(start, model.config)
         further = self.further_teachers if phase in LEARN_ANSWERS else []
         trainer = self.trainer(model, args, teacher, data, further)
-        projections = getattr(model, PROJECTIONS, ())
-        created = f"{len(projections)} projections of hidden states" if projections else "nothing"
-        dropped = "the projections, when it ends" if projections else "nothing"
-        self.announce(phase, start, created, dropped)
+        self.announce_training(phase, start, model)
         training = self.fit(trainer)
         training["temporal_loss"] = args.temporal_loss if phase == "unrolled" else None
         found = {**self.measure(trainer), "training": training}
@@ -464,10 +416,6 @@ class Pipeline(Phases):
     def check_tokenizer(self, path: str | Path) -> None:
         known_as = self.options.tokenizer_name or self.options.model_name_or_path
         check_tokenizer(path, self.inputs.tokenizer, known_as)
-
-
-def listed(names: list[str]) -> str:
-    return ", ".join(names) or "nothing"
 
 
 def distill(argv: list[str]) -> dict[str, Any]:

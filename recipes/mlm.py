@@ -36,7 +36,7 @@ from common import (
     temporal_loss_of,
     train,
 )
-from corpus import CorpusArguments
+from corpus import BlockArguments, in_batches
 from student import CALIBRATION_BATCH, FROM_SCRATCH, StudentArguments, config_from_scratch
 from transformers import (
     AutoConfig,
@@ -52,7 +52,7 @@ from spikenlp import (
     SpikingTrainingArguments,
     watchdogs,
 )
-from spikenlp.data import ReproducibleMasking, pack
+from spikenlp.data import ReproducibleMasking
 from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
 from spikenlp.provenance import run_record
 from spikenlp.training import MaskedLMTrainer, check_tokenizer_fits
@@ -71,19 +71,10 @@ class MaskedLMModelArguments(StudentArguments):
 
 
 @dataclass
-class TextArguments(CorpusArguments):
-    max_seq_length: int = field(
-        default=128, metadata={"help": "Tokens a block, [CLS] and [SEP] included."}
-    )
+class TextArguments(BlockArguments):
     mlm_probability: float = field(
         default=0.15,
         metadata={"help": "Share of tokens to predict (80% [MASK], 10% random, 10% as they are)."},
-    )
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Use only so many blocks."}
-    )
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Use only so many blocks."}
     )
 
 
@@ -99,26 +90,13 @@ class Blocks:
 
     def calibration_batches(self, batches: int) -> list[dict[str, torch.Tensor]]:
         rows = self.train.select(range(min(batches * CALIBRATION_BATCH, len(self.train))))
-        return [
-            {k: v for k, v in self.collator(rows.select(chunk).to_list()).items() if k != "labels"}
-            for start in range(0, len(rows), CALIBRATION_BATCH)
-            if (chunk := range(start, min(start + CALIBRATION_BATCH, len(rows))))
-        ]
+        return in_batches(rows, self.collator, CALIBRATION_BATCH)
 
 
 def load_blocks(model_args: StudentArguments, text_args: TextArguments, seed: int) -> Blocks:
-    """Blocks in a random order, which is always the same."""
     corpus, source = text_args.load_corpus()
-    if "validation" not in corpus:
-        raise ValueError(
-            "nothing to evaluate on: give --corpus_validation_files or a --corpus_validation_share > 0"
-        )
     tokenizer = model_args.load_tokenizer(corpus["train"]["text"])
-    limits = {"train": text_args.max_train_samples, "validation": text_args.max_eval_samples}
-    splits = {}
-    for name, limit in limits.items():
-        blocks = pack(corpus[name], tokenizer, text_args.max_seq_length).shuffle(seed=0)
-        splits[name] = blocks if limit is None else blocks.select(range(min(limit, len(blocks))))
+    splits = text_args.pack(corpus, tokenizer)
     collator = ReproducibleMasking(tokenizer, mlm_probability=text_args.mlm_probability, seed=seed)
     return Blocks(source, splits["train"], splits["validation"], tokenizer, collator)
 
@@ -140,7 +118,7 @@ def build_model(
             text_args.max_seq_length,
             **{**parse_overrides(model_args.config_overrides), **fields},
         )
-        check_length(config, text_args)
+        text_args.check_length(config)
         model = SpikingBertForMaskedLM(config)
         calibrate(model, calibration())
         return model
@@ -150,7 +128,7 @@ def build_model(
             f"--model_name_or_path {path}, whose shape is given"
         )
     source_config = AutoConfig.from_pretrained(path)
-    check_length(source_config, text_args)
+    text_args.check_length(source_config)
     if source_config.model_type == "spiking_bert":
         model_args.check_reconstruct(f"{path} is spiking")
         model = SpikingBertForMaskedLM.from_pretrained(path, **fields)
@@ -188,14 +166,6 @@ def parse_overrides(text: str | None) -> dict[str, Any]:
                 "SpikingBertConfig that is a number or a word"
             ) from None
     return fields
-
-
-def check_length(config: Any, text_args: TextArguments) -> None:
-    if text_args.max_seq_length > config.max_position_embeddings:
-        raise ValueError(
-            f"--max_seq_length {text_args.max_seq_length} exceeds the model's "
-            f"{config.max_position_embeddings} positions"
-        )
 
 
 def dense_trainer(

@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 import yaml
 from common import all_options, check_same_options, is_score, weights_digest, write_text
 from student import StudentArguments
-from transformers import HfArgumentParser, TrainingArguments, set_seed
+from transformers import HfArgumentParser, PreTrainedModel, TrainingArguments, set_seed
 
 from spikenlp import SpikingTrainer
 from spikenlp.provenance import run_record
 from spikenlp.training import DistillationArguments, last_checkpoint
+from spikenlp.training.distillation import PROJECTIONS
 
 STEPS = {"max_steps", "num_train_epochs"}
 OF_TRAINING = STEPS | {
@@ -325,9 +326,20 @@ class Phases:
             **{name: getattr(args, name) for name in self.recorded},
         }
 
+    def announce_training(self, phase: str, start: Path, model: PreTrainedModel) -> None:
+        """Of a student whose trainer has made what it learns beside the student."""
+        projections = getattr(model, PROJECTIONS, ())
+        created = f"{len(projections)} projections of hidden states" if projections else "nothing"
+        dropped = "the projections, when it ends" if projections else "nothing"
+        self.announce(phase, start, created, dropped)
+
     def announce(self, phase: str, loaded: Any, created: str, dropped: str = "nothing") -> None:
         if self.args.process_index == 0:
             print(f"phase {phase}: loads {loaded}; creates {created}; drops {dropped}", flush=True)
+
+
+def listed(names: list[str]) -> str:
+    return ", ".join(names) or "nothing"
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -18,6 +19,8 @@ from transformers import (
 
 from spikenlp import SpikingBertConfig
 from spikenlp.data import TextTask, wordpiece_tokenizer
+from spikenlp.models.spiking_bert import SpikingBertPreTrainedModel
+from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
 
 CALIBRATION_BATCH = 32
 PROBED = 1000
@@ -33,6 +36,7 @@ FROM_SCRATCH: dict[str, Any] = {
 
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+Spiking = TypeVar("Spiking", bound=SpikingBertPreTrainedModel)
 
 
 @dataclass
@@ -141,6 +145,75 @@ class StudentArguments:
         """The one that is named, else that of the start, else a new one with the words of `texts`."""
         path = self.tokenizer_name or self.model_name_or_path
         return wordpiece_tokenizer(texts) if path is None else AutoTokenizer.from_pretrained(path)
+
+
+@dataclass
+class ConversionArguments(StudentArguments):
+    """Options of a student that is made of a dense BERT or of a spiking one, with a teacher beside it."""
+
+    student: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the student is made of, if not of the teacher: a dense BERT, say of another "
+            "shape, or a spiking one, which is calibrated anew if it is to spike otherwise, say at another "
+            "T. Same tokenizer. Default: the teacher; before the phase general of distill.py the model that "
+            "it was fine-tuned from."
+        },
+    )
+    hidden_act: str | None = field(
+        default=None,
+        metadata={"help": "Activation of the student's feed-forward layers; relu spikes less."},
+    )
+
+    def spiking_fields(self) -> dict[str, Any]:
+        fields = super().spiking_fields()
+        return fields if self.hidden_act is None else {**fields, "hidden_act": self.hidden_act}
+
+    def student_config(self, phases: Collection[str]) -> SpikingBertConfig:
+        """What makes the student spike. Raises ValueError where one of `phases` is not for such a one."""
+        fields = self.spiking_fields()
+        config = SpikingBertConfig(**fields)
+        if self.student and is_spiking(self.student):
+            self.check_reconstruct(f"{self.student} is spiking")
+            config = SpikingBertConfig.from_pretrained(self.student, **fields)
+        for phase in ("collapsed", "reconstructed"):
+            if phase in phases and config.neuron != "rounding":
+                raise ValueError(
+                    f"the phase {phase} needs rounding neurons, the student's are {config.neuron!r}: leave "
+                    "it out of --phases"
+                )
+        if "reconstructed" in phases and config.architecture != "default":
+            raise ValueError("the phase reconstructed is for the architecture 'default'")
+        return config
+
+    def make_student(
+        self,
+        kind: type[Spiking],
+        dense: type[PreTrainedModel],
+        source: str | Path,
+        batches: list[dict[str, Tensor]],
+        **fields: Any,
+    ) -> tuple[Spiking, list[str], list[str]]:
+        """A model of `kind` made of the one at `source`, which is of the kind `dense` or spiking, and what
+        of it was created and dropped.
+
+        Args:
+            batches: to calibrate amplitudes on.
+            fields: others of the config.
+        """
+        spiking = self.spiking_fields()
+        if is_spiking(source):
+            model, created, dropped = load(kind, source, **fields, **spiking)
+            anew = self.spikes_otherwise(source)
+            if anew:
+                calibrate(model, batches)
+        else:
+            loaded, created, dropped = load(dense, source, **fields)
+            model = kind.from_dense(
+                loaded, calibration=batches, reconstruct=self.reconstruct, **spiking
+            )
+            anew = True
+        return model, created + ([self.created()] if anew else []), dropped
 
 
 def config_from_scratch(

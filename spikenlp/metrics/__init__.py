@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spikenlp.metrics.alignment import LinearCKA
 from spikenlp.metrics.calibration import (
     ReliabilityCurve,
     adaptive_calibration_error,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GlueMetric",
+    "LinearCKA",
     "ReliabilityCurve",
     "accuracy_at",
     "adaptive_calibration_error",
