@@ -103,12 +103,22 @@ class SpikeMonitor:
         )
         sites = sent.sites()
         if sent.step is not None:
-            # One step of T: the others are zeros here, and the positions count once.
+            # One step of T, or of more: the others are zeros here, and the positions count once.
             config: Any = self.model.config
-            before, after = sent.step, config.num_timesteps - 1 - sent.step
-            positive, negative = (F.pad(x, (0, 0, before, after)) for x in (positive, negative))
+            steps = max(config.num_timesteps, sent.step + 1)
+            positive, negative = (
+                F.pad(x, (0, 0, sent.step, steps - 1 - sent.step)) for x in (positive, negative)
+            )
             sites = sites if sent.step == 0 else 0
         seen = self.layers.get(sent.name)
+        if seen is not None and sent.step is not None:
+            further = len(positive) - len(seen.positive)
+            seen.positive, seen.negative = (
+                F.pad(x, (0, 0, 0, max(further, 0))) for x in (seen.positive, seen.negative)
+            )
+            positive, negative = (
+                F.pad(x, (0, 0, 0, max(-further, 0))) for x in (positive, negative)
+            )
         if seen is None:
             self.layers[sent.name] = SpikeCounts(positive, negative, sites)
             return

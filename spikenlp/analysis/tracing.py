@@ -329,13 +329,18 @@ class _Recorder(TorchFunctionMode):
     ) -> None:
         origin, sops = self.origin(input), None
         rows, steps = self.rows(result.movedim(1, -1))
+        # One output channel of each group stands for all.
+        ones = torch.ones_like(weight[:groups], dtype=torch.float64)
+
+        def reached(x: Tensor) -> Tensor:
+            return func(x, ones, None, stride, padding, dilation, groups).flatten(1).sum(1)
+
         if origin is not None:
-            # One output channel of each group stands for all.
-            ones = torch.ones_like(weight[:groups], dtype=torch.float64)
-            fired = origin.behind.double()
-            reached = func(fired, ones, None, stride, padding, dilation, groups).flatten(1).sum(1)
-            sops = self._by_sample(reached, input) * (len(weight) // groups)
-        self._add(func.__name__, origin, rows * weight.numel(), steps, sops, weight.numel())
+            sops = self._by_sample(reached(origin.behind.double()), input) * (len(weight) // groups)
+        # Of an input without zeros: what meets padding is no product, for spikes and floats alike.
+        products = reached(torch.ones_like(input[:1], dtype=torch.float64))
+        each = products * (len(weight) // groups) / (result[0].numel() // len(weight))
+        self._add(func.__name__, origin, rows * each, steps, sops, weight.numel())
 
     def _matmul(self, func, result: Tensor, *operands: Tensor, **kwargs: Any) -> None:
         """[..., m, k] times [..., k, n]: a spike meets what its element meets."""

@@ -141,8 +141,7 @@ def watch_neurons(model: nn.Module, observe: Callable[[Sent], None], *, real: Te
     def begin(module, args):
         next_step.clear()
 
-    def report(name, neuron, output, running, step=None, before=None):
-        real = mask[0]
+    def report(name, neuron, output, running, real, step=None, before=None):
         fits = real is not None and output.dim() == 4 and output.shape[1:3] == real.shape
         levels = _levels(neuron, output, running, before)
         observe(Sent(name, neuron, levels, running, real if fits else None, step))
@@ -150,8 +149,12 @@ def watch_neurons(model: nn.Module, observe: Callable[[Sent], None], *, real: Te
     def hook(name):
         def sent(neuron, args, kwargs, output):
             carrier = carrier_of(neuron)
-            before = None if carrier is None else carrier.before[neuron]
-            report(name, neuron, output, kwargs.get("running", False), before=before)
+            running = kwargs.get("running", False)
+            if carrier is None:
+                report(name, neuron, output, running, mask[0])
+                return
+            before = carrier.before[neuron]
+            report(name, neuron, output, running, carrier.real, before.step, before)
 
         return sent
 
@@ -160,7 +163,7 @@ def watch_neurons(model: nn.Module, observe: Callable[[Sent], None], *, real: Te
 
         def watched(x, v=None):
             sent, v = step(x, v)
-            report(name, neuron, sent, False, next_step.get(neuron, 0))
+            report(name, neuron, sent, False, mask[0], next_step.get(neuron, 0))
             next_step[neuron] = next_step.get(neuron, 0) + 1
             return sent, v
 

@@ -142,7 +142,8 @@ def choose_policy(answers: Answers, max_accuracy_drop: float) -> ExitPolicy:
     tried = (
         np.quantile(confidence[:, :-1], quantiles, method="lower") if full.mean_steps > 1 else []
     )
-    for threshold in np.unique(tried)[::-1]:
+    # Below the lowest confidence there is one more, where all stop at step 1.
+    for threshold in np.unique([0.0, *tried] if len(tried) else tried)[::-1]:
         point = exit_point(confidence, correct, threshold)
         if full.accuracy - point.accuracy > max_accuracy_drop + 1e-12:
             break

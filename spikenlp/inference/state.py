@@ -144,7 +144,7 @@ def advance(model: SpikingBertForSequenceClassification, state: AnytimeState) ->
     with ExitStack() as stack:
         if state.energy is not None:
             seen = stack.enter_context(_record(model, state.real))
-        carrier = stack.enter_context(Carrier(before, constant=state.embedding))
+        carrier = stack.enter_context(Carrier(before, state.embedding, state.real))
         stream = model.bert.encoder(state.embedding[None], state.mask, first_token_only=True)
         pooled = model.bert.pooler(stream)[0]
         current, pooled_sum = pooled, None

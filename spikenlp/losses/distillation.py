@@ -123,8 +123,9 @@ def hidden_state_loss(
                 f"hidden state {i} has shape {list(mapped.shape)}, the teacher's {j} "
                 f"{list(target.shape)}: widths that differ need `projections`"
             )
-        distance = (mapped.float() - target.float()).square().mean(-1)
-        total = total + _mean_of_real(distance, attention_mask)
+        real = None if attention_mask is None else attention_mask.bool()
+        difference = _real_difference(mapped, target, None if real is None else real[..., None])
+        total = total + _mean_of_real(difference.square().mean(-1), real)
     return total
 
 
@@ -161,7 +162,7 @@ def attention_score_loss(
     pairs = None
     if attention_mask is not None:
         real = attention_mask.bool()
-        pairs = (real[:, :, None] & real[:, None, :]).flatten(1)
+        pairs = real[:, :, None] & real[:, None, :]
     total = scores[0].new_zeros((), dtype=scores[0].float().dtype)
     for i, (score, j) in enumerate(zip(scores, layers, strict=True)):
         if j is None:
@@ -172,8 +173,8 @@ def attention_score_loss(
                 f"attention scores of layer {i} have shape {list(score.shape)}, the teacher's "
                 f"{list(target.shape)}: both need the same heads and length"
             )
-        distance = (score.float() - target.float()).square().mean(1).flatten(1)
-        total = total + _mean_of_real(distance, pairs)
+        difference = _real_difference(score, target, None if pairs is None else pairs[:, None])
+        total = total + _mean_of_real(difference.square().mean(1), pairs)
     return total
 
 
@@ -243,11 +244,15 @@ def _unit_embeddings(embeddings: Tensor, teacher: Tensor) -> tuple[Tensor, Tenso
     return F.normalize(by_step.float(), dim=-1), F.normalize(teacher.float(), dim=-1)
 
 
-def _mean_of_real(distance: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over samples of the mean of `distance` [B, N] where `mask` [B, N] is not 0."""
-    if mask is None:
+def _real_difference(student: Tensor, teacher: Tensor, real: Tensor | None) -> Tensor:
+    """In float32, 0 where `real` is False: what stands there may be infinite, and so would its gradient be."""
+    if real is not None:
+        student, teacher = student.where(real, 0), teacher.where(real, 0)
+    return student.float() - teacher.float()
+
+
+def _mean_of_real(distance: Tensor, real: Tensor | None) -> Tensor:
+    """Mean over samples of the mean of `distance` [B, ...], which is 0 where `real` [B, ...] is False."""
+    if real is None:
         return distance.mean()
-    real = mask.bool()
-    # Where, and not times 0: what stands at padding may be infinite.
-    kept = distance.where(real, 0).sum(1) / real.sum(1).clamp_min(1)
-    return kept.mean()
+    return (distance.flatten(1).sum(1) / real.flatten(1).sum(1).clamp_min(1)).mean()

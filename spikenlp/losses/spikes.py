@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from spikenlp.neurons import SpikingNeuron
 from spikenlp.neurons.collapsed import collapsed_of_state, level_of
 from spikenlp.neurons.compilation import run_compiled
 from spikenlp.neurons.dynamics import SMALLEST_SCALE, grad_of_currents, spike_function
+from spikenlp.neurons.linear import record_of
 
 
 def spikes_per_neuron(sent: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -48,7 +50,7 @@ def spikes_per_neuron(sent: Tensor, attention_mask: Tensor | None = None) -> Ten
 
 def _count(sent: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Spikes of what a neuron sent, differentiable, and the neurons that could have sent them."""
-    record = getattr(sent, "spike_record", None)
+    record = record_of(sent)
     if record is None:
         raise ValueError(
             "spikes_per_neuron needs what a spiking neuron returned with gradients on, untouched: "
@@ -182,6 +184,7 @@ class _SpikeCount(torch.autograd.Function):
         return by_amplitude.sum()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor):
         state, mask, amplitude, by_amplitude = ctx.saved_tensors
         needs_sent, _, needs_amplitude, needs_offset = ctx.needs_input_grad[:4]

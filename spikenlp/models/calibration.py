@@ -122,17 +122,29 @@ def position_weights(grad: Tensor) -> Tensor:
     return weight.clamp_min(SMALLEST_WEIGHT * weight.mean())
 
 
-def margin(outputs: ModelOutput) -> Tensor:
+def margin(outputs: ModelOutput, mask: Tensor | None = None) -> Tensor:
     """How decided the model is: best score less the second best, summed; without scores, a fixed
-    random projection of the hidden states."""
+    random projection of each hidden state.
+
+    Args:
+        mask: [B, L], 0 at padding, whose scores do not count where there is one a position.
+    """
     names = [n for n in ("logits", "start_logits", "end_logits") if n in outputs]
     if names and outputs[names[0]].shape[-1] > 1:
-        best = [outputs[name].float().topk(2).values for name in names]
-        return torch.stack([(b[..., 0] - b[..., 1]).sum() for b in best]).sum()
+        scores = [outputs[name].float() for name in names]
+        if mask is not None and "logits" not in outputs:  # the positions are what is chosen from
+            scores = [x.masked_fill(mask == 0, torch.finfo(x.dtype).min) for x in scores]
+        best = [x.topk(2).values for x in scores]
+        return torch.stack([_of_real(b[..., 0] - b[..., 1], mask).sum() for b in best]).sum()
     scores = outputs[0].float()
     generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(2, scores.shape, generator=generator).to(scores.device) * 2 - 1
-    return (signs * scores).sum()
+    signs = torch.randint(2, scores.shape[-1:], generator=generator).to(scores.device) * 2 - 1
+    return _of_real((signs * scores).sum(-1), mask).sum()
+
+
+def _of_real(values: Tensor, mask: Tensor | None) -> Tensor:
+    """`values` [B] as they are, or [B, L] without those at padding."""
+    return values if mask is None or values.dim() == 1 else values.where(mask.bool(), 0)
 
 
 def _candidates(neuron: SpikingNeuron, low: Tensor, high: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -221,8 +221,10 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor, steps: int | None = None) -> Tensor:
         """`steps`: x [1, ...] stands for so many; what returns is [1, ...] as well."""
         y = self.conv(x.flatten(0, 1))
-        if self.norm is not None:
+        if isinstance(self.norm, BatchNormOverTime):
             y = self.norm(y, 1 if steps is None else steps // len(x))
+        elif self.norm is not None:  # another, such as torch's SyncBatchNorm, put in its place
+            y = self.norm(y)
         return y.unflatten(0, x.shape[:2])
 
 

@@ -115,7 +115,9 @@ def _with_folded_weights(model: Any, fields: dict[str, Any]) -> Any:
         if not hasattr(config, name):
             raise ValueError(f"{type(config).__name__} has no field {name!r}")
         setattr(config, name, value)
-    twin = type(model)(config)
+    config.validate()
+    with torch.random.fork_rng(devices=[]):  # whose weights are replaced
+        twin = type(model)(config)
     result = twin.load_state_dict(folded_state_dict(model), strict=False)
     neurons = {f"{name}.{key}" for name, n in neurons_of(twin) for key in n.state_dict()}
     if wrong := sorted(set(result.missing_keys) - neurons) + result.unexpected_keys:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from spikenlp.neurons.compilation import run_compiled
 from spikenlp.neurons.dynamics import SMALLEST_SCALE, drop_bits, kept_dtype, spike_dtype, sum_to
@@ -100,6 +101,7 @@ class _Collapsed(torch.autograd.Function):
         return out, state
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor):
         state, *parameters = ctx.saved_tensors
         grad_x, *grads_in = run_compiled(collapsed_backward, state, grads[0], **ctx.options)

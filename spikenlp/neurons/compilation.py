@@ -42,7 +42,8 @@ def run_compiled(
 
     The first tensor is [T, ...]; `static` holds the Python values (flags, dtypes) that the loop is
     specialised for. Batch and sequence lengths stay symbolic: they cause no recompilation, but for a
-    length of 1 (the first token alone), which is one more.
+    length of 1 (the first token alone) and under `torch.inference_mode`, which are one more each. A call
+    for which Dynamo would keep more versions of one loop than it does runs eagerly.
     """
     global _compiler_works
     # Where nothing is said of running means there is no loop over time.
@@ -59,9 +60,16 @@ def run_compiled(
     # and tensors with a gradient: make the former one, detach the latter, and give every combination
     # of dtypes and flags a compiled function of its own.
     tensors = [x if x is None else x.contiguous().detach() for x in (first, *rest)]
-    signature = tuple(None if x is None else (x.dtype, x.dim(), x.device) for x in tensors)
+    ones = [None if x is None else tuple(size == 1 for size in x.shape) for x in tensors]
+    signature = tuple(
+        None if x is None else (x.dtype, one, x.device)
+        for x, one in zip(tensors, ones, strict=True)
+    )
+    mode = torch.is_inference_mode_enabled()
     try:
-        compiled = _compiled(function, first.shape[0], signature, tuple(sorted(static.items())))
+        compiled = _compiled(
+            function, first.shape[0], signature, mode, tuple(sorted(static.items()))
+        )
         return compiled(*tensors, **static)
     except torch._dynamo.exc.BackendCompilerFailed as error:
         _compiler_works = False
@@ -71,6 +79,9 @@ def run_compiled(
             f"(CUDA) to change that. The compiler said: {str(error).splitlines()[0]}",
             stacklevel=2,
         )
+        return function(*tensors, **static)
+    except torch._dynamo.exc.FailOnRecompileLimitHit:
+        # More kinds of surroundings (numbers of threads, torch function modes) than Dynamo keeps.
         return function(*tensors, **static)
 
 

@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from spikenlp.neurons.compilation import run_compiled
 
@@ -263,6 +264,7 @@ class _Spike(torch.autograd.Function):
         return out, state
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor):
         state, *parameters = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:4]
@@ -292,6 +294,7 @@ def spike(
     width: float,
     detach_reset: bool,
     state_dtype: torch.dtype = torch.bfloat16,
+    out_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Classic spiking dynamics with BPTT (equations above).
 
@@ -300,9 +303,10 @@ def spike(
             the dynamics run in float32.
         beta, v_threshold, amplitude: float32 tensors that broadcast against `x[0]`.
         running: `x` holds running means, and so will what is returned.
+        out_dtype: of what is returned; None: the autocast dtype if autocast is on, else that of `x`.
 
     Returns:
-        alpha * s_t, [T, ...], in the autocast dtype if autocast is on, else in that of `x`; and the
+        alpha * s_t, [T, ...], and the
         state kept for the backward pass, [T, ...], or None where nothing needs a gradient.
     """
     return _Spike.apply(
@@ -313,7 +317,7 @@ def spike(
         {"steps": steps, "running": running, "ternary": ternary, "hard": hard, "v_reset": v_reset},
         {"surrogate": surrogate, "width": width, "detach_reset": detach_reset},
         kept_dtype(state_dtype),
-        spike_dtype(x),
+        out_dtype or spike_dtype(x),
     )
 
 
@@ -419,6 +423,7 @@ class _RoundingSpike(torch.autograd.Function):
         return out, state
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor):
         state, *parameters = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:3]

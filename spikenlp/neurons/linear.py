@@ -4,7 +4,7 @@ For the gradient of its weight a linear layer keeps its input: 4 bytes a neuron 
 The neuron before it keeps its membrane potential, from which the spikes follow. So the neuron's
 output remembers that state, and `SpikingLinear` keeps the state in place of the spikes: the pair
 keeps 2 bytes a neuron and step. Whatever comes between the two (dropout, a hook that returns
-another tensor) makes it an ordinary linear layer.
+another tensor, a change in place) makes it an ordinary linear layer.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from spikenlp.neurons.compilation import run_compiled
 
@@ -27,6 +28,19 @@ class SpikeRecord(NamedTuple):
     offset: Tensor | None
     again: Callable[..., Tensor]
     options: dict[str, Any]
+    version: int
+    """Of the output when it was sent: what was changed in place since is not made again. Inside a compiled
+    model, where nothing tells, it is 0."""
+
+
+def record_of(sent: Tensor) -> SpikeRecord | None:
+    """The record of what a neuron sent; None of another tensor, or once it was changed in place."""
+    record: SpikeRecord | None = getattr(sent, "spike_record", None)
+    return record if record is not None and record.version == _version(sent) else None
+
+
+def _version(x: Tensor) -> int:
+    return 0 if torch.compiler.is_compiling() else x._version
 
 
 def remember(
@@ -39,7 +53,7 @@ def remember(
 ) -> Tensor:
     """`sent`, with the record that `SpikingLinear` keeps in its place."""
     if state is not None:
-        record = SpikeRecord(state, amplitude, offset, again, options)
+        record = SpikeRecord(state, amplitude, offset, again, options, _version(sent))
         sent.spike_record = record  # type: ignore[attr-defined]
     return sent
 
@@ -47,10 +61,10 @@ def remember(
 def first_token(sent: Tensor) -> Tensor:
     """The first token [..., 1, C] of what a neuron sent, [..., L, C], for a `SpikingLinear` to read."""
     first = sent[..., :1, :]
-    record: SpikeRecord | None = getattr(sent, "spike_record", None)
+    record = record_of(sent)
     if record is not None:
         state = record.state[..., :1, :].contiguous()
-        first.spike_record = record._replace(state=state)  # type: ignore[attr-defined]
+        first.spike_record = record._replace(state=state, version=_version(first))  # type: ignore[attr-defined]
     return first
 
 
@@ -63,6 +77,7 @@ class _SpikingLinear(torch.autograd.Function):
         return F.linear(spikes, weight, None if bias is None else bias.to(spikes.dtype))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor):
         weight, state, amplitude, offset = ctx.saved_tensors
         needs_spikes, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -91,7 +106,7 @@ class SpikingLinear(nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        record = getattr(input, "spike_record", None)
+        record = record_of(input)
         if record is None:
             return super().forward(input)
-        return _SpikingLinear.apply(input, self.weight, self.bias, *record)
+        return _SpikingLinear.apply(input, self.weight, self.bias, *record[:-1])

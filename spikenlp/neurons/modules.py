@@ -271,6 +271,7 @@ class IF(SpikingNeuron):
             width=self.surrogate_width,
             detach_reset=self.detach_reset,
             state_dtype=self.state_dtype,
+            out_dtype=spike_dtype(x),
         )
         return self._remember(sent, kept, amplitude, None, running, rounding=False)
 
@@ -332,7 +333,7 @@ class LIF(IF):
         self.decay_input = decay_input
 
     def current(self, x: Tensor) -> Tensor:
-        return x * (1 - self.beta) if self.decay_input else x
+        return x.float() * (1 - self.beta) if self.decay_input else x
 
     def decay(self) -> Tensor:
         return torch.full((), self.beta, device=self.v_threshold.device)

@@ -54,11 +54,12 @@ class Carrier:
     """The neurons of a model in one time step: each goes on from its state in `before` and leaves the
     next in `after`. An input that lies where `constant` lies does not change over time.
 
-    Inside `with carrier:` a neuron's `forward` is that one step, in this thread and task alone.
+    Inside `with carrier:` a neuron's `forward` is that one step, in this thread and task alone. `real`:
+    positions, bool [B, L], that are not padding.
     """
 
-    def __init__(self, before: Mapping[nn.Module, NeuronState], constant: Tensor):
-        self.before = before
+    def __init__(self, before: Mapping[nn.Module, NeuronState], constant: Tensor, real: Tensor):
+        self.before, self.real = before, real
         self.after: dict[nn.Module, NeuronState] = {}
         self._constant = constant.data_ptr()
 

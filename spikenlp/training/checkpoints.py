@@ -41,6 +41,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from spikenlp.losses.collectives import several_processes
+from spikenlp.training.seeding import Indices, SeededBatches, draws_samples
 
 INCOMPLETE = "incomplete"
 """Folder of an output folder in which a checkpoint is written."""
@@ -194,6 +195,10 @@ class ResumableTrainer(Trainer):
     With `train_sampling_strategy="group_by_length"` Trainer draws the order of each epoch from what random
     numbers have left: after the first epoch a run that resumes has another one, and processes may differ.
     Here a run that resumes within an epoch goes on in its order, which all processes share.
+
+    What a training sample draws (augmentation) comes from the seed, the epoch and the indices of its batch
+    (`spikenlp.training.seeding`), whether a run resumes or not and however many workers load; an
+    `IterableDataset` draws as it does.
     """
 
     _writing = False
@@ -233,7 +238,23 @@ class ResumableTrainer(Trainer):
         with self._termination.handled(self.args):
             return super().train(folder, *args, **kwargs)
 
+    def _get_dataloader(self, dataset: Any, description: str, *args: Any, **kwargs: Any) -> Any:
+        if description != "Training" or not draws_samples(dataset):
+            return super()._get_dataloader(dataset, description, *args, **kwargs)
+        collator = self.data_collator
+        removing = self._get_collator_with_removed_columns(collator, description=description)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self.data_collator = SeededBatches(dataset, removing, seed)
+        self.remove_callback(SeededBatches)
+        self.add_callback(self.data_collator)
+        try:
+            return super()._get_dataloader(Indices(dataset), description, *args, **kwargs)
+        finally:
+            self.data_collator = collator
+
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        if isinstance(train_dataset, Indices):
+            train_dataset = train_dataset.data
         sampler = super()._get_train_sampler(train_dataset)
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler

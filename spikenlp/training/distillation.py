@@ -150,11 +150,13 @@ class DistillationTrainer(SpikingTrainer):
             check_tokenizer_fits(further, kwargs.get("processing_class"))
         states = model.config.num_hidden_layers + 1
         width, teacher_width = model.config.hidden_size, teacher.config.hidden_size
+        projections: nn.ModuleList | None = None
         if args.hidden_weight and width != teacher_width:
             set_seed(args.seed)
-            projections = [nn.Linear(width, teacher_width) for _ in range(states)]
-            setattr(model, PROJECTIONS, nn.ModuleList(projections).to(model.device))
+            projections = nn.ModuleList(nn.Linear(width, teacher_width) for _ in range(states))
+            setattr(model, PROJECTIONS, projections.to(model.device))
         super().__init__(model, args, *positional, **kwargs)
+        self._projections = projections
         self.data_collator = RealRows(self.data_collator)
         self.teacher: Any = teacher
         self.further_teachers: list[Any] = list(further_teachers)
@@ -178,9 +180,11 @@ class DistillationTrainer(SpikingTrainer):
                 hidden=self.args.hidden_weight > 0,
                 context=self.compute_loss_context_manager(),
             )
+        if self._projections is None:
+            return super().train(*args, **kwargs)
+        setattr(self.model, PROJECTIONS, self._projections)
         output = super().train(*args, **kwargs)
-        if hasattr(self.model, PROJECTIONS):
-            delattr(self.model, PROJECTIONS)
+        delattr(self.model, PROJECTIONS)
         return output
 
     def _cache_fits(self) -> bool:

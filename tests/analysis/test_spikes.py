@@ -129,6 +129,36 @@ def test_batches_add_up(batches):
         assert counts.sites == first[name].sites + second[name].sites
 
 
+@pytest.mark.parametrize("nonlinearity", ["running", "step"])
+def test_steps_run_one_by_one_count_as_those_of_one_pass(nonlinearity, batches):
+    model = bert(nonlinearity=nonlinearity)
+    assert not batches[0]["attention_mask"].all()
+    expected = watch(model, batches[0])
+    with SpikeMonitor(model) as monitor:
+        for _ in model.anytime(batches[0]):
+            pass
+        for _ in model.anytime(batches[0]):
+            pass
+    for name, counts in monitor.layers.items():
+        assert torch.equal(counts.positive, 2 * expected[name].positive), name
+        assert torch.equal(counts.negative, 2 * expected[name].negative), name
+        assert counts.sites == 2 * expected[name].sites
+
+
+def test_more_steps_than_the_config_has_are_counted(batches):
+    model = bert(num_timesteps=2)
+    with SpikeMonitor(model) as monitor:
+        for steps in (2, 3, 1):
+            for _ in model.anytime(batches[0], num_timesteps=steps):
+                pass
+    model.config.num_timesteps = 3
+    expected = watch(model, batches[0])
+    for name, counts in monitor.layers.items():
+        times = torch.tensor([[3], [2], [1]])
+        assert torch.equal(counts.positive, times * expected[name].positive), name
+        assert counts.sites == 3 * expected[name].sites
+
+
 def test_nothing_is_left_behind(batches):
     model = bert()
     watch(model, batches[0])

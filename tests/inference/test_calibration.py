@@ -117,6 +117,12 @@ def test_more_may_be_lost_fewer_steps():
     assert steps[-1] < 1.01
 
 
+def test_all_stop_at_once_where_no_step_after_it_helps():
+    sure = torch.tensor([[60.0, 0.0]]).repeat(50, 1)[:, None].expand(-1, 4, -1)
+    policy = choose_policy(Answers(sure, np.zeros(50, np.int64)), 0.0)
+    assert (policy.mean_steps, policy.accuracy) == (1, 1)
+
+
 def test_one_step_has_nothing_to_choose():
     answers = made_up(steps=1)
     policy = choose_policy(answers, 0.1)

@@ -83,7 +83,13 @@ def test_hidden_states_against_a_loop_whatever_stands_at_padding():
                     expected += float(state[b, i, d] - target[b, i, d]) ** 2 / (3 * length * 2)
     for state in student:
         state[mask == 0] = math.inf
-    assert hidden_state_loss(student, teacher, mask).item() == pytest.approx(expected, rel=1e-6)
+        state.requires_grad_()
+    loss = hidden_state_loss(student, teacher, mask)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    loss.backward()
+    for state in student:
+        assert not state.grad[mask == 0].any()
+        assert state.grad[mask == 1].all()
 
 
 def test_projections_bridge_widths_and_learn():
@@ -111,7 +117,13 @@ def test_attention_scores_against_a_loop():
             expected += float((difference**2).mean()) / 3
     hidden_by_mask = mask[:, None, None, :] == 0
     teacher = [t.masked_fill(hidden_by_mask, -torch.inf) for t in teacher]
-    assert attention_score_loss(student, teacher, mask).item() == pytest.approx(expected, rel=1e-6)
+    student[0].requires_grad_()
+    loss = attention_score_loss(student, teacher, mask)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    loss.backward()
+    real = (mask[:, None, :, None] * mask[:, None, None, :]).bool().expand_as(student[0])
+    assert not student[0].grad[~real].any()
+    assert student[0].grad[real].all()
     with pytest.raises(ValueError, match="same heads and length"):
         attention_score_loss([student[0][:, :1]], teacher, mask)
     with pytest.raises(ValueError, match=r"layers \[-1\] of a teacher that has 3"):

@@ -484,3 +484,15 @@ def test_compiles_whole_and_exports(name):
         model, (), {"pixel_values": x}, dynamic_shapes={"pixel_values": {0: torch.export.Dim("b")}}
     )
     torch.testing.assert_close(exported.module()(pixel_values=x[:3]).logits, model(x[:3]).logits)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_torch_may_put_other_batch_norms_in_place(train):
+    """Those that several processes share."""
+    model = make("vgg").train(train)
+    converted = torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in converted.modules())
+    x = images(model)
+    torch.testing.assert_close(converted(x).logits, model(x).logits)
+    frames = copies(x, 3)
+    torch.testing.assert_close(converted(frames).logits, model(frames).logits)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 
 from spikenlp import (
     SpikingResNetModel,
@@ -66,7 +67,9 @@ def test_folding_batch_norm_changes_no_output(dense, neuron):
     fresh = type(dense)(dense.config)
     fresh.load_state_dict(dense.state_dict(), strict=False)
     fresh.eval()
+    drawn_from = torch.get_rng_state()
     folded = fresh.fold_batch_norm()
+    assert torch.equal(torch.get_rng_state(), drawn_from)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
     assert folded.config.batch_norm is False
     assert fresh.config.batch_norm is True
@@ -166,6 +169,8 @@ def test_what_cannot_be_converted_is_named():
         convert(dense, calibration=data, neuron="lif")
     with pytest.raises(ValueError, match="no field 'timesteps'"):
         convert(dense, calibration=data, timesteps=3)
+    with pytest.raises(StrictDataclassError, match="num_timesteps"):
+        convert(dense, calibration=data, num_timesteps=0)
     with pytest.raises(ValueError, match="empty"):
         convert(dense, calibration=[])
     with pytest.raises(ValueError, match=r"'pixel_values', got \['pixels'\]"):

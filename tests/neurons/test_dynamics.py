@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from spikenlp.neurons import IF, LIF, PLIF, RoundingIF, SpikingLinear
+from spikenlp.neurons import IF, LIF, PLIF, NeuronState, RoundingIF, SpikingLinear
 
 NEURONS = {"if": IF, "lif": LIF, "plif": PLIF}
 BETAS = {"if": 1.0, "lif": 0.75, "plif": 0.5}
@@ -970,6 +970,22 @@ def test_decay_input_gradient_is_that_of_the_scaled_current():
         sent.append(s)
     (expected,) = torch.autograd.grad(torch.stack(sent), exact, grad.double())
     torch.testing.assert_close(actual["x"].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_input_decays_in_float32_whatever_its_precision():
+    neuron = LIF(0.9, decay_input=True)
+    x = (6 * torch.randn(8, 4000, generator=torch.Generator().manual_seed(0))).half()
+    sent = neuron(x)
+    assert sent.dtype == torch.float16
+    assert torch.equal(sent.float(), neuron(x.float()))
+    v, state = None, NeuronState()
+    for t, current in enumerate(x):
+        one, v = neuron.step(current, v)
+        other, state = neuron.advance(current[None], state)
+        assert torch.equal(one, sent[t])
+        assert torch.equal(other[0], sent[t])
+    x.requires_grad_()
+    assert torch.autograd.grad(neuron(x).float().sum(), x)[0].dtype == torch.float16
 
 
 def test_decay_input_needs_a_decay():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from spikenlp.losses.spikes import spikes_per_neuron
 from spikenlp.neurons import LIF, RoundingIF, SpikingLinear
 from spikenlp.neurons.linear import first_token
 
@@ -113,6 +114,30 @@ def test_other_tensors_than_a_neurons_output_are_multiplied_as_they_are(neuron):
     torch.testing.assert_close(linear(changed), changed @ linear.weight.T + linear.bias)
     (grad,) = torch.autograd.grad(linear(changed).sum(), linear.weight)
     torch.testing.assert_close(grad, changed.detach().sum((0, 1)).expand(5, -1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda sent: sent.mul_(2), lambda sent: nn.functional.dropout(sent, 0.5, inplace=True)],
+    ids=["scaled", "dropout"],
+)
+def test_what_was_changed_in_place_is_multiplied_as_it_is(neuron, change):
+    linear = SpikingLinear(6, 5)
+    sent = change(neuron(current(4, 7, 6).requires_grad_()))
+    (grad,) = torch.autograd.grad(linear(sent).sum(), linear.weight)
+    torch.testing.assert_close(grad, sent.detach().sum((0, 1)).expand(5, -1))
+    with pytest.raises(ValueError, match="untouched"):
+        spikes_per_neuron(sent)
+
+
+def test_second_derivatives_are_refused(neuron):
+    """They would be those of spikes as constants."""
+    linear = SpikingLinear(6, 5)
+    x = current(4, 7, 6).requires_grad_()
+    for out, wanted in ((neuron(x), x), (linear(neuron(x)), linear.weight)):
+        (grad,) = torch.autograd.grad(out.square().sum(), wanted, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.square().sum().backward()
 
 
 def test_a_hook_on_the_neuron_may_replace_its_output():

@@ -257,6 +257,19 @@ def test_a_teacher_of_another_width_teaches_through_projections(dense, batches, 
     SpikingBertForSequenceClassification.from_pretrained(tmp_path / "final")
 
 
+def test_projections_are_there_again_when_training_goes_on(dense, batches, tmp_path):
+    model, teacher = make_student(dense, batches), make_teacher(hidden_size=48)
+    trainer = make_trainer(tmp_path, model, teacher, logging_steps=1)
+    projection = getattr(model, PROJECTIONS)[1].weight
+    before = projection.detach().clone()
+    trainer.train()
+    after = projection.detach().clone()
+    trainer.train()
+    assert not torch.equal(before, after)
+    assert not torch.equal(after, projection)
+    assert not hasattr(model, PROJECTIONS)
+
+
 def test_projections_are_those_of_the_seed_whatever_was_drawn_before(dense, batches, tmp_path):
     drawn = []
     for ambient, seed in ((1, 5), (2, 5), (1, 6)):

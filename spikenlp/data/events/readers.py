@@ -94,7 +94,12 @@ def _aedat2(data: bytes, path: Path) -> np.ndarray:
     if rest := (len(data) - start) % _AEDAT_EVENT:
         raise ValueError(f"{path} is truncated: its last event has {rest} of {_AEDAT_EVENT} bytes")
     words = np.frombuffer(data, ">u4", offset=start).reshape(-1, 2)
-    address, time = words[:, 0], words[:, 1]
+    address, clock = words[:, 0], words[:, 1].astype(np.int64)
+    # The clock starts anew after 2^32 us. An event that comes late may lie before that again.
+    jump = np.diff(clock, prepend=clock[:1])
+    turns = np.cumsum((jump < -(1 << 31)).astype(np.int64) - (jump > 1 << 31))
+    turns -= np.minimum.accumulate(np.minimum(turns, 0))
+    time = clock + (turns << 32)
     x, y = (np.where(address & 0x8000, -1, (address >> bit & 0x7F).astype(int)) for bit in (1, 8))
     return make_events(x, y, time, address & 1)
 

@@ -155,11 +155,13 @@ def _tokens_of_neurons(model: PreTrainedModel, batch: dict[str, Tensor], weighte
         inputs[neuron] = x if x.requires_grad or not weighted else x.requires_grad_()
 
     grads: tuple[Tensor | None, ...] | None = None
+    mask = batch.get("attention_mask")
     with dense_neurons(model, observe), torch.set_grad_enabled(weighted):
         outputs = (model if weighted else model.base_model)(**batch)
         if weighted:
-            grads = torch.autograd.grad(margin(outputs), list(inputs.values()), allow_unused=True)
-    mask = batch.get("attention_mask")
+            grads = torch.autograd.grad(
+                margin(outputs, mask), list(inputs.values()), allow_unused=True
+            )
     found = {}
     for (neuron, x), grad in zip(inputs.items(), grads or [None] * len(inputs), strict=True):
         of_first_token = mask is not None and x.shape[1:3] == (len(mask), 1)

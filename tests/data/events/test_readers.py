@@ -57,6 +57,17 @@ def test_aedat2_whose_first_data_byte_is_a_hash(tmp_path):
     assert_events(found, events)
 
 
+def test_the_clock_of_aedat2_starts_anew_after_32_bits(tmp_path):
+    last = 2**32 - 1
+    written = [last - 9, last, 3, last - 1, 5, 7, 2**31, last - 2, 4]
+    meant = [last - 9, last, last + 4, last - 1, last + 6, last + 8]
+    meant += [2**32 + 2**31, 2**33 - 3, 2**33 + 4]
+    found = read(tmp_path, "a.aedat", files.aedat2([(i, 0, t, 1) for i, t in enumerate(written)]))
+    assert sorted(zip(found["x"].tolist(), found["t"].tolist(), strict=True)) == list(
+        enumerate(meant)
+    )
+
+
 def test_aedat2_special_events_have_no_pixel(tmp_path):
     events = random_events(count=6)
     found = read(tmp_path, "a.aedat", files.aedat2(events, special=(0, 3)))

@@ -2,11 +2,25 @@
 
 import pytest
 import torch
-from transformers import AutoModel, BertModel, DistilBertConfig, DistilBertModel
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+)
 
-from spikenlp import SpikingBertForMaskedLM, SpikingBertForSequenceClassification, SpikingBertModel
+from spikenlp import (
+    SpikingBertForMaskedLM,
+    SpikingBertForQuestionAnswering,
+    SpikingBertForSequenceClassification,
+    SpikingBertForTokenClassification,
+    SpikingBertModel,
+)
 from spikenlp.models.over_time import increments
 from spikenlp.models.spiking_bert.conversion_spiking_bert import _tokens_of_neurons, neurons_of
+from tests.conftest import TINY_DENSE
 
 
 def convert(dense, batches, **fields):
@@ -175,13 +189,36 @@ def test_tokens_count_by_what_the_decision_depends_on(dense, batches):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_calibration_leaves_padding_out(dense, batches):
+@pytest.mark.parametrize(
+    "kind",
+    [
+        SpikingBertForSequenceClassification,
+        SpikingBertForTokenClassification,
+        SpikingBertForQuestionAnswering,
+        SpikingBertForMaskedLM,
+        SpikingBertModel,
+    ],
+)
+def test_calibration_leaves_padding_out(dense, batches, kind):
     padded = [
         {k: torch.nn.functional.pad(v, (0, 8)) for k, v in batch.items()} for batch in batches
     ]
-    for (name, a), (_, b) in zip(
-        *(neurons_of(convert(dense, x)) for x in (batches, padded)), strict=True
-    ):
+    found = []
+    for data in (batches, padded):
+        torch.manual_seed(0)  # of a new head
+        found.append(neurons_of(kind.from_dense(dense, calibration=data)))
+    for (name, a), (_, b) in zip(*found, strict=True):
+        torch.testing.assert_close(a.amplitude, b.amplitude, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_classes_are_not_taken_for_positions(batches):
+    """Where there are as many."""
+    torch.manual_seed(0)
+    length = batches[0]["input_ids"].shape[1]
+    dense = BertForSequenceClassification(BertConfig(**TINY_DENSE, num_labels=length)).eval()
+    wider = [{k: torch.nn.functional.pad(v, (0, 1)) for k, v in b.items()} for b in batches]
+    found = [neurons_of(convert(dense, data)) for data in (batches, wider)]
+    for (name, a), (_, b) in zip(*found, strict=True):
         torch.testing.assert_close(a.amplitude, b.amplitude, rtol=1e-4, atol=1e-5, msg=name)
 
 
