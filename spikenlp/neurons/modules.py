@@ -138,10 +138,9 @@ class SpikingNeuron(nn.Module):
             parameters,
             state,
             running=running,
-            out_dtype=spike_dtype(x),
             last_dim_only=self.channels is None or self.channel_dim == -1,
             ternary=self.ternary,
-            **options,
+            **{"out_dtype": spike_dtype(x), **options},
         )
         return sent[None], state
 
@@ -280,7 +279,8 @@ class IF(SpikingNeuron):
     ) -> tuple[Tensor, NeuronState]:
         amplitude = self._broadcast(self.amplitude, x[0])
         parameters = (self.decay(), self._broadcast(self.v_threshold, x[0]), amplitude)
-        options = {"hard": self.reset == "hard", "v_reset": self.v_reset}
+        options: dict[str, Any] = {"hard": self.reset == "hard", "v_reset": self.v_reset}
+        options["out_dtype"] = spike_dtype(x)  # a current may be in another
         return self._advance(spike_once, self.current(x), state, running, parameters, **options)
 
     @torch.no_grad()

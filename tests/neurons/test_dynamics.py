@@ -984,6 +984,7 @@ def test_the_input_decays_in_float32_whatever_its_precision():
         other, state = neuron.advance(current[None], state)
         assert torch.equal(one, sent[t])
         assert torch.equal(other[0], sent[t])
+        assert one.dtype == other.dtype == torch.float16
     x.requires_grad_()
     assert torch.autograd.grad(neuron(x).float().sum(), x)[0].dtype == torch.float16
 
