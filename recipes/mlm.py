@@ -74,7 +74,9 @@ class MaskedLMModelArguments(StudentArguments):
 class TextArguments(BlockArguments):
     mlm_probability: float = field(
         default=0.15,
-        metadata={"help": "Share of tokens to predict (80% [MASK], 10% random, 10% as they are)."},
+        metadata={
+            "help": "Share of tokens to predict (80%% [MASK], 10%% random, 10%% as they are)."
+        },
     )
 
 

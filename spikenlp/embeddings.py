@@ -325,7 +325,13 @@ def tokenize(
     max_seq_length: int,
     batch_size: int,
 ) -> list[dict[str, Tensor]]:
-    """Padded batches of `sentences`, in their order."""
+    """Padded batches of `sentences`, in their order.
+
+    Raises:
+        ValueError: a single string, whose letters would be the sentences.
+    """
+    if isinstance(sentences, str):
+        raise ValueError(f"give a list of sentences, got the string {sentences!r}")
     return [
         dict(
             tokenizer(

@@ -18,6 +18,7 @@ from spikenlp.embeddings import (
     mean_pool,
     pooled_by_step,
     read_modules,
+    tokenize,
 )
 from spikenlp.hub.publish import stage
 from tests.conftest import TINY_DENSE
@@ -288,3 +289,8 @@ def test_a_dense_encoder_is_not_taken_for_a_spiking_one(dense_folder):
 def test_bad_input_is_named(encoder, call, message):
     with pytest.raises(ValueError, match=message):
         call(encoder)
+
+
+def test_a_single_string_is_no_list_of_sentences():
+    with pytest.raises(ValueError, match="a list of sentences, got the string 'chess'"):
+        tokenize(None, "chess", 8, 4)

@@ -117,6 +117,12 @@ class SpikingTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"spike_target={self.spike_target} does nothing without spike_weight > 0"
             )
+        for name in ("collapsed", "spike_weight"):
+            if self.gradient_checkpointing and getattr(self, name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} cannot be combined with gradient_checkpointing=True, whose "
+                    "recomputation in the backward pass would run another network: leave one out"
+                )
         emulated = self.bf16 and torch.backends.cpu.get_cpu_capability() == "AVX2"
         if emulated and self.device.type == "cpu":
             warnings.warn(

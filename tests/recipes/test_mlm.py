@@ -288,3 +288,9 @@ def test_without_a_validation_split_there_is_nothing_to_evaluate_on(text_file):
 
 def test_a_corpus_names_its_source_without_its_folder(text_file):
     assert CorpusArguments(corpus_files=[str(text_file)]).load_corpus()[1] == "corpus.txt"
+
+
+def test_its_help_can_be_printed(capsys):
+    with pytest.raises(SystemExit) as end:
+        run_here(mlm, "--help")
+    assert end.value.code == 0

@@ -443,3 +443,11 @@ def test_bf16_is_warned_of_where_the_cpu_emulates_it(
         SpikingTrainingArguments(str(tmp_path), use_cpu=True, bf16=True)
         SpikingTrainingArguments(str(tmp_path), use_cpu=True)
     assert sum("emulated" in str(w.message) for w in caught) == warns
+
+
+@pytest.mark.parametrize("options", [{"collapsed": True}, {"spike_weight": 0.1}])
+def test_what_a_recomputation_would_not_do_again_is_refused(tmp_path, options):
+    with pytest.raises(ValueError, match="cannot be combined with gradient_checkpointing"):
+        make_args(tmp_path, gradient_checkpointing=True, **options)
+    make_args(tmp_path, gradient_checkpointing=True)
+    make_args(tmp_path, **options)
