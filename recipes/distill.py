@@ -37,7 +37,7 @@ from typing import Any
 import datasets
 import transformers
 import yaml
-from common import base_model, parse_arguments, prepare, write_text
+from common import base_model, parse_arguments, prepare
 from corpus import CorpusArguments
 from evaluation import (
     dense_trainer,
@@ -53,6 +53,7 @@ from phases import (
     PhaseArguments,
     Phases,
     RepresentationArguments,
+    finish,
     listed,
     names_of,
     summary,
@@ -438,10 +439,7 @@ def distill(argv: list[str]) -> dict[str, Any]:
     corpus = corpus_args.load_corpus()[0] if "general" in options.phases else None
     phases = Pipeline(options, data_args, corpus_args, args, inputs, corpus).run()
     record = {"task": inputs.task.name, "data": inputs.source, **phases}
-    if args.process_index == 0:
-        write_text(Path(args.output_dir) / "results.json", json.dumps(record, indent=1) + "\n")
-        print(summary(phases), flush=True)
-    return record
+    return finish(args, record, summary(phases))
 
 
 def main() -> None:

@@ -26,7 +26,6 @@ command is given again.
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 from collections.abc import Sequence
@@ -37,9 +36,9 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from common import base_model, parse_arguments, prepare, write_text
+from common import base_model, parse_arguments, prepare
 from corpus import CorpusArguments
-from phases import CollapsedArguments, PhaseArguments, Phases
+from phases import CollapsedArguments, PhaseArguments, Phases, finish
 from student import CALIBRATION_BATCH, StudentArguments, check_tokenizer
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, BertModel, DataCollatorWithPadding
@@ -379,10 +378,7 @@ def distill_encoder(argv: list[str]) -> dict[str, Any]:
         "config": options.spiking_fields(),
         **phases,
     }
-    if args.process_index == 0:
-        write_text(Path(args.output_dir) / "results.json", json.dumps(record, indent=1) + "\n")
-        print(summary(phases), flush=True)
-    return record
+    return finish(args, record, summary(phases))
 
 
 def main() -> None:

@@ -25,7 +25,6 @@ command is given again.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,9 +33,9 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from common import base_model, parse_arguments, prepare, write_text
+from common import base_model, parse_arguments, prepare
 from corpus import BlockArguments, in_batches
-from phases import OF_TEMPORAL_LOSS, CollapsedArguments, PhaseArguments, Phases, listed
+from phases import OF_TEMPORAL_LOSS, CollapsedArguments, PhaseArguments, Phases, finish, listed
 from student import (
     CALIBRATION_BATCH,
     ConversionArguments,
@@ -240,10 +239,7 @@ def distill_general(argv: list[str]) -> dict[str, Any]:
         "config": options.spiking_fields(),
         **phases,
     }
-    if args.process_index == 0:
-        write_text(Path(args.output_dir) / "results.json", json.dumps(record, indent=1) + "\n")
-        print(summary(phases), flush=True)
-    return record
+    return finish(args, record, summary(phases))
 
 
 def main() -> None:

@@ -338,6 +338,16 @@ class Phases:
             print(f"phase {phase}: loads {loaded}; creates {created}; drops {dropped}", flush=True)
 
 
+def finish(args: DistillationArguments, record: dict[str, Any], printed: str) -> dict[str, Any]:
+    """Writes results.json of the whole job and prints its summary, in one process; returns `record`."""
+    if args.process_index == 0:
+        write_text(
+            Path(args.output_dir or "") / "results.json", json.dumps(record, indent=1) + "\n"
+        )
+        print(printed, flush=True)
+    return record
+
+
 def listed(names: list[str]) -> str:
     return ", ".join(names) or "nothing"
 

@@ -158,8 +158,8 @@ class SpikingCheckpoint:
         in a checkpoint is executed: pickled weights are read with `weights_only`.
 
         Raises:
-            ValueError: the checkpoint is dense, of a newer format, or of one too old; its weights are
-                damaged, incomplete, of more layers than its config says, outside its folder, or a pickle
+            ValueError: the checkpoint is dense, of a newer format, or of one too old; in int8 it lacks a head
+                that this class has; its weights are damaged, incomplete, of more layers than its config says, outside its folder, or a pickle
                 of more than tensors;
                 `weights_only=False`.
             RuntimeError: weights of another shape than the config says.
@@ -186,6 +186,9 @@ class SpikingCheckpoint:
                 "not load them in another way unless you trust who made them; ask for safetensors"
             ) from error
         check_complete(model, set(info["missing_keys"]), path)
+        check_rounded(
+            {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}, path
+        )
         more = of_layers_without_a_place(model, info["unexpected_keys"])
         if more and path is not None:
             on_file, _ = model.config.get_config_dict(path, **kwargs)
@@ -267,6 +270,15 @@ def check_complete(model: Any, missing: set[str], path: Any) -> None:
         raise ValueError(
             f"{path} is incomplete: {len(lost)} of the {len(body)} tensors of the model's body are "
             f"missing: {', '.join(lost[:4])}{' ...' if len(lost) > 4 else ''}"
+        )
+
+
+def check_rounded(new: set[str], path: Any) -> None:
+    """Raises ValueError where a layer of a checkpoint in int8 would be new: integers are not drawn."""
+    if lacking := sorted({n.rpartition(".")[0] for n in new if n.endswith("weight_int8")}):
+        raise ValueError(
+            f"{path} has weights in int8 and none for {', '.join(lacking)}, which cannot be made anew in "
+            "int8: load the float checkpoint, train the head, and round that"
         )
 
 

@@ -232,3 +232,18 @@ def test_a_rounded_checkpoint_loads_where_nobody_imported_spikenlp(rounded, tmp_
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split()[-1] == "Int8Linear"
     assert "Int8Config" in spikenlp.__all__
+
+
+def test_a_rounded_checkpoint_takes_no_new_head(rounded, tmp_path):
+    """Its integers would be whatever lies in memory."""
+    rounded.save_pretrained(tmp_path / "int8")
+    with pytest.raises(ValueError, match=r"none for cls\.predictions.* cannot be made anew"):
+        SpikingBertForMaskedLM.from_pretrained(tmp_path / "int8")
+    options = {"num_labels": 4, "ignore_mismatched_sizes": True}
+    with pytest.raises(ValueError, match="none for classifier, which cannot be made anew"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "int8", **options)
+    assert (
+        SpikingBertForSequenceClassification.from_pretrained(tmp_path / "float", **options)
+        .classifier.weight.isfinite()
+        .all()
+    )
