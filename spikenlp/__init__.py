@@ -50,7 +50,10 @@ __all__ = [
 ]
 
 _OF_TRAINING = (
+    "DistillationArguments",
+    "DistillationTrainer",
     "FiringRateWatchdog",
+    "MaskedLMTrainer",
     "NonFiniteWatchdog",
     "SpikingTrainer",
     "SpikingTrainingArguments",

@@ -202,7 +202,8 @@ class SentenceEncoder:
         if isinstance(sentences, str):
             options: dict[str, Any] = {"num_timesteps": num_timesteps, "by_step": by_step}
             return self.encode([sentences], **options)[0]
-        if not len(sentences):
+        sentences = list(sentences)
+        if not sentences:
             raise ValueError("sentences is empty: give at least one")
         config = self.model.config
         steps = config.num_timesteps if num_timesteps is None else num_timesteps
@@ -252,7 +253,7 @@ class SentenceEncoder:
             refined ones, which come first, after `refine` steps, of the others after `first`.
 
         Raises:
-            ValueError: see `AnytimeIndex`.
+            ValueError: a query that is no string, `top` < 1; see `AnytimeIndex`.
         """
         return AnytimeIndex(self.embed_at, corpus, first=first, refine=refine).rank(query, top=top)
 
@@ -290,7 +291,8 @@ class AnytimeIndex:
         first: int = 2,
         refine: int = 8,
     ):
-        if not len(corpus):
+        corpus = list(corpus)
+        if not corpus:
             raise ValueError("corpus is empty: give at least one sentence")
         if not 1 <= first < refine:
             raise ValueError(
@@ -302,7 +304,9 @@ class AnytimeIndex:
         """Embedding after `refine` steps of each sentence that some query has put on top."""
 
     def rank(self, query: str, *, top: int = 100) -> tuple[Tensor, Tensor]:
-        """See `SentenceEncoder.rank`."""
+        """See `SentenceEncoder.rank`, whose errors it raises."""
+        if not isinstance(query, str):
+            raise ValueError(f"query must be one string, got a {type(query).__name__}")
         if top < 1:
             raise ValueError(f"top must be >= 1, got {top}")
         both = F.normalize(self._embed([query], [self.first, self.refine])[0], dim=-1)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 import torch.nn.functional as F
@@ -294,3 +295,14 @@ def test_bad_input_is_named(encoder, call, message):
 def test_a_single_string_is_no_list_of_sentences():
     with pytest.raises(ValueError, match="a list of sentences, got the string 'chess'"):
         tokenize(None, "chess", 8, 4)
+
+
+def test_sentences_may_be_a_column_of_a_table(encoder):
+    column = pandas.Series(SENTENCES, index=range(7, 7 + len(SENTENCES)))
+    assert torch.equal(encoder.encode(column), encoder.encode(SENTENCES))
+    for found, expected in zip(
+        encoder.rank("chess", column, top=2), encoder.rank("chess", SENTENCES, top=2), strict=True
+    ):
+        assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match="query must be one string"):
+        encoder.rank(["chess"], SENTENCES)

@@ -466,10 +466,14 @@ def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Trace:
     """Runs `model` in eval mode on `batch`: a dict of its inputs [B, ...], or its one input [T, B, ...].
 
     Raises:
-        ValueError: a model without neurons; a collapsed one, which has no time steps; what `record`
-            refuses.
+        ValueError: a model without neurons; a collapsed one, which has no time steps; one that
+            torch.compile made; what `record` refuses.
     """
     refuse_collapsed(model)
+    if hasattr(model, "_orig_mod"):
+        raise ValueError(
+            "operations cannot be followed through a compiled model: give the one that was compiled"
+        )
     given = batch if isinstance(batch, Mapping) else {"": batch}
     inputs = {
         k: v.clone() if isinstance(v, Tensor) else v for k, v in given.items() if k != "labels"

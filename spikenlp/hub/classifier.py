@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from spikenlp.analysis import energy_by_step, microjoules
 from spikenlp.analysis.watching import Sent, unrolled, watch_neurons
 from spikenlp.hub.results import MEASURED, RIVAL
+from spikenlp.models.spiking_bert import SpikingBertForSequenceClassification
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class SpikingClassifier:
     """Classifies a text and says how.
 
     Args:
-        model: a sequence classifier of ours, not collapsed.
+        model: a sequence classifier of ours that chooses one of its labels, not collapsed.
         tokenizer: the one that belongs to it.
 
     >>> classify = SpikingClassifier.from_pretrained("outputs/sst2")
@@ -72,11 +73,13 @@ class SpikingClassifier:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer):
-        if model.config.num_labels < 2 or model.config.collapsed:
+        config, spiking = model.config, isinstance(model, SpikingBertForSequenceClassification)
+        several = config.problem_type == "multi_label_classification"
+        if not spiking or config.num_labels < 2 or several or config.collapsed:
             raise ValueError(
-                "SpikingClassifier needs a spiking classifier of two classes or more, got "
-                f"{type(model).__name__} with num_labels={model.config.num_labels}, "
-                f"collapsed={model.config.collapsed}"
+                "SpikingClassifier needs a SpikingBertForSequenceClassification that chooses one of two labels "
+                f"or more, got {type(model).__name__} with num_labels={config.num_labels}, "
+                f"problem_type={config.problem_type!r}, collapsed={getattr(config, 'collapsed', None)}"
             )
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -84,8 +87,6 @@ class SpikingClassifier:
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike) -> SpikingClassifier:
         """From a folder or Hub id; weights that are stored in 16 bits are computed with in float32."""
-        import spikenlp  # noqa: F401  registers the models
-
         model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
         return cls(model, AutoTokenizer.from_pretrained(path))
 

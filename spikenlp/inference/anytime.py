@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -184,7 +185,7 @@ def confidence_of(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _sequence(value: float | Sequence[float]) -> tuple[float, ...]:
-    return (float(value),) if isinstance(value, (int, float)) else tuple(value)
+    return tuple(np.atleast_1d(np.asarray(value, dtype=np.float64)).tolist())
 
 
 def _steps(model: SpikingBertForSequenceClassification, num_timesteps: int | None) -> int:

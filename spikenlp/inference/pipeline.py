@@ -54,7 +54,13 @@ class SpikingTextClassificationPipeline(TextClassificationPipeline):
         )
         if early_exit is not None and early_exit is not False:
             if early_exit is True:
-                early_exit = ExitPolicy.load(self.model.config._name_or_path)
+                path = self.model.config._name_or_path
+                if not path:
+                    raise ValueError(
+                        "early_exit=True reads the policy beside a checkpoint, and this model comes from none: "
+                        "give a threshold or an ExitPolicy"
+                    )
+                early_exit = ExitPolicy.load(path)
             forward["policy"] = as_policy(early_exit)
         return preprocess, forward, postprocess
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spikenlp.models.over_time import NONLINEARITIES, next_increment
+from spikenlp.models.spiking_bert.conversion_spiking_bert import INPUTS
 from spikenlp.neurons import NeuronState, SpikingNeuron
 from spikenlp.neurons.streaming import Carrier
 
@@ -90,7 +91,7 @@ def start(
 
     Args:
         model: in eval mode.
-        inputs: what `model(**inputs)` takes; labels are not read.
+        inputs: what `model(**inputs)` takes, of which what the base model reads is used.
         count_energy: count operations in every step, by the conventions of
             `spikenlp.analysis.energy`. It takes time, and while a step runs the model belongs to this
             thread alone.
@@ -101,10 +102,10 @@ def start(
     """
     _check_eval(model)
     check_steps(model)
-    given = {k: v for k, v in inputs.items() if k != "labels"}
+    given = {k: v for k, v in inputs.items() if k in INPUTS}
     found = given.get("input_ids", given.get("inputs_embeds"))
     if found is None:
-        raise ValueError(f"inputs must hold input_ids or inputs_embeds, got {sorted(given)}")
+        raise ValueError(f"inputs must hold input_ids or inputs_embeds, got {sorted(inputs)}")
     real = given.get("attention_mask")
     real = found.new_ones(found.shape[:2], dtype=torch.bool) if real is None else real.bool()
     energy = None

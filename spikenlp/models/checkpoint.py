@@ -98,7 +98,10 @@ class SpikingConfig(PreTrainedConfig):
             raise ValueError(
                 f"the checkpoint's config has dtype={dtype!r}: expected one of torch's"
             )
-        return super().from_dict(migrated, **kwargs)
+        loaded = super().from_dict(migrated, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        config.validate()  # with the fields of `kwargs`, which are set one by one
+        return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         names = type(self).__dict__.get("auto_classes")
@@ -232,6 +235,14 @@ class SpikingCheckpoint:
         from spikenlp.hub.publish import push_model
 
         return push_model(self, repo_id, **options)  # type: ignore[arg-type]
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers'. Raises ValueError where weights are in int8."""
+        if getattr(self, "is_quantized", False):
+            raise ValueError(
+                "the vocabulary of a model in int8 cannot be resized: resize the float model, and round that"
+            )
+        return super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:

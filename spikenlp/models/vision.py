@@ -60,7 +60,7 @@ class SpikingVisionConfig(SpikingConfig):
         ValueError: a field outside the above.
     """
 
-    keys_to_ignore_at_inference = ["hidden_states"]
+    keys_to_ignore_at_inference = ["timestep_logits", "hidden_states"]
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     default_num_labels: ClassVar[int] = 10
 

@@ -39,12 +39,20 @@ def run_compiled(
     function: Callable[..., Any], first: torch.Tensor, *rest: torch.Tensor | None, **static: Any
 ) -> Any:
     """`function(first, *rest, **static)`, compiled where the first tensor is large enough to gain.
+    Dtypes are the loop's own: autocast, which would not stack a bfloat16 state in float16, is off in it.
 
     The first tensor is [T, ...]; `static` holds the Python values (flags, dtypes) that the loop is
     specialised for. Batch and sequence lengths stay symbolic: they cause no recompilation, but for a
     length of 1 (the first token alone) and under `torch.inference_mode`, which are one more each. A call
     for which Dynamo would keep more versions of one loop than it does runs eagerly.
     """
+    with torch.autocast(first.device.type, enabled=False):
+        return _run(function, first, *rest, **static)
+
+
+def _run(
+    function: Callable[..., Any], first: torch.Tensor, *rest: torch.Tensor | None, **static: Any
+) -> Any:
     global _compiler_works
     # Where nothing is said of running means there is no loop over time.
     steps = static.get("steps", first.shape[0]) if "running" in static else 1

@@ -113,6 +113,10 @@ class SpikingTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         if not 0 <= self.tet_mse_weight <= 1:
             raise ValueError(f"tet_mse_weight must be in [0, 1], got {self.tet_mse_weight}")
+        if self.batch_eval_metrics:
+            raise ValueError(
+                "batch_eval_metrics must be False: metrics at each time step are of the whole eval set"
+            )
         if self.spike_target and not self.spike_weight:
             raise ValueError(
                 f"spike_target={self.spike_target} does nothing without spike_weight > 0"

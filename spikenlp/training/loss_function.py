@@ -19,7 +19,8 @@ class TemporalLossFunction:
     The mean over this micro-batch is weighted by its share of `num_items_in_batch`, so that
     accumulated or distributed batches give the gradient of one large batch (for SDT, TET, TRT and
     TMC-sample exactly; TMC-batch takes its odds within each micro-batch, with theta_scope="global" in
-    those of all processes).
+    those of all processes). Tokens of which none has a label have the loss 0; with theta_scope="global",
+    where the other processes would wait for this one, they are an error.
 
     Args:
         name: "sdt", "tet", "tmc" or "trt" (of which a plain Trainer lacks the penalty on weights,
@@ -37,6 +38,7 @@ class TemporalLossFunction:
 
     def __init__(self, name: str, **options: Any):
         self.loss = get_temporal_loss(name, **options)
+        self._joins_processes = options.get("theta_scope") == "global"
 
     def __call__(
         self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None
@@ -53,6 +55,9 @@ class TemporalLossFunction:
             )
         if labels is None:
             raise ValueError("a temporal loss needs labels: the batch has no 'labels'")
+        of_tokens = timestep_logits.dim() == 4
+        if of_tokens and not self._joins_processes and not (labels != IGNORE_INDEX).any():
+            return 0 * timestep_logits.sum()
         broken = None
         if self.non_finite == "nan":
             timestep_logits, labels, broken = _without_non_finite(timestep_logits, labels)

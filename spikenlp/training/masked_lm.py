@@ -48,7 +48,8 @@ class MaskedLMTrainer(SpikingTrainer):
         args: SpikingTrainingArguments | None = None,
         **kwargs: Any,
     ):
-        super().__init__(model, args, preprocess_logits_for_metrics=token_scores, **kwargs)
+        super().__init__(model, args, **kwargs)
+        self.preprocess_logits_for_metrics = token_scores
         self.compute_metrics = masked_lm_metrics
         if not self.args.collapsed:
             self.compute_loss_func = MaskedLMLossFunction(
@@ -83,6 +84,8 @@ class MaskedLMLossFunction(TemporalLossFunction):
     ) -> Tensor:
         if labels is not None:
             labels = labels[labels != IGNORE_INDEX]
+            if len(labels) == 0 and not self._joins_processes:
+                return 0 * outputs.logits.sum()
         if outputs.get("timestep_logits") is None:
             outputs = {"timestep_logits": outputs.logits[:, None]}
         return super().__call__(outputs, labels, num_items_in_batch)

@@ -40,12 +40,14 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
             beside which the loss of that running mean is reported (`loss_t1` ...), and for one label
             a sequence its calibration (`ece`, `ece_t1` ..., `ada_ece`, `nll`, `brier`,
             `confidence`).
-        The rest as in transformers' Trainer.
+        The rest as in transformers' Trainer. `predict` returns `predictions` = (logits [N, C],
+        timestep_logits [N, T, C]); for tokens [N, L, C] and [N, T, L, C], -100 beyond a batch's length.
 
     Raises:
         ValueError: an empty data set, a tokenizer with more tokens than the embedding has rows, a
-            `compute_loss_func` (the loss is `args.temporal_loss`), `args.collapsed` with a model that has
-            no collapsed twin, labels out of range, logits that are not finite.
+            `compute_loss_func` (the loss is `args.temporal_loss`), a `preprocess_logits_for_metrics`,
+            a model of several labels at once or for question answering, `args.collapsed` with a model
+            that has no collapsed twin, labels out of range, logits that are not finite.
         RuntimeError: FSDP was asked for and is not there (`spikenlp.training.processes`).
     """
 
@@ -63,6 +65,10 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
             raise ValueError(f"args must be SpikingTrainingArguments, got {type(args).__name__}")
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("the loss is args.temporal_loss: leave compute_loss_func to Trainer")
+        if kwargs.get("preprocess_logits_for_metrics") is not None:
+            raise ValueError(
+                "metrics at each time step need the logits: leave preprocess_logits_for_metrics out"
+            )
         if not args.collapsed:  # where Trainer takes the model's own loss
             kwargs["compute_loss_func"] = TemporalLossFunction(
                 args.temporal_loss, **args.temporal_loss_options()
@@ -72,6 +78,7 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         super().__init__(model, args, *positional, **kwargs)
         check_sharding(self.accelerator.distributed_type)
         config = cast(nn.Module, self.model).config
+        check_one_label(config, self.label_names)
         check_penalty(config, args)
         if args.collapsed:
             check_has_twin(config)
@@ -131,6 +138,25 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
         return computed
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> Any:
+        if ignore_keys is None:
+            ignored = cast(nn.Module, self.model).config.keys_to_ignore_at_inference
+            ignore_keys = [key for key in ignored if key != "timestep_logits"]
+        loss, logits, labels = super().prediction_step(
+            model, inputs, prediction_loss_only, ignore_keys
+        )
+        return loss, _swapped(logits), labels
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().evaluation_loop(*args, **kwargs)
+        return output._replace(predictions=_swapped(output.predictions))
 
     def _loss_is_scaled(self) -> bool:
         if self.loss_is_scaled_for_ga is not None:
@@ -200,22 +226,48 @@ class TimestepMetrics:
         self.compute_metrics = compute_metrics
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        logits, timestep_logits = prediction.predictions[:2]
+        logits, timestep_logits = _swapped(prediction.predictions[:2])
         labels = cast(np.ndarray, prediction.label_ids)
-        metrics = self._metrics(logits, labels)
-        metrics |= scores_by_timestep(self._with_loss, timestep_logits, labels)
+
+        def metrics_of(logits: np.ndarray) -> dict[str, float]:
+            if self.compute_metrics is None:
+                return {}
+            asked_for = {"inputs": prediction.inputs, "losses": prediction.losses}
+            return self.compute_metrics(EvalPrediction(logits, labels, **asked_for))
+
+        metrics = metrics_of(logits) | scores_by_timestep(
+            lambda logits, labels: metrics_of(logits) | {"loss": _loss(logits, labels)},
+            timestep_logits,
+            labels,
+        )
         if np.ndim(labels) == 1 and timestep_logits.shape[-1] > 1:
             calibration = calibration_by_timestep(timestep_logits, labels)
             metrics |= {k: v for k, v in calibration.items() if k not in metrics}
         return metrics
 
-    def _with_loss(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        return self._metrics(logits, labels) | {"loss": _loss(logits, labels)}
 
-    def _metrics(self, logits: Any, labels: Any) -> dict[str, float]:
-        if self.compute_metrics is None:
-            return {}
-        return self.compute_metrics(EvalPrediction(predictions=logits, label_ids=labels))
+def _swapped(predictions: Any) -> Any:
+    """Logits of tokens [B, T, L, C] as [B, L, T, C], and back: Trainer concatenates batches of unlike
+    lengths along dimension 1."""
+    if isinstance(predictions, tuple):
+        return tuple(map(_swapped, predictions))
+    if np.ndim(predictions) != 4:
+        return predictions
+    return predictions.swapaxes(1, 2)
+
+
+def check_one_label(config: Any, label_names: list[str]) -> None:
+    """Raises ValueError where a temporal loss has no form: several labels at once, or a span."""
+    if getattr(config, "problem_type", None) == "multi_label_classification":
+        kind = "several labels at once (problem_type='multi_label_classification')"
+    elif "start_positions" in label_names:
+        kind = "question answering (start_positions, end_positions)"
+    else:
+        return
+    raise ValueError(
+        f"the temporal losses are for one label a sample, and this model is for {kind}: train it with "
+        "its own loss, transformers' Trainer"
+    )
 
 
 def check_has_twin(config: Any) -> None:

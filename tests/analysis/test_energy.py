@@ -455,3 +455,8 @@ def test_a_monitor_counts_channels_of_feature_maps():
     spikes = sent_by(model, batch)["vgg.stages.0.layers.1.neuron"]
     assert torch.equal(counts.positive, spikes.sum((1, 3, 4)).long())
     assert counts.sites == 2 * 64
+
+
+def test_a_compiled_model_is_refused(batches):
+    with pytest.raises(ValueError, match="compiled"):
+        energy_report(torch.compile(bert()), batches[0])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import BertConfig, BertForSequenceClassification
 
 import spikenlp
 from spikenlp import Int8Config, SpikingBertConfig, SpikingBertForSequenceClassification
@@ -72,6 +73,12 @@ def test_bad_input_is_named(tmp_path):
     make(tmp_path, collapsed=True)
     with pytest.raises(ValueError, match="collapsed=True"):
         SpikingClassifier.from_pretrained(tmp_path)
+    make(tmp_path, problem_type="multi_label_classification")
+    with pytest.raises(ValueError, match="multi_label_classification"):
+        SpikingClassifier.from_pretrained(tmp_path)
+    BertForSequenceClassification(BertConfig(**TINY_DENSE)).save_pretrained(tmp_path / "dense")
+    with pytest.raises(ValueError, match="got BertForSequenceClassification"):
+        SpikingClassifier.from_pretrained(tmp_path / "dense")
 
 
 def test_a_long_text_is_cut_to_what_the_model_reads(tmp_path):

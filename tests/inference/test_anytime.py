@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -293,3 +294,19 @@ def test_a_state_of_another_model_or_batch_is_refused(batches):
 def test_bad_input_says_what_is_wrong(call, message, batches):
     with pytest.raises(ValueError, match=message):
         call(batches[0])
+
+
+def test_what_the_model_takes_beside_its_inputs_is_left_out(batches):
+    model = make()
+    more = {
+        "special_tokens_mask": torch.zeros_like(batches[0]["input_ids"]),
+        "output_attentions": True,
+    }
+    found = early_exit(model, {**batches[0], **more}, 0.5)
+    assert torch.equal(found.logits, early_exit(model, batches[0], 0.5).logits)
+
+
+@pytest.mark.parametrize("threshold", [np.float32(0.5), np.array([0.5]), torch.tensor(0.5), [0.5]])
+def test_a_threshold_may_be_any_number(threshold, batches):
+    found, expected = (early_exit(make(), batches[0], t) for t in (threshold, 0.5))
+    assert torch.equal(found.steps, expected.steps)

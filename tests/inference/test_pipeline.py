@@ -85,6 +85,13 @@ def test_the_policy_beside_the_checkpoint(folder):
     assert [a["steps"] for a in classify(folder, early_exit=policy)(TEXTS)] == steps
 
 
+def test_a_model_of_no_checkpoint_has_no_policy_beside_it(folder):
+    loaded = classify(folder)
+    model = SpikingBertForSequenceClassification(SpikingBertConfig(**TINY_DENSE))
+    with pytest.raises(ValueError, match="comes from none"):
+        SpikingTextClassificationPipeline(model=model, tokenizer=loaded.tokenizer, early_exit=True)
+
+
 def test_a_dense_model_and_a_wrong_threshold_are_refused(folder, dense):
     with pytest.raises(ValueError, match=r"thresholds must lie in \[0, 1\]"):
         classify(folder, early_exit=1.5)

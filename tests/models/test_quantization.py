@@ -247,3 +247,8 @@ def test_a_rounded_checkpoint_takes_no_new_head(rounded, tmp_path):
         .classifier.weight.isfinite()
         .all()
     )
+
+
+def test_a_rounded_vocabulary_is_not_resized(rounded):
+    with pytest.raises(ValueError, match="resize the float model"):
+        rounded.resize_token_embeddings(130)

@@ -704,16 +704,19 @@ def test_half_precision_in_and_out(make, dtype):
         assert found[name].dtype == parameter.dtype == torch.float32
 
 
-def test_autocast_computes_the_dynamics_in_float32(make):
-    x = dyadic(6, 200, 2)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_computes_the_dynamics_in_float32(make, dtype):
+    x = dyadic(6, 200, 2).requires_grad_()
     neuron = make(channels=2)
     with torch.no_grad():
         for name in ("v_threshold", "amplitude"):
             if hasattr(neuron, name):
                 getattr(neuron, name).fill_(0.75)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         out = neuron(x)
     assert torch.equal(out.float(), neuron(x))
+    found, expected = (torch.autograd.grad(y.float().sum(), x)[0] for y in (out, neuron(x)))
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -156,3 +156,25 @@ def test_training_keeps_no_logits_of_unmasked_tokens(tmp_path, monkeypatch):
 def test_label_smoothing_of_the_collapsed_twin_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"label_smoothing_factor must be 0 .*got 0.1"):
         make_trainer(tmp_path, collapsed=True, label_smoothing_factor=0.1)
+
+
+def test_a_batch_without_a_masked_token_changes_nothing(tmp_path):
+    rows = make_rows(8)
+    rows["labels"][4:] = -100
+    first = {k: v[:4] for k, v in rows.items()}
+    options = {"per_device_train_batch_size": 4}
+    (expected,) = gradients_of(make_trainer(tmp_path / "one", rows=first, **options))
+    pieces = {**options, "gradient_accumulation_steps": 2}
+    (found,) = gradients_of(make_trainer(tmp_path / "two", rows=rows, **pieces))
+    assert_same(found, expected)
+    empty = {k: v[4:] for k, v in rows.items()}
+    (alone,) = gradients_of(make_trainer(tmp_path / "three", rows=empty, **options))
+    assert all(bool((gradient == 0).all()) for gradient in alone.values())
+
+
+def test_processes_that_wait_for_each_other_need_a_masked_token(tmp_path):
+    rows = make_rows(4)
+    rows["labels"][:] = -100
+    trainer = make_trainer(tmp_path, rows=rows, per_device_train_batch_size=4, theta_scope="global")
+    with pytest.raises(ValueError, match="no sample to learn from"):
+        trainer.train()

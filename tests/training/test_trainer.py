@@ -451,3 +451,15 @@ def test_what_a_recomputation_would_not_do_again_is_refused(tmp_path, options):
         make_args(tmp_path, gradient_checkpointing=True, **options)
     make_args(tmp_path, gradient_checkpointing=True)
     make_args(tmp_path, **options)
+
+
+@pytest.mark.parametrize("name", ["sdt", "tet", "tmc", "trt"])
+def test_tokens_without_any_label_have_no_loss(name):
+    logits = torch.randn(2, 3, 5, 4, requires_grad=True)
+    labels = torch.full((2, 5), -100)
+    loss = TemporalLossFunction(name)({"timestep_logits": logits}, labels, 7)
+    loss.backward()
+    assert loss == 0
+    assert not logits.grad.any()
+    with pytest.raises(ValueError, match="no sample"):
+        TemporalLossFunction(name)({"timestep_logits": logits[:, :, 0]}, labels[:, 0], 7)

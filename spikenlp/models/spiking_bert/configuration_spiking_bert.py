@@ -59,7 +59,10 @@ class SpikingBertConfig(SpikingConfig):
     """
 
     model_type = "spiking_bert"
-    keys_to_ignore_at_inference = ["hidden_states", "attentions", "attention_scores"]
+    keys_to_ignore_at_inference = [
+        *("timestep_logits", "timestep_start_logits", "timestep_end_logits"),
+        *("hidden_states", "attentions", "attention_scores"),
+    ]
     never_left_out: ClassVar[tuple[str, ...]] = (
         *SpikingConfig.never_left_out,
         "num_attention_heads",

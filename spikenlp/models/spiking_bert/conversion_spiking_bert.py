@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ from spikenlp.neurons import SpikingNeuron
 
 logger = logging.getLogger(__name__)
 
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+"""What the base model reads of a batch."""
 NOT_OF_A_DENSE_CONFIG = {
     "model_type",
     "architectures",
@@ -51,8 +53,9 @@ def convert_dense_bert(
     config_overrides: dict[str, Any],
 ) -> Any:
     """See `SpikingBertPreTrainedModel.from_dense`."""
+    absent: set[str] = set()
     if not isinstance(dense, PreTrainedModel):
-        dense = load_dense_bert(dense, spiking_class)
+        dense, absent = load_dense_bert(dense, spiking_class)
     if dense.config.model_type != "bert" or dense.config.is_decoder:
         raise ValueError(
             f"from_dense needs a BERT encoder (model_type 'bert', is_decoder False), got "
@@ -60,7 +63,7 @@ def convert_dense_bert(
             "is loaded with from_pretrained"
         )
     model = spiking_class(spiking_config(dense.config, config_overrides))
-    load_dense_weights(model, dense)
+    load_dense_weights(model, dense, absent)
     model.to(dense.device).eval()
     if calibration is None:
         warnings.warn(
@@ -83,8 +86,11 @@ def spiking_config(dense: PreTrainedConfig, overrides: dict[str, Any]) -> Spikin
     return SpikingBertConfig(**{**fields, **overrides})
 
 
-def load_dense_bert(path: str, spiking_class: type[PreTrainedModel]) -> PreTrainedModel:
-    """The dense twin of `spiking_class` (BertForX for SpikingBertForX), loaded from `path`."""
+def load_dense_bert(
+    path: str, spiking_class: type[PreTrainedModel]
+) -> tuple[PreTrainedModel, set[str]]:
+    """The dense twin of `spiking_class` (BertForX for SpikingBertForX), loaded from `path`; and the names of
+    its weights that are not there, as those of a head may be."""
     config = AutoConfig.from_pretrained(path)
     if config.model_type != "bert":
         hint = (
@@ -94,14 +100,19 @@ def load_dense_bert(path: str, spiking_class: type[PreTrainedModel]) -> PreTrain
             f"{path} is of model_type {config.model_type!r}{hint}; from_dense converts 'bert' only"
         )
     dense_class = getattr(modeling_bert, spiking_class.__name__.removeprefix("Spiking"))
-    return dense_class.from_pretrained(path)
+    dense, info = dense_class.from_pretrained(path, output_loading_info=True)
+    return dense, set(info["missing_keys"])
 
 
-def load_dense_weights(model: PreTrainedModel, dense: PreTrainedModel) -> None:
-    """Copies every weight that both have, and logs which are new and which are dropped."""
+def load_dense_weights(
+    model: PreTrainedModel, dense: PreTrainedModel, absent: Collection[str] = ()
+) -> None:
+    """Copies every weight that both have, and logs which are new and which are dropped; those of `dense`
+    that are `absent` from its checkpoint count as new."""
     source = {f"bert.{k}": v for k, v in dense.base_model.state_dict().items()}
     if dense.base_model is not dense:
         source |= dense.state_dict()
+    source = {k: v for k, v in source.items() if k not in absent}
     if model.base_model is model:
         source = {k.removeprefix("bert."): v for k, v in source.items() if k.startswith("bert.")}
     target = model.state_dict()
@@ -178,5 +189,25 @@ def _tokens_of_neurons(model: PreTrainedModel, batch: dict[str, Tensor], weighte
 
 
 def model_inputs(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    names = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
-    return {k: batch[k].to(device) for k in names if k in batch}
+    return {k: batch[k].to(device) for k in INPUTS if k in batch}
+
+
+def as_batches(calibration: Iterable[Mapping[str, Tensor]]) -> list[Mapping[str, Tensor]]:
+    """Calibration data as a list.
+
+    Raises:
+        ValueError: anything but an iterable of tokenised batches.
+    """
+    alone = isinstance(calibration, str | Mapping | Tensor)
+    batches: list[Any] = [calibration] if alone else list(calibration)
+    for batch in batches:
+        tokenised = isinstance(batch, Mapping) and any(
+            isinstance(batch.get(name), Tensor) for name in ("input_ids", "inputs_embeds")
+        )
+        if alone or not tokenised:
+            raise ValueError(
+                "calibration must be a list of tokenised batches, dicts with a tensor input_ids [B, L] as of "
+                "tokenizer(sentences, padding=True, return_tensors='pt'), got "
+                f"{'one' if alone else 'an item that is a'} {type(batch).__name__}"
+            )
+    return batches

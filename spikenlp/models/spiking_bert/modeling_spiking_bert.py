@@ -292,11 +292,11 @@ class SpikingBertPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
         of_rates = self.config.architecture == "spikingbert"
         return NONLINEARITIES["running" if of_rates else self.config.nonlinearity]
 
-    def _by_step(self, head: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """What to ask the base model for, so that `head` [B, L, D] -> [B, ...] has its time steps."""
-        if self.config.gradient == "implicit":
-            return {"timestep_readout": head}
-        return {"output_timesteps": True}
+    def _encode(self, head: Callable[[Tensor], Tensor], **inputs: Any) -> SpikingBertModelOutput:
+        """Of the base model, with what `head` [B, L, D] -> [B, ...] needs for its time steps."""
+        implicit = self.config.gradient == "implicit"
+        by_step = {"timestep_readout": head} if implicit else {"output_timesteps": True}
+        return self.base_model(**{**inputs, **by_step, "return_dict": True})
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -319,6 +319,7 @@ class SpikingBertPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
         *,
         calibration: Iterable[Mapping[str, Tensor]] | None = None,
         reconstruct: bool = False,
+        dtype: torch.dtype | str | None = None,
         **config_overrides: Any,
     ) -> Self:
         """A spiking model with the weights of a dense BERT, its amplitudes calibrated.
@@ -330,26 +331,33 @@ class SpikingBertPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
                 amplitudes come from the weights alone, on random tokens, and a warning says so.
             reconstruct: then fit the weights, too, to the spikes that reach them on these batches
                 (`spikenlp.models.reconstruction`), without training. Better the more sentences there are.
-            config_overrides: fields of `SpikingBertConfig`, e.g. `num_timesteps=8`.
+            dtype: of the finished model; it is computed with float32.
+            config_overrides: fields of `SpikingBertConfig`, e.g. `num_timesteps=8`, or `num_labels=5` for a
+                head that `dense` does not have.
 
         Raises:
-            ValueError: `dense` is not a BERT encoder; a field that the config does not have;
-                `reconstruct` without calibration data, collapsed, or in "spikingbert".
+            ValueError: `dense` is not a BERT encoder; a field that the config does not have; calibration
+                data that is not tokenised; `reconstruct` without it, collapsed, or in "spikingbert".
 
         Source: DESIGN of this toolkit; see `spikenlp.models.spiking_bert.conversion_spiking_bert`.
         """
         from spikenlp.models.spiking_bert import reconstruction
-        from spikenlp.models.spiking_bert.conversion_spiking_bert import convert_dense_bert
+        from spikenlp.models.spiking_bert.conversion_spiking_bert import (
+            as_batches,
+            convert_dense_bert,
+        )
 
         if reconstruct:
             if calibration is None:
                 raise ValueError("reconstruct=True needs calibration data: a few hundred sentences")
             asked = {"architecture": "default", "collapsed": False} | config_overrides
             reconstruction.check_config(asked["architecture"], asked["collapsed"])
-        batches = None if calibration is None else list(calibration)
+        batches = None if calibration is None else as_batches(calibration)
         model = convert_dense_bert(cls, dense, batches, config_overrides)
         if batches is not None and reconstruct:
             reconstruction.reconstruct(model, batches)
+        if dtype is not None:
+            model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         return model
 
 
@@ -428,6 +436,8 @@ class SpikingBertModel(SpikingBertPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if "num_timesteps" in kwargs:
+            raise ValueError("T is the config's: set model.config.num_timesteps before the call")
         implicit = self.config.gradient == "implicit"
         if timestep_readout is not None and not implicit:
             raise ValueError(
@@ -516,6 +526,10 @@ class SpikingBertForMaskedLM(SpikingBertPreTrainedModel):
         `masked_positions`, bool [B, L], asks for logits at these N positions alone, in the order of the
         batch: a vocabulary of logits at every position is most of what training would keep.
         """
+        if masked_positions is not None and masked_positions.dtype != torch.bool:
+            raise ValueError(
+                f"masked_positions must be bool [B, L], got {masked_positions.dtype}: a mask, no indices"
+            )
         head, over_time = self.cls.predictions, self.head_over_time
         implicit = self.config.gradient == "implicit"
         per_step = not implicit and (output_timesteps or not over_time.running)
@@ -530,6 +544,7 @@ class SpikingBertForMaskedLM(SpikingBertPreTrainedModel):
             timestep_readout=(
                 (lambda hidden: head(hidden[chosen])) if implicit and output_timesteps else None
             ),
+            return_dict=True,
             **kwargs,
         )
         timestep_logits = outputs.timestep_readout
@@ -578,14 +593,14 @@ class SpikingBertForSequenceClassification(SpikingBertPreTrainedModel):
         The loss is that of BERT on the mean logits (SDT); temporal losses are the Trainer's. The last
         layer is computed for the first token alone, unless hidden states or attentions are asked for.
         """
-        outputs = self.bert(
-            input_ids,
+        outputs = self._encode(
+            lambda x: self.classifier(self.dropout(self.bert.pooler(x[None])[0])),
+            input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             first_token_only=self._first_token_only(kwargs),
-            **self._by_step(lambda x: self.classifier(self.dropout(self.bert.pooler(x[None])[0]))),
             **kwargs,
         )
         if outputs.timestep_readout is not None:
@@ -658,13 +673,13 @@ class SpikingBertForTokenClassification(SpikingBertPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor] | SpikingTokenClassifierOutput:
         """`labels` [B, L] classes, -100 is ignored: cross entropy of the mean logits."""
-        outputs = self.bert(
-            input_ids,
+        outputs = self._encode(
+            lambda hidden: self.classifier(self.dropout(hidden)),
+            input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            **self._by_step(lambda hidden: self.classifier(self.dropout(hidden))),
             **kwargs,
         )
         timestep_logits, logits = _readout(self.classifier, outputs, self.dropout)
@@ -699,13 +714,13 @@ class SpikingBertForQuestionAnswering(SpikingBertPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor] | SpikingQuestionAnsweringOutput:
         """`start_positions`, `end_positions` [B]: positions beyond the sequence are ignored."""
-        outputs = self.bert(
-            input_ids,
+        outputs = self._encode(
+            self.qa_outputs,
+            input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            **self._by_step(self.qa_outputs),
             **kwargs,
         )
         timestep_logits, logits = _readout(self.qa_outputs, outputs)

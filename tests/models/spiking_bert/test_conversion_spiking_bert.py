@@ -292,3 +292,40 @@ def test_bad_calibration_data_and_fields(dense, batches):
         convert(dense, [{k: torch.zeros_like(v) for k, v in batches[0].items()}])
     with pytest.raises(ValueError, match="num_time_steps"):
         convert(dense, batches, num_time_steps=4)
+
+
+def test_a_headless_folder_gets_a_head_of_so_many_labels(dense, batches, tmp_path):
+    dense.bert.save_pretrained(tmp_path)
+    model = SpikingBertForSequenceClassification.from_dense(
+        str(tmp_path), calibration=batches, num_labels=5
+    )
+    assert model(**batches[0]).logits.shape == (len(batches[0]["input_ids"]), 5)
+    word = model.bert.embeddings.word_embeddings.weight
+    assert torch.equal(word, dense.bert.embeddings.word_embeddings.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16"])
+def test_a_finished_model_is_of_the_dtype_that_was_asked_for(dense, batches, dtype):
+    convert = SpikingBertForSequenceClassification.from_dense
+    found, expected = (
+        convert(dense, calibration=batches, dtype=dtype),
+        convert(dense, calibration=batches),
+    )
+    for name, value in expected.state_dict().items():
+        cast = value.bfloat16() if value.is_floating_point() else value
+        assert torch.equal(found.state_dict()[name], cast), name
+
+
+@pytest.mark.parametrize(
+    ("calibration", "found"),
+    [
+        ("a text", "one str"),
+        (["a text"], "an item that is a str"),
+        ({"input_ids": torch.tensor([[5, 6]])}, "one dict"),
+        ([{"input_ids": [[5, 6]]}], "an item that is a dict"),
+        (torch.tensor([[5, 6]]), "one Tensor"),
+    ],
+)
+def test_calibration_data_that_is_not_tokenised_is_named(dense, calibration, found):
+    with pytest.raises(ValueError, match=f"list of tokenised batches.*got {found}"):
+        SpikingBertForSequenceClassification.from_dense(dense, calibration=calibration)

@@ -334,3 +334,36 @@ def test_bfloat16(batches):
 def test_bad_configs_say_what_is_wrong(fields, message):
     with pytest.raises(Exception, match=message):
         SpikingBertConfig(**fields)
+
+
+@pytest.mark.parametrize("fields", KINDS, ids=str)
+@pytest.mark.parametrize("model_class", HEADS)
+def test_outputs_may_be_tuples_and_time_steps_asked_for(model_class, fields, batches):
+    model = make(model_class, **fields)
+    expected = model(**batches[0], output_timesteps=True)
+    if not model.config.collapsed:
+        assert any(name.startswith("timestep_") for name in expected)
+    config_says = make(model_class, **fields, return_dict=False)
+    for found in (
+        model(**batches[0], output_timesteps=True, return_dict=False),
+        config_says(**batches[0], output_timesteps=True),
+    ):
+        assert isinstance(found, tuple)
+        for one, other in zip(found, expected.to_tuple(), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_what_a_call_cannot_do_is_refused(batches):
+    with pytest.raises(ValueError, match=r"set model\.config\.num_timesteps"):
+        make()(**batches[0], num_timesteps=2)
+    positions = torch.tensor([[1, 2]])
+    with pytest.raises(ValueError, match=r"masked_positions must be bool.*int64"):
+        make(SpikingBertForMaskedLM)(**batches[0], masked_positions=positions)
+
+
+def test_fields_given_at_loading_are_checked(tmp_path):
+    make().save_pretrained(tmp_path)
+    loaded = SpikingBertForSequenceClassification.from_pretrained(tmp_path, num_timesteps=8)
+    assert loaded.config.num_timesteps == 8
+    with pytest.raises(Exception, match="num_timesteps must be >= 1, got 0"):
+        SpikingBertForSequenceClassification.from_pretrained(tmp_path, num_timesteps=0)

@@ -1,0 +1,157 @@
+"""Evaluation of every head: batches of unlike lengths, what plain Trainers see, metrics as users write them."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import (
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+)
+
+from spikenlp import (
+    SpikingBertConfig,
+    SpikingBertForQuestionAnswering,
+    SpikingBertForSequenceClassification,
+    SpikingBertForTokenClassification,
+    SpikingTrainer,
+)
+from spikenlp.data import wordpiece_tokenizer
+from tests.conftest import TINY_DENSE
+from tests.training.test_trainer import make_args
+
+LENGTHS = [9, 3, 12, 5, 7]
+STEPS, LABELS = 2, 3
+
+
+def make_model(model_class, **fields):
+    torch.manual_seed(0)
+    options = {"num_timesteps": STEPS, "num_hidden_layers": 1, "hidden_dropout_prob": 0.0}
+    return model_class(
+        SpikingBertConfig(**{**TINY_DENSE, **options, "num_labels": LABELS, **fields})
+    )
+
+
+def make_rows(model_class):
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(low, high, length):
+        return torch.randint(low, high, (length,), generator=generator).tolist()
+
+    rows = {"input_ids": [drawn(5, 120, n) for n in LENGTHS]}
+    if model_class is SpikingBertForTokenClassification:
+        rows["labels"] = [drawn(0, LABELS, n) for n in LENGTHS]
+    elif model_class is SpikingBertForQuestionAnswering:
+        rows["start_positions"] = rows["end_positions"] = [n - 1 for n in LENGTHS]
+    else:
+        rows["labels"] = drawn(0, LABELS, len(LENGTHS))
+    return Dataset.from_dict(rows)
+
+
+def evaluator(trainer_class, model, folder, batch_size, **options):
+    if trainer_class is Trainer:
+        args = make_args(folder, TrainingArguments, per_device_eval_batch_size=batch_size)
+    else:
+        args = make_args(folder, per_device_eval_batch_size=batch_size)
+    of_tokens = isinstance(model, SpikingBertForTokenClassification)
+    make_collator = DataCollatorForTokenClassification if of_tokens else DataCollatorWithPadding
+    collator = make_collator(wordpiece_tokenizer(["a"]))
+    return trainer_class(model, args, data_collator=collator, **options)
+
+
+def token_accuracy(prediction):
+    labelled = prediction.label_ids != -100
+    right = prediction.predictions.argmax(-1) == prediction.label_ids
+    return {"accuracy": float(right[labelled].mean())}
+
+
+def test_tokens_are_evaluated_over_batches_of_unlike_lengths(tmp_path):
+    model = make_model(SpikingBertForTokenClassification)
+    rows = make_rows(SpikingBertForTokenClassification)
+    options = {"compute_metrics": token_accuracy}
+    found, together = (
+        evaluator(SpikingTrainer, model, tmp_path, size, **options).predict(rows)
+        for size in (2, len(LENGTHS))
+    )
+    logits, timestep_logits = found.predictions
+    assert logits.shape == (len(LENGTHS), max(LENGTHS), LABELS)
+    assert timestep_logits.shape == (len(LENGTHS), STEPS, max(LENGTHS), LABELS)
+    for i, length in enumerate(LENGTHS):
+        with torch.no_grad():
+            alone = model(torch.tensor([rows[i]["input_ids"]]))
+        np.testing.assert_allclose(logits[i, :length], alone.logits[0], atol=1e-5)
+        expected = alone.timestep_logits[0]
+        np.testing.assert_allclose(timestep_logits[i, :, :length], expected, atol=1e-5)
+    assert {"test_accuracy_t1", "test_accuracy_t2", "test_loss_t2"} <= set(found.metrics)
+    for name, value in found.metrics.items():
+        if "accuracy" in name or "loss_t" in name:
+            assert value == pytest.approx(together.metrics[name], abs=1e-5), name
+
+
+@pytest.mark.parametrize(
+    "model_class",
+    [
+        SpikingBertForSequenceClassification,
+        SpikingBertForTokenClassification,
+        SpikingBertForQuestionAnswering,
+    ],
+)
+def test_a_plain_trainer_sees_what_it_sees_of_a_dense_model(model_class, tmp_path):
+    model, rows = make_model(model_class), make_rows(model_class)
+    found = evaluator(Trainer, model, tmp_path, 2).predict(rows)
+    shapes = {
+        SpikingBertForSequenceClassification: [(5, LABELS)],
+        SpikingBertForTokenClassification: [(5, 12, LABELS)],
+        SpikingBertForQuestionAnswering: [(5, 12), (5, 12)],
+    }[model_class]
+    predictions = found.predictions
+    predictions = predictions if isinstance(predictions, tuple) else (predictions,)
+    assert [p.shape for p in predictions] == shapes
+    assert np.isfinite(found.metrics["test_loss"])
+
+
+def test_metrics_get_the_inputs_and_losses_that_they_ask_for(tmp_path):
+    seen = []
+
+    def metric(prediction):
+        seen.append((prediction.inputs.shape, prediction.losses.shape))
+        return {}
+
+    model = make_model(SpikingBertForSequenceClassification)
+    args = make_args(tmp_path, include_for_metrics=["inputs", "loss"])
+    data = make_rows(SpikingBertForSequenceClassification).remove_columns("input_ids")
+    data = data.add_column("input_ids", torch.randint(5, 120, (5, 8)).tolist())
+    SpikingTrainer(model, args, compute_metrics=metric).evaluate(data)
+    assert seen == [((5, 8), (5,))] * (1 + STEPS)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "fields", "options", "message"),
+    [
+        (
+            SpikingBertForSequenceClassification,
+            {"problem_type": "multi_label_classification"},
+            {},
+            "several labels at once",
+        ),
+        (SpikingBertForQuestionAnswering, {}, {}, "question answering"),
+        (
+            SpikingBertForSequenceClassification,
+            {},
+            {"preprocess_logits_for_metrics": lambda logits, labels: logits},
+            "preprocess_logits_for_metrics",
+        ),
+    ],
+)
+def test_what_has_no_temporal_loss_or_metric_is_refused(
+    model_class, fields, options, message, tmp_path
+):
+    with pytest.raises(ValueError, match=message):
+        SpikingTrainer(make_model(model_class, **fields), make_args(tmp_path), **options)
+
+
+def test_metrics_of_batches_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="batch_eval_metrics"):
+        make_args(tmp_path, batch_eval_metrics=True)
