@@ -117,8 +117,16 @@ def count_spikes(model: nn.Module, attention_mask: Tensor | None = None) -> Iter
 
     with ExitStack() as stack:
         for neuron in neurons:
+            stack.callback(neuron.register_forward_pre_hook(_with_gradient).remove)
             stack.callback(neuron.register_forward_hook(count).remove)
         yield counted
+
+
+def _with_gradient(neuron: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a neuron is given, so that it keeps its state: below all that learns, nothing has a gradient."""
+    x, *rest = args
+    learns = x.requires_grad or any(p.requires_grad for p in neuron.parameters())
+    return args if learns or not torch.is_grad_enabled() else (x.detach().requires_grad_(), *rest)
 
 
 def _options(record: Any) -> dict[str, Any]:
