@@ -147,7 +147,8 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         ignore_keys: list[str] | None = None,
     ) -> Any:
         if ignore_keys is None:
-            ignored = cast(nn.Module, self.model).config.keys_to_ignore_at_inference
+            config: Any = cast(nn.Module, self.model).config
+            ignored = config.keys_to_ignore_at_inference
             ignore_keys = [key for key in ignored if key != "timestep_logits"]
         loss, logits, labels = super().prediction_step(
             model, inputs, prediction_loss_only, ignore_keys
