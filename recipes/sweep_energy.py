@@ -4,8 +4,9 @@
         --timesteps 1 2 4 8 --spike_targets 0.8 0.6 0.4 --spike_weight 1 --output_dir outputs/sweep_sst2
 
 Other options go to distill.py. For each T one run trains without a penalty. Each target is a fraction of the
-spikes per neuron that it ends with, and its run goes on from there: the last phase that trains, and those
-after it, once more with the penalty. A run that is done is not repeated. The output folder gets sweep.json,
+spikes per neuron that it ends with. The run of the highest target goes on from there, each other one from that of
+the target above it: the last phase that trains, and those after it, once more with the penalty. A run that is
+done is not repeated. The output folder gets sweep.json,
 sweep.md and, for each billing (float32 against the dense float32 model, int8 against the dense int8 model
 and the quantised network of as many levels), a chart. The spiking model is that of the last phase, the
 quantised network its collapsed twin after the phase, and in the charts of the run, in which it was best; a
@@ -56,9 +57,13 @@ def last_trained(phases: list[str]) -> str:
     return trained[-1]
 
 
+def folder_of(root: Path, steps: int, share: float | None = None) -> Path:
+    return root / f"t{steps}_{'free' if share is None else f'spikes{share:g}'}"
+
+
 def run_free(options: list[str], root: Path, steps: int, phases: list[str]) -> dict[str, Any]:
     """The row of T = `steps` without a penalty."""
-    out = root / f"t{steps}_free"
+    out = folder_of(root, steps)
     options = [*options, "--num_timesteps", str(steps), "--output_dir", str(out)]
     found = distill([*options, "--phases", *phases])
     return {"num_timesteps": steps, "fraction": None, "spike_target": None, **measured(found)}
@@ -71,8 +76,10 @@ def run_target(
     weight: float,
     share: float,
     free: dict[str, Any],
+    before: Path,
 ) -> dict[str, Any]:
-    """The row of a target of `share` times the spikes per neuron of the row `free`, whose run it goes on from."""
+    """The row of a target of `share` times the spikes per neuron of the row `free`; it goes on from the run in
+    the folder `before`."""
     steps, wanted = free["num_timesteps"], round(share * free["spikes_per_neuron"], 4)
     trained = last_trained(phases)
     again = [p for p in STUDENTS if p in phases and STUDENTS.index(p) >= STUDENTS.index(trained)]
@@ -80,8 +87,8 @@ def run_target(
         [
             *options,
             *("--num_timesteps", str(steps)),
-            *("--output_dir", str(root / f"t{steps}_spikes{share:g}")),
-            *("--student", str(root / f"t{steps}_free" / trained)),
+            *("--output_dir", str(folder_of(root, steps, share))),
+            *("--student", str(before / trained)),
             *("--spike_target", str(wanted), "--spike_weight", str(weight)),
             *("--reconstruct", "False"),
             *("--phases", "converted", *again),
@@ -178,8 +185,11 @@ def main() -> None:
         trained = options if length is None else [*options, "--max_steps", str(length)]
         free = run_free(trained, root, steps, args.phases)
         rows.append(free)
-        for share in args.spike_targets:
-            rows.append(run_target(trained, root, args.phases, args.spike_weight, share, free))
+        before = folder_of(root, steps)
+        for share in sorted(args.spike_targets, reverse=True):
+            weight = args.spike_weight
+            rows.append(run_target(trained, root, args.phases, weight, share, free, before))
+            before = folder_of(root, steps, share)
     record = {"run": run_record(), "dense": dense, "rows": rows}
     write_text(root / "sweep.json", json.dumps(record, indent=1) + "\n")
     write_text(root / "sweep.md", markdown(rows, dense))

@@ -799,9 +799,7 @@ def test_a_sweep_tables_each_split(tmp_path):
         (["converted", "collapsed", "reconstructed"], "collapsed", ["collapsed", "reconstructed"]),
     ],
 )
-def test_a_target_goes_on_from_the_run_without_a_penalty(
-    tmp_path, monkeypatch, phases, goes_on_from, again
-):
+def test_a_target_goes_on_from_the_run_above_it(tmp_path, monkeypatch, phases, goes_on_from, again):
     calls = []
 
     def distill(argv):
@@ -810,19 +808,30 @@ def test_a_target_goes_on_from_the_run_without_a_penalty(
         return {"teacher": {"dense": {"accuracy": 0.99}}, phases[-1]: found}
 
     monkeypatch.setattr(sweep_energy, "distill", distill)
-    argv = ["sweep_energy.py", "--timesteps", "2", "4", "--spike_targets", "0.5", "--phases"]
+    argv = [
+        "sweep_energy.py",
+        "--timesteps",
+        "2",
+        "4",
+        "--spike_targets",
+        "0.25",
+        "0.5",
+        "--phases",
+    ]
     argv += [*phases, "--training_time_steps", "80", "--output_dir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", argv)
     sweep_energy.main()
-    _, free, penalised, *rest = calls
+    _, free, penalised, lower, *rest = calls
     assert free[free.index("--phases") + 1 :] == phases
     assert "--spike_weight" not in free
     assert penalised[penalised.index("--student") + 1] == str(tmp_path / "t2_free" / goes_on_from)
-    assert penalised[penalised.index("--spike_target") + 1] == "0.5"
+    assert lower[lower.index("--student") + 1] == str(tmp_path / "t2_spikes0.5" / goes_on_from)
+    for run, target in ((penalised, "0.5"), (lower, "0.25")):
+        assert run[run.index("--spike_target") + 1] == target
     assert penalised[penalised.index("--phases") + 1 :] == ["converted", *again]
     assert penalised[penalised.index("--reconstruct") + 1] == "False"  # it is spiking by now
-    lengths = [call[call.index("--max_steps") + 1] for call in (free, penalised, *rest)]
-    assert lengths == ["40", "40", "20", "20"]
+    lengths = [call[call.index("--max_steps") + 1] for call in (free, penalised, lower, *rest)]
+    assert lengths == ["40"] * 3 + ["20"] * 3
 
 
 @pytest.mark.parametrize("steps", ["0", "-4"])
