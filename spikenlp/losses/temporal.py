@@ -300,6 +300,8 @@ TEMPORAL_LOSSES: dict[str, Callable[..., Tensor]] = {
     "tmc": tmc_loss,
     "trt": trt_loss,
 }
+"""Name -> loss(timestep_logits, labels, **options) -> scalar. To add one, name it here: `SpikingTrainingArguments`
+takes any of these names."""
 
 
 def get_temporal_loss(name: str, **options) -> Callable[[Tensor, Tensor], Tensor]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from transformers import TrainingArguments
 
+from spikenlp.losses import TEMPORAL_LOSSES
 from spikenlp.training.processes import check_processes
 
 
@@ -24,9 +25,13 @@ class SpikingTrainingArguments(TrainingArguments):
         bf16 on an x86 CPU without AVX-512, where it is much slower than float32.
     """
 
-    temporal_loss: Literal["sdt", "tet", "tmc", "trt"] = field(
+    temporal_loss: str = field(
         default="tmc",
-        metadata={"help": "Loss over time steps: sdt, tet, tmc or trt (see spikenlp.losses)."},
+        metadata={
+            "help": "Loss over time steps: sdt, tet, tmc or trt (see spikenlp.losses), or one of your own that "
+            "was named in spikenlp.losses.TEMPORAL_LOSSES.",
+            "choices": TEMPORAL_LOSSES,
+        },
     )
     theta_reduction: Literal["batch", "sample"] = field(
         default="batch",
@@ -94,6 +99,10 @@ class SpikingTrainingArguments(TrainingArguments):
             if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
                 choices = " or ".join(map(repr, get_args(kind)))
                 raise ValueError(f"{name} must be {choices}, got {getattr(self, name)!r}")
+        if self.temporal_loss not in TEMPORAL_LOSSES:
+            raise ValueError(
+                f"temporal_loss must be one of {sorted(TEMPORAL_LOSSES)}, got {self.temporal_loss!r}"
+            )
         if self.theta_scope == "global" and self.theta_reduction != "batch":
             raise ValueError(
                 "theta_scope='global' needs theta_reduction='batch', got "
@@ -137,7 +146,9 @@ class SpikingTrainingArguments(TrainingArguments):
 
     def temporal_loss_options(self) -> dict[str, Any]:
         """Options of the chosen loss, as `get_temporal_loss` takes them."""
-        options: dict[str, Any] = {"label_smoothing": self.label_smoothing_factor}
+        options: dict[str, Any] = {}
+        if self.label_smoothing_factor:
+            options["label_smoothing"] = self.label_smoothing_factor
         if self.temporal_loss == "tet":
             options["mse_weight"] = self.tet_mse_weight
         elif self.temporal_loss == "tmc":

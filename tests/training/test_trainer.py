@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EvalPrediction,
+    HfArgumentParser,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from spikenlp import (
     SpikingBertConfig,
@@ -17,7 +23,7 @@ from spikenlp import (
     SpikingVGGConfig,
     SpikingVGGForImageClassification,
 )
-from spikenlp.losses import get_temporal_loss, trt_weight_penalty
+from spikenlp.losses import TEMPORAL_LOSSES, get_temporal_loss, trt_weight_penalty
 from spikenlp.training import TemporalLossFunction
 from tests.conftest import TINY_DENSE
 
@@ -463,3 +469,30 @@ def test_tokens_without_any_label_have_no_loss(name):
     assert not logits.grad.any()
     with pytest.raises(ValueError, match="no sample"):
         TemporalLossFunction(name)({"timestep_logits": logits[:, :, 0]}, labels[:, 0], 7)
+
+
+def test_a_loss_of_ones_own_trains_under_its_name(tmp_path, monkeypatch):
+    def last_step(timestep_logits, labels):
+        return torch.nn.functional.cross_entropy(timestep_logits[:, -1], labels)
+
+    monkeypatch.setitem(TEMPORAL_LOSSES, "last_step", last_step)
+    (args,) = HfArgumentParser(SpikingTrainingArguments).parse_args_into_dataclasses(
+        ["--output_dir", str(tmp_path), "--temporal_loss", "last_step", "--use_cpu", "True"]
+    )
+    assert args.temporal_loss == "last_step"
+    data = make_data()
+    trainer = SpikingTrainer(
+        make_model(),
+        make_args(tmp_path, temporal_loss="last_step", train_sampling_strategy="sequential"),
+        train_dataset=data,
+        eval_dataset=data,
+    )
+    (found,) = gradients_of(trainer)
+    model = make_model().train()
+    batch = {k: torch.tensor(data[k][:8]) for k in ("input_ids", "labels")}
+    last_step(model(batch["input_ids"]).timestep_logits, batch["labels"]).backward()
+    assert_same(found, {n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert {"eval_loss", "eval_loss_t1"} <= set(trainer.evaluate())
+    smooth = make_args(tmp_path, temporal_loss="last_step", label_smoothing_factor=0.1)
+    with pytest.raises(ValueError, match="last_step has no option"):
+        SpikingTrainer(make_model(), smooth)
