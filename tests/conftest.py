@@ -23,6 +23,15 @@ hypothesis.settings.register_profile("many", quick, derandomize=False, max_examp
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
+def pytest_configure():
+    """A core for each worker: recipes use all cores that they see, in this process and in their own, and
+    workers that compete for them wait for each other's threads."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
 def forget_what_there_is():
     """What thousands of tests and compiled graphs hold, each collection of garbage would go through again:
     transformers' Trainer makes several."""
