@@ -231,7 +231,8 @@ def dense_config(path: str | Path) -> BertConfig:
     config = AutoConfig.from_pretrained(path)
     if config.model_type != "bert":
         raise ValueError(
-            f"{path} is of model_type {config.model_type!r}: give a dense BERT ('bert')"
+            f"{path} is of model_type {config.model_type!r}: give a dense BERT ('bert'). A RoBERTa becomes one "
+            "by spikenlp.models.spiking_bert.as_bert(model).save_pretrained(folder)"
         )
     return config
 

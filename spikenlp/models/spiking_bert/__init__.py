@@ -20,6 +20,7 @@ from spikenlp.models.spiking_bert.modeling_spiking_bert import (
     SpikingBertModel,
     SpikingBertPreTrainedModel,
 )
+from spikenlp.models.spiking_bert.roberta import as_bert
 
 register(
     SpikingBertConfig,
@@ -41,4 +42,5 @@ __all__ = [
     "SpikingBertForTokenClassification",
     "SpikingBertModel",
     "SpikingBertPreTrainedModel",
+    "as_bert",
 ]

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.bert import modeling_bert
@@ -24,6 +25,7 @@ from spikenlp.models.calibration import (
     position_weights,
 )
 from spikenlp.models.spiking_bert.configuration_spiking_bert import SpikingBertConfig
+from spikenlp.models.spiking_bert.roberta import FAMILY, as_bert, bert_name
 from spikenlp.neurons import SpikingNeuron
 
 logger = logging.getLogger(__name__)
@@ -56,9 +58,11 @@ def convert_dense_bert(
     absent: set[str] = set()
     if not isinstance(dense, PreTrainedModel):
         dense, absent = load_dense_bert(dense, spiking_class)
+    elif dense.config.model_type in FAMILY:
+        dense = as_bert(dense)
     if dense.config.model_type != "bert" or dense.config.is_decoder:
         raise ValueError(
-            f"from_dense needs a BERT encoder (model_type 'bert', is_decoder False), got "
+            "from_dense needs a BERT or RoBERTa encoder (is_decoder False), got "
             f"{type(dense).__name__} of model_type {dense.config.model_type!r}. A spiking checkpoint "
             "is loaded with from_pretrained"
         )
@@ -92,14 +96,20 @@ def load_dense_bert(
     """The dense twin of `spiking_class` (BertForX for SpikingBertForX), loaded from `path`; and the names of
     its weights that are not there, as those of a head may be."""
     config = AutoConfig.from_pretrained(path)
+    head = spiking_class.__name__.removeprefix("SpikingBert")
+    if config.model_type in FAMILY:
+        auto_class = getattr(transformers, f"AutoModel{head.removeprefix('Model')}")
+        roberta, info = auto_class.from_pretrained(path, output_loading_info=True)
+        return as_bert(roberta), set(map(bert_name, info["missing_keys"]))
     if config.model_type != "bert":
         hint = (
             " (already spiking: use from_pretrained)" if config.model_type == "spiking_bert" else ""
         )
         raise ValueError(
-            f"{path} is of model_type {config.model_type!r}{hint}; from_dense converts 'bert' only"
+            f"{path} is of model_type {config.model_type!r}{hint}; from_dense converts 'bert' and "
+            f"{', '.join(map(repr, FAMILY))} only"
         )
-    dense_class = getattr(modeling_bert, spiking_class.__name__.removeprefix("Spiking"))
+    dense_class = getattr(modeling_bert, f"Bert{head}")
     dense, info = dense_class.from_pretrained(path, output_loading_info=True)
     return dense, set(info["missing_keys"])
 

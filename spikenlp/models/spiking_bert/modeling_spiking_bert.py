@@ -325,7 +325,8 @@ class SpikingBertPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
         """A spiking model with the weights of a dense BERT, its amplitudes calibrated.
 
         Args:
-            dense: a BERT of transformers with or without a head, or the path or Hub id of one.
+            dense: a BERT of transformers with or without a head, or the path or Hub id of one; or of
+                RoBERTa's family (`spikenlp.models.spiking_bert.roberta`).
             calibration: tokenised batches (dicts of tensors: input_ids, attention_mask, ...); a
                 few hundred sentences of the kind that the model will see are enough. Without them
                 amplitudes come from the weights alone, on random tokens, and a warning says so.
@@ -336,7 +337,7 @@ class SpikingBertPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
                 head that `dense` does not have.
 
         Raises:
-            ValueError: `dense` is not a BERT encoder; a field that the config does not have; calibration
+            ValueError: `dense` is no such encoder; a field that the config does not have; calibration
                 data that is not tokenised; `reconstruct` without it, collapsed, or in "spikingbert".
 
         Source: DESIGN of this toolkit; see `spikenlp.models.spiking_bert.conversion_spiking_bert`.
