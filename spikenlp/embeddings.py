@@ -17,11 +17,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from spikenlp.models.over_time import running_mean
 from spikenlp.models.spiking_bert import SpikingBertModel
+from spikenlp.models.spiking_bert.roberta import FAMILY, bert_config
 
 MODULES = {
     "Transformer": ("", "sentence_transformers.models.Transformer"),
@@ -405,8 +406,10 @@ def _max_seq_length(path: str | Path) -> int:
         length = (_read(path, "tokenizer_config.json") or {}).get(
             "model_max_length", MAX_SEQ_LENGTH
         )
-        positions = (_read(path, "config.json") or {}).get("max_position_embeddings", length)
-        length = min(length, positions)
+        config = AutoConfig.from_pretrained(path)
+        if config.model_type in FAMILY:
+            config = bert_config(config)
+        length = min(length, config.max_position_embeddings)
     return int(length)
 
 

@@ -9,7 +9,7 @@ import pandas
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from spikenlp import SpikingBertModel
 from spikenlp.data import wordpiece_tokenizer
@@ -267,6 +267,19 @@ def test_the_form_of_newer_releases_is_read(tmp_path):
         assert read_modules(folder)["max_seq_length"] == read
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 20}')
     assert read_modules(folder) == {"max_seq_length": 20, "normalize": True}
+
+
+def test_a_roberta_encoder_has_fewer_positions_than_its_table(tmp_path):
+    folder = write_dense(tmp_path / "roberta")
+    config = RobertaConfig(**{**TINY_DENSE, "max_position_embeddings": 42, "pad_token_id": 1})
+    RobertaModel(config).save_pretrained(folder)
+    (folder / "sentence_bert_config.json").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["model_max_length"] = 10**30
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    encoder = SentenceEncoder.from_dense(folder, calibration=SENTENCES)
+    assert encoder.max_seq_length == 40
+    assert encoder.encode(["chess " * 100]).shape == (1, 32)
 
 
 def test_a_dense_encoder_is_not_taken_for_a_spiking_one(dense_folder):
