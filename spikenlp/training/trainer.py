@@ -73,7 +73,8 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
             kwargs["compute_loss_func"] = TemporalLossFunction(
                 args.temporal_loss, **args.temporal_loss_options()
             )
-        kwargs["compute_metrics"] = TimestepMetrics(compute_metrics)
+        metrics = TimestepMetrics(compute_metrics)
+        kwargs["compute_metrics"] = lambda prediction: metrics(_with_steps_first(prediction))
         self._to_log: dict[str, list[torch.Tensor]] = {}
         super().__init__(model, args, *positional, **kwargs)
         check_sharding(self.accelerator.distributed_type)
@@ -227,7 +228,7 @@ class TimestepMetrics:
         self.compute_metrics = compute_metrics
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        logits, timestep_logits = _swapped(prediction.predictions[:2])
+        logits, timestep_logits = prediction.predictions[:2]
         labels = cast(np.ndarray, prediction.label_ids)
 
         def metrics_of(logits: np.ndarray) -> dict[str, float]:
@@ -245,6 +246,15 @@ class TimestepMetrics:
             calibration = calibration_by_timestep(timestep_logits, labels)
             metrics |= {k: v for k, v in calibration.items() if k not in metrics}
         return metrics
+
+
+def _with_steps_first(prediction: EvalPrediction) -> EvalPrediction:
+    return EvalPrediction(
+        _swapped(prediction.predictions),
+        prediction.label_ids,
+        inputs=prediction.inputs,
+        losses=prediction.losses,
+    )
 
 
 def _swapped(predictions: Any) -> Any:

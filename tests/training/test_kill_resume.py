@@ -25,14 +25,14 @@ def kill_and_compare(kills, seed, output):
     return json.loads(output.read_text())["kill_resume"]
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_runs_end_as_the_run_nobody_killed(kills, tmp_path):
     found = kill_and_compare(kills, seed=kills, output=tmp_path / "found.json")
     assert found["differences"] == []
     assert len(found["kills"]) == kills
     assert found["steps_taken_again"] > 0
-    if kills == 20:
-        assert found["kills_that_left_an_unfinished_checkpoint"] >= 3
+    if kills == 10:
+        assert found["kills_that_left_an_unfinished_checkpoint"] >= 1
 
 
 @pytest.fixture(scope="module")

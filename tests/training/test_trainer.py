@@ -306,7 +306,8 @@ def test_a_run_that_is_over_goes_on_when_it_is_to_be_longer(tmp_path, length, mo
 
 @pytest.mark.slow
 def test_bf16_and_compiled_training(tmp_path):
-    for options in ({"bf16": True}, {"torch_compile": True}):
+    compiled = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    for options in ({"bf16": True}, compiled):
         trainer = SpikingTrainer(
             make_model(), make_args(tmp_path, max_steps=2, **options), train_dataset=make_data()
         )
