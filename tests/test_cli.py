@@ -43,6 +43,8 @@ def test_inspect_a_spiking_checkpoint(tmp_path, capsys):
 
 def test_inspect_a_dense_bert_compares_it_with_its_spiking_twin(tmp_path, capsys):
     BertConfig(**TINY).save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match="num_timesteps must be >= 1, got 0"):
+        main(["inspect", str(tmp_path), "--num_timesteps", "0"])
     main(["inspect", str(tmp_path), "--length", "16", "--num_timesteps", "1", "8"])
     lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
     rows = {line[0]: line[-1].strip().replace(",", "") for line in lines}

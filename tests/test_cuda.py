@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification
+from spikenlp import (
+    SpikingBertConfig,
+    SpikingBertForSequenceClassification,
+    SpikingVGGConfig,
+    SpikingVGGForImageClassification,
+)
+from spikenlp.analysis import energy_report
+from spikenlp.export.nir_graph import to_nir
 from spikenlp.losses import get_temporal_loss
 from spikenlp.neurons import IF, LIF, PLIF, RoundingIF
 
@@ -126,3 +133,17 @@ def test_the_whole_model_compiles(model):
         expected = model(**inputs).logits
         found = torch.compile(model, fullgraph=True)(**inputs).logits
     assert (found - expected).abs().median() < 1e-3
+
+
+def test_energy_and_nir_of_an_image_model_on_a_gpu():
+    torch.manual_seed(0)
+    config = SpikingVGGConfig(hidden_sizes=[4, 8], depths=[1, 1], image_size=8, num_channels=2)
+    model = SpikingVGGForImageClassification(config).eval()
+    batch = {"pixel_values": torch.rand(2, 2, 8, 8)}
+    expected = energy_report(model, batch)
+    found = energy_report(model.cuda(), {"pixel_values": batch["pixel_values"].cuda()})
+    assert found.layers[0].dense_macs == expected.layers[0].dense_macs
+    assert found.energies["dense, float32"] == expected.energies["dense, float32"]
+    pytest.importorskip("nir")
+    nodes = to_nir(model).nodes
+    assert nodes["classifier"].weight.shape[0] == config.num_labels

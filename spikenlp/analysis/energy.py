@@ -83,9 +83,12 @@ class EnergyReport:
     memory: dict[str, float]
     """No reuse: each operation fetches its weight, a neuron reads and writes 4 bytes each step."""
     constants: EnergyConstants = field(default_factory=EnergyConstants)
+    dense_passes: int = 1
+    """Of a rival: one, or one for each frame of a recording, of which it sees one after the other, too."""
 
     @property
     def dense_macs(self) -> float:
+        """Of one pass."""
         return sum(layer.dense_macs for layer in self.layers)
 
     @property
@@ -117,12 +120,14 @@ class EnergyReport:
     def products_ratio(self) -> float:
         """E_spiking / E_dense of the products alone in float32, counted operation by operation."""
         spent = sum(layer.energy for layer in self.layers)
-        return spent / (self.constants.float_mac * self.dense_macs)
+        return spent / (self.constants.float_mac * self.dense_macs * self.dense_passes)
 
     def products_ratio_by_formula(self) -> float:
-        """T (rho f r + 1 - f): the same, as if every product ran at every step."""
+        """T (rho f r + 1 - f): the same, as if every product ran at every step; of frames without the T, which
+        the rival's passes are as well."""
         c, f = self.constants, self.driven_share
-        return self.num_timesteps * (self.rate * f * c.float_ac / c.float_mac + 1 - f)
+        steps = self.num_timesteps / self.dense_passes
+        return steps * (self.rate * f * c.float_ac / c.float_mac + 1 - f)
 
     def to_dict(self) -> dict[str, Any]:
         derived = ("driven_share", "rate")
@@ -211,8 +216,8 @@ def energy_report(
     """Counts the operations of `model` on `batch`, per sample, at true lengths.
 
     Args:
-        batch: the model's inputs [B, ...] in a dict, or its one input [T, B, ...]; positions where
-            attention_mask [B, L] is 0 are not counted, whether `model` or a transformers model inside it
+        batch: the model's inputs [B, ...] in a dict, or its one input, [B, ...] of a transformers model
+            and [T, B, ...] of another module; positions where attention_mask [B, L] is 0 are not counted, whether `model` or a transformers model inside it
             gets the mask.
         constants: picojoules of operations.
 
@@ -235,6 +240,7 @@ def energy_report(
         energies={},
         memory={},
         constants=constants,
+        dense_passes=1 if (frames := frames_of(batch)) is None else frames.shape[1],
     )
     return replace(counted, energies=_energies(counted, seen), memory=_memory(counted))
 
@@ -261,14 +267,17 @@ def _operations(layers: Sequence[LayerCost]) -> tuple[float, float]:
 
 
 def _energies(counted: EnergyReport, seen: Trace) -> dict[str, float]:
-    c, dense, driven = counted.constants, counted.dense_macs, counted.driven_macs
+    c, passes = counted.constants, counted.dense_passes
+    dense, driven = passes * counted.dense_macs, passes * counted.driven_macs
     sops, floats = _operations(counted.layers)
     own = sum(counted.elementwise.values()) * c.float_mac + counted.membrane_updates * c.float_ac
-    between_dense = c.float_mac * sum(
-        float(count.sum()) / seen.samples for count in seen.elementwise_of_one_pass.values()
+    between_dense = (
+        passes
+        * c.float_mac
+        * sum(float(count.sum()) / seen.samples for count in seen.elementwise_of_one_pass.values())
     )
     ternary = any(sent.neuron.ternary for sent in seen.neurons)
-    bits = math.ceil(math.log2((2 if ternary else 1) * counted.num_timesteps + 1))
+    bits = math.ceil(math.log2((2 if ternary else 1) * counted.num_timesteps / passes + 1))
     return {
         "spiking, float32": float(spiking_energy(seen, c).mean()),
         "dense, float32": dense * c.float_mac + between_dense,
@@ -281,7 +290,7 @@ def _energies(counted: EnergyReport, seen: Trace) -> dict[str, float]:
 
 
 def _memory(counted: EnergyReport) -> dict[str, float]:
-    a_byte, dense = counted.constants.memory_byte, counted.dense_macs
+    a_byte, dense = counted.constants.memory_byte, counted.dense_passes * counted.dense_macs
     spiking, membranes = sum(_operations(counted.layers)), 8 * counted.membrane_updates
     return {
         "spiking, float32": (4 * spiking + membranes) * a_byte,

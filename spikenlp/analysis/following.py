@@ -8,7 +8,6 @@ pixels is a float.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,7 +30,7 @@ CASTS = (
 )
 CARRIES = {
     *(*ADD, *MULTIPLY, *CATS, *INDEXES, *RESHAPES, *CASTS),
-    *(torch.stack, F.max_pool2d, F.avg_pool2d),
+    *(torch.stack, F.max_pool2d, F.avg_pool2d, F.pad),
 }
 
 
@@ -145,7 +144,14 @@ def carry(func: Any, args: tuple, kwargs: dict, operands: list[Spikes | None]) -
     if func is F.max_pool2d and single and not first.source.neuron.ternary:
         return Spikes(first.source, form, F.max_pool2d(behind, *others, **kwargs))
     if func is F.avg_pool2d:
-        kernel = others[0] if others else kwargs["kernel_size"]
-        area = kernel**2 if isinstance(kernel, int) else math.prod(kernel)
-        return Spikes(first.source, "averages", area * F.avg_pool2d(behind, *others, **kwargs))
+        names = ("kernel_size", "stride", "padding", "ceil_mode")
+        given = {**dict(zip(names, others, strict=False)), **kwargs}
+        sums = {k: v for k, v in given.items() if k in names} | {"divisor_override": 1}
+        return Spikes(first.source, "averages", F.avg_pool2d(behind, **sums))
+    if func is F.pad and _pads_zeros(*others, **kwargs):
+        return replace(first, behind=F.pad(behind, *others, **kwargs))
     return None
+
+
+def _pads_zeros(pad: Any, mode: str = "constant", value: float | None = None) -> bool:
+    return mode == "constant" and not value

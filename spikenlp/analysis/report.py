@@ -36,6 +36,7 @@ from spikenlp.analysis.spikes import (
 from spikenlp.analysis.temporal import mean_off_diagonal, temporal_similarity
 from spikenlp.analysis.watching import Sent, unrolled, watch_neurons
 from spikenlp.metrics import calibration_by_timestep, reliability_curve, scores_by_timestep
+from spikenlp.models.modes import evaluating
 from spikenlp.provenance import run_record
 
 if TYPE_CHECKING:
@@ -69,11 +70,8 @@ def collect(
         spiking = "every neuron sends spikes, and every layer that claims to read spikes does"
     except AssertionError as error:
         spiking = f"NOT SPIKING: {error}"
-    training = model.training
-    model.eval()
-    with SpikeMonitor(model) as monitor, torch.no_grad():
+    with evaluating(model), SpikeMonitor(model) as monitor, torch.no_grad():
         logits = [model(**batch).timestep_logits.float().cpu() for batch in inputs]
-    model.train(training)
     samples = np.cumsum([len(of_batch) for of_batch in labels])
     counted = inputs[: int(np.searchsorted(samples, ENERGY_SAMPLES)) + 1]
     return {
@@ -364,11 +362,8 @@ def _example(
             shown = sent.spikes()[:, 0, :length, :EXAMPLE_CHANNELS]
             spikes[_short(sent.name)] = shown.to(torch.int8).cpu().numpy()
 
-    training = model.training
-    model.eval()
-    with unrolled(model), watch_neurons(model, keep), torch.no_grad():
+    with evaluating(model), unrolled(model), watch_neurons(model, keep), torch.no_grad():
         logits = model(**inputs).timestep_logits.float().cpu()
-    model.train(training)
     names: dict[Any, str] = dict(model.config.id2label or {})
     confidences, classes = _running_mean(logits)[0].softmax(-1).max(-1)
     tokens = {}

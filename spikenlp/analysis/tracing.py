@@ -34,6 +34,7 @@ from spikenlp.analysis.following import (
     follow_axes,
 )
 from spikenlp.analysis.watching import Sent, refuse_collapsed, unrolled, watch_masks, watch_neurons
+from spikenlp.models.modes import evaluating
 from spikenlp.neurons.modules import SpikingNeuron
 
 
@@ -123,6 +124,8 @@ class _Recorder(TorchFunctionMode):
         self._names = {module: name for name, module in model.named_modules()}
         self.samples = samples
         self._in_neuron = False
+        self._made_by_product: Tensor | None = None
+        """What the last layer returned, into whose weights a batch norm of it can be folded."""
         self.use_mask(mask)
 
     def trace(self) -> Trace:
@@ -293,6 +296,9 @@ class _Recorder(TorchFunctionMode):
         self._follow(func, args, kwargs, result)
         if counts is not None:
             counts(self, func, result, *args, **kwargs)
+            self._made_by_product = result if func in _LAYERS else None
+        elif func is F.batch_norm and self._folds(args[0]):
+            pass
         elif (kind := _ELEMENTWISE.get(func)) and isinstance(result, Tensor) and result.dim() > 2:
             rows, steps = self.rows(result)
             count = rows * result.shape[-1]
@@ -300,6 +306,11 @@ class _Recorder(TorchFunctionMode):
             timeless = not self.neurons and steps == 1
             self._elementwise("input" if timeless else kind, count, steps, means)
         return result
+
+    def _folds(self, input: Tensor) -> bool:
+        """Whether a batch norm (the model is in eval mode) is part of the layer before it: its scale goes into the weights (`fold_batch_norm`)."""
+        made = self._made_by_product
+        return made is not None and _address(input) == _address(made)
 
     def _elementwise(self, kind: str, count: Tensor, steps: int, running_means: Tensor) -> None:
         """Adds `count` evaluations over `steps`; a running model makes the mean of what a float function
@@ -340,7 +351,7 @@ class _Recorder(TorchFunctionMode):
         # Of an input without zeros: what meets padding is no product, for spikes and floats alike.
         products = reached(torch.ones_like(input[:1], dtype=torch.float64))
         each = products * (len(weight) // groups) / (result[0].numel() // len(weight))
-        self._add(func.__name__, origin, rows * each, steps, sops, weight.numel())
+        self._add(func.__name__, origin, rows * each.cpu(), steps, sops, weight.numel())
 
     def _matmul(self, func, result: Tensor, *operands: Tensor, **kwargs: Any) -> None:
         """[..., m, k] times [..., k, n]: a spike meets what its element meets."""
@@ -381,14 +392,23 @@ class _Recorder(TorchFunctionMode):
         self._elementwise("softmax", steps * queries * lengths * heads, steps, streams)
 
 
+def _methods(name: str) -> tuple[Any, Any]:
+    """The method of a tensor and its form in place."""
+    return getattr(torch.Tensor, name), getattr(torch.Tensor, f"{name}_")
+
+
 _ELEMENTWISE = {
     F.layer_norm: "layer norm",
     F.batch_norm: "batch norm",
+    F.group_norm: "group norm",
     F.gelu: "GELU",
-    F.relu: "ReLU",
-    torch.tanh: "tanh",
-    **dict.fromkeys(ADD, "residual"),
+    F.silu: "SiLU",
+    **dict.fromkeys((F.relu, torch.relu, torch.relu_, *_methods("relu")), "ReLU"),
+    **dict.fromkeys((torch.tanh, F.tanh, *_methods("tanh")), "tanh"),
+    **dict.fromkeys((torch.sigmoid, F.sigmoid, *_methods("sigmoid")), "sigmoid"),
+    **dict.fromkeys((*ADD, torch.Tensor.add_, torch.Tensor.__iadd__), "residual"),
 }
+_LAYERS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
 _MATMULS = (
     *(torch.matmul, torch.Tensor.matmul, torch.mm, torch.Tensor.mm, torch.bmm, torch.Tensor.bmm),
     *(torch.addmm, torch.Tensor.addmm, torch.baddbmm, torch.Tensor.baddbmm),
@@ -463,7 +483,8 @@ def _recording(model: nn.Module, samples: int, mask: Tensor | None) -> Iterator[
 
 @torch.no_grad()
 def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Trace:
-    """Runs `model` in eval mode on `batch`: a dict of its inputs [B, ...], or its one input [T, B, ...].
+    """Runs `model` in eval mode on `batch`: a dict of its inputs [B, ...], or its one input, [B, ...] of a
+    transformers model and [T, B, ...] of another module.
 
     Raises:
         ValueError: a model without neurons; a collapsed one, which has no time steps; one that
@@ -474,24 +495,21 @@ def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Trace:
         raise ValueError(
             "operations cannot be followed through a compiled model: give the one that was compiled"
         )
+    if isinstance(model, PreTrainedModel) and isinstance(batch, Tensor):
+        batch = {model.main_input_name: batch}
     given = batch if isinstance(batch, Mapping) else {"": batch}
     inputs = {
         k: v.clone() if isinstance(v, Tensor) else v for k, v in given.items() if k != "labels"
     }
     samples = batch.shape[1] if isinstance(batch, Tensor) else len(next(iter(inputs.values())))
-    training = model.training
-    model.eval()
-    try:
-        with _recording(model, samples, None) as recorder:
-            if isinstance(batch, Tensor):
-                recorder.place(inputs[""], time=0, sample=1)
-                model(inputs[""])
-            else:
-                for x in _tensors(inputs.values()):
-                    # [B, L], [B, L, D], or frames [B, T, C, H, W]
-                    dims = {2: {"position": 1}, 3: {"position": 1}, 5: {"time": 1}}.get(x.dim(), {})
-                    recorder.place(x, sample=0, **dims)
-                model(**inputs)
-    finally:
-        model.train(training)
+    with evaluating(model), _recording(model, samples, None) as recorder:
+        if isinstance(batch, Tensor):
+            recorder.place(inputs[""], time=0, sample=1)
+            model(inputs[""])
+        else:
+            for x in _tensors(inputs.values()):
+                # [B, L], [B, L, D], or frames [B, T, C, H, W]
+                dims = {2: {"position": 1}, 3: {"position": 1}, 5: {"time": 1}}.get(x.dim(), {})
+                recorder.place(x, sample=0, **dims)
+            model(**inputs)
     return recorder.trace()

@@ -14,6 +14,7 @@ from spikenlp.export.check import Agreement
 from spikenlp.export.nir_graph import write_nir
 from spikenlp.export.onnx_graph import write_onnx
 from spikenlp.export.program import write_program
+from spikenlp.models.modes import evaluating
 
 FORMATS: dict[str, Callable[..., Agreement]] = {
     "torch": write_program,
@@ -57,13 +58,11 @@ def export(
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
-    path, training = Path(path), model.training
+    path = Path(path)
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch) / path.name
-        try:
-            agreement = FORMATS[format](model.eval(), written, batch)
-        finally:
-            model.train(training)
+        with evaluating(model):
+            agreement = FORMATS[format](model, written, batch)
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(written, path)
     return agreement

@@ -70,6 +70,8 @@ def refuse(model: nn.Module) -> None:
         reasons["running"] = (
             "nonlinearity='running': a mean over the time steps so far is no NIR node"
         )
+    if getattr(model, "is_quantized", False):
+        reasons["int8"] = "weights in int8: fold and export the float model"
     if not isinstance(model, SpikingVGGForImageClassification) and not reasons:
         reasons["chain"] = (
             f"{type(model).__name__}: only a chain of layers is written, SpikingVGGForImageClassification"
@@ -93,7 +95,7 @@ def _reason(module: nn.Module) -> str | None:
 def to_nir(model: Any) -> Any:
     """The NIR graph of a `SpikingVGGForImageClassification`; a neuron's node bears its name."""
     (nir,) = import_extra("nir")
-    folded = model.fold_batch_norm()
+    folded = model.fold_batch_norm().cpu()
     size, channels = model.config.image_size, model.config.num_channels
     shape = (channels, size, size)
     nodes: dict[str, Any] = {"input": nir.Input({"input": np.array(shape)})}

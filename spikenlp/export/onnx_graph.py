@@ -25,6 +25,10 @@ OUTPUT = "timestep_logits"
 def write_onnx(model: PreTrainedModel, path: Path, batch: Mapping[str, Tensor] | None) -> Agreement:
     """See `spikenlp.export.export`."""
     import_extra("onnx", "onnxscript", "onnxruntime")
+    if model.dtype != torch.float32:
+        raise ValueError(
+            f"ONNX is written of a model in float32, this one is in {model.dtype}: call model.float() before"
+        )
     inputs = inputs_of(model, batch)
     steps = Steps(model, list(inputs), neurons=True).eval()
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):

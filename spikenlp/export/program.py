@@ -66,7 +66,8 @@ def example(model: PreTrainedModel, batch: int, length: int) -> dict[str, Tensor
     generator = torch.Generator().manual_seed(batch)
     if model.main_input_name == "pixel_values":
         shape = (batch, config.num_channels, config.image_size, config.image_size)
-        return {"pixel_values": torch.randn(shape, generator=generator).to(model.device)}
+        pixels = torch.randn(shape, generator=generator)
+        return {"pixel_values": pixels.to(model.device, model.dtype)}
     length = min(length, config.max_position_embeddings)
     ids = torch.randint(0, config.vocab_size, (batch, length), generator=generator)
     lengths = length - torch.arange(batch) % max(length - 2, 1)

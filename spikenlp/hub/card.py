@@ -167,12 +167,7 @@ def describe(model: PreTrainedModel) -> tuple[dict[str, Any] | None, str]:
 
     if getattr(model.config, "collapsed", False) or not _neurons(model):
         return None, ""
-    training = model.training
-    model.eval()
-    try:
-        drivers = describe_spikes(model)
-    finally:
-        model.train(training)
+    drivers = describe_spikes(model)
     counts: dict[str, Any] = {"products": len(drivers)}
     for driver in drivers:
         counts[driver.driver] = counts.get(driver.driver, 0) + 1

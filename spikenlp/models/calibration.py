@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from spikenlp.models.modes import evaluating
 from spikenlp.neurons import RoundingIF, SpikingNeuron
 
 GRID = torch.arange(2, 41) / 40
@@ -54,19 +55,17 @@ def dense_neurons(
         sent = observe(neuron, args[0])
         return args[0] if sent is None else sent
 
-    training = model.training
     hooks = [neuron.register_forward_hook(send) for _, neuron in neurons_of(model)]
     for name in saved:
         setattr(model.config, name, dense[name])
-    model.eval()
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for hook in hooks:
             hook.remove()
         for name, value in saved.items():
             setattr(model.config, name, value)
-        model.train(training)
 
 
 def fit_amplitudes(

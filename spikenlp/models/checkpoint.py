@@ -122,6 +122,13 @@ class SpikingConfig(PreTrainedConfig):
         """Nothing: `save_pretrained` writes the thin module, not the source of this class."""
 
 
+def check_fields(config_class: type[PreTrainedConfig], names: Iterable[str]) -> None:
+    """Raises ValueError for a name that is no field of the config."""
+    known = {*config_class().to_dict(), "num_labels", "attn_implementation"}
+    if unknown := sorted(set(names) - known):
+        raise ValueError(f"{config_class.__name__} has no field {', '.join(map(repr, unknown))}")
+
+
 def migrate(config_dict: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint's config, as written by any release, in the form of this one."""
     version = config_dict.get("spikenlp_format", 0)

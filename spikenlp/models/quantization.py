@@ -59,10 +59,19 @@ def int8_of(weight: Tensor) -> tuple[Tensor, Tensor]:
     if not scale.isfinite().all():
         row = int(scale.isfinite().logical_not().nonzero()[0])
         raise ValueError(f"a weight must be finite to be rounded to int8, row {row} is not")
-    scale = scale.to(weight.dtype)
-    scale = torch.where(scale > 0, scale, 1)
+    scale = torch.where(scale > 0, _no_smaller(scale, weight.dtype), 1)
     rounded = (weight.detach().float() / _by_row(scale.float(), weight)).round()
     return rounded.clamp(-LARGEST, LARGEST).to(torch.int8), scale
+
+
+def _no_smaller(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """`scale` in `dtype`; the number above, where rounding down would clip the largest weight (float16 has
+    few numbers below 1e-4)."""
+    cast = scale.to(dtype)
+    clips = cast.float() * (LARGEST + 0.5) < scale.float() * LARGEST
+    if dtype.itemsize == 2 and clips.any():
+        cast = torch.where(clips, (cast.view(torch.int16) + 1).view(dtype), cast)
+    return cast
 
 
 def _by_row(scale: Tensor, weight: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from spikenlp.models.modes import evaluating
+
 RIDGE = 0.1
 
 
@@ -82,12 +84,8 @@ def fitting(model: PreTrainedModel, ridge: float) -> Iterator[PreTrainedModel]:
         raise ValueError(
             "reconstruct fits float weights, these are int8: reconstruct, then quantize"
         )
-    training = model.training
-    try:
-        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
-            yield copy.deepcopy(model.eval())
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+        yield copy.deepcopy(model)
 
 
 class Seen(Exception):

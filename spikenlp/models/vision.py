@@ -266,7 +266,7 @@ class SpikingVisionPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
         config = self.config
         generator = torch.Generator().manual_seed(0)
         shape = (2, config.num_channels, config.image_size, config.image_size)
-        return {"pixel_values": torch.randn(shape, generator=generator)}
+        return {"pixel_values": torch.randn(shape, generator=generator).to(self.dtype)}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -31,6 +31,7 @@ from spikenlp.models.calibration import (
     neurons_of,
     position_weights,
 )
+from spikenlp.models.checkpoint import check_fields
 from spikenlp.models.vision import (
     ConvNorm,
     SpikingVisionConfig,
@@ -110,10 +111,11 @@ def fold_batch_norm(model: Any) -> Any:
 
 def _with_folded_weights(model: Any, fields: dict[str, Any]) -> Any:
     """The twin of `model` whose config differs in `fields`, without batch norm; in eval mode."""
+    if getattr(model, "is_quantized", False):
+        raise ValueError("weights in int8 cannot be folded: take the float model")
     config = copy.deepcopy(model.config)
     for name, value in fields.items():
-        if not hasattr(config, name):
-            raise ValueError(f"{type(config).__name__} has no field {name!r}")
+        check_fields(type(config), [name])
         setattr(config, name, value)
     config.validate()
     with torch.random.fork_rng(devices=[]):  # whose weights are replaced
@@ -169,12 +171,15 @@ def calibrate(model: SpikingVisionPreTrainedModel, batches: Iterable[Mapping[str
 def images_of(
     model: SpikingVisionPreTrainedModel, batches: Iterable[Mapping[str, Tensor]]
 ) -> list[Tensor]:
-    """The `pixel_values` of calibration batches, on the model's device."""
+    """The `pixel_values` of calibration batches, on the model's device and of its dtype."""
     images = []
     for batch in batches:
-        if "pixel_values" not in batch:
-            raise ValueError(f"a calibration batch needs 'pixel_values', got {sorted(batch)}")
-        images.append(batch["pixel_values"].to(model.device))
+        if not isinstance(batch, Mapping) or not isinstance(batch.get("pixel_values"), Tensor):
+            found = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+            raise ValueError(
+                f"a calibration batch needs 'pixel_values', a tensor in a dict, got {found}"
+            )
+        images.append(batch["pixel_values"].to(model.device, model.dtype))
     return images
 
 

@@ -394,8 +394,16 @@ def test_counts_of_a_vgg(frames):
     pooled = int(spikes["vgg.stages.1.layers.0.neuron"].sum())
     assert layers["classifier"].sops * 2 == pooled * 10 > 0
     assert found.driven_share < 1
-    norms = 3 * (8 * 64 + 8 * 16) + (3 if frames else 0) * 6 * 64
-    assert found.elementwise["batch norm"] == norms
+    folded = energy_report(model.fold_batch_norm(), batch)
+    assert found.elementwise == folded.elementwise == {}, "a norm goes into the weights before it"
+    assert found.energies == folded.energies
+    dense = found.constants.float_mac * found.dense_macs
+    assert found.energies["dense, float32"] == pytest.approx(dense * (3 if frames else 1))
+    assert found.products_ratio() == pytest.approx(
+        sum(layer.energy for layer in found.layers) / found.energies["dense, float32"]
+    )
+    if not frames:
+        assert energy_report(model, x).to_dict() == found.to_dict()
 
 
 def test_sums_of_spikes_are_billed_by_their_spikes():
@@ -460,3 +468,89 @@ def test_a_monitor_counts_channels_of_feature_maps():
 def test_a_compiled_model_is_refused(batches):
     with pytest.raises(ValueError, match="compiled"):
         energy_report(torch.compile(bert()), batches[0])
+
+
+class Convolves(nn.Module):
+    def __init__(self, *before):
+        super().__init__()
+        self.neuron, self.before = IF(), nn.Sequential(*before)
+        self.conv = nn.Conv2d(2, 3, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        spikes = self.neuron(x)
+        return self.conv(self.before(spikes.flatten(0, 1))).unflatten(0, spikes.shape[:2])
+
+
+def spread(spikes, before):
+    """By the definition: each spike reaches the outputs that change when it is taken away."""
+    weight = torch.ones(1, 1, 3, 3, dtype=torch.float64)
+    reached = 0
+    for t, b, c, row, column in spikes.nonzero().tolist():
+        alone = torch.zeros_like(spikes[0, 0, 0], dtype=torch.float64)
+        alone[row, column] = spikes[t, b, c, row, column]
+        seen = torch.nn.functional.conv2d(
+            before(alone[None, None]).ne(0).double(), weight, padding=1
+        )
+        reached += int(seen.round().sum())
+    return reached * 3
+
+
+@pytest.mark.parametrize(
+    ("before", "form"),
+    [
+        (nn.AvgPool2d(2, ceil_mode=True), "integer"),
+        (nn.AvgPool2d(3, 2, 1, count_include_pad=False), "integer"),
+        (nn.AvgPool2d(2, divisor_override=1), "integer"),
+        (nn.AvgPool2d(3, 2, 1), "integer"),
+        (nn.ZeroPad2d((0, 1, 2, 0)), "binary"),
+    ],
+    ids=str,
+)
+def test_what_lies_between_spikes_and_a_convolution(before, form):
+    torch.manual_seed(0)
+    model, x = Convolves(before), 3 * torch.rand(3, 1, 2, 7, 7)
+    (layer,) = energy_report(model, x).layers
+    assert layer.driver == form
+    assert layer.sops == spread(model.neuron(x), before) > 0
+
+
+class Adds(nn.Module):
+    def __init__(self, between):
+        super().__init__()
+        self.neuron, self.first, self.between = IF(), nn.Linear(4, 4), between
+
+    def forward(self, x):
+        return self.between(self.first(self.neuron(x)), x)
+
+
+def add_in_place(y, x):
+    y += x
+    return y
+
+
+@pytest.mark.parametrize(
+    ("between", "name"),
+    [
+        (lambda y, x: y + x, "residual"),
+        (add_in_place, "residual"),
+        (lambda y, x: y.add_(x), "residual"),
+        (lambda y, x: torch.relu(y), "ReLU"),
+        (lambda y, x: y.relu(), "ReLU"),
+        (lambda y, x: y.tanh(), "tanh"),
+        (lambda y, x: torch.sigmoid(y), "sigmoid"),
+        (lambda y, x: nn.functional.silu(y), "SiLU"),
+    ],
+)
+def test_a_function_is_billed_in_whatever_form(between, name):
+    report = energy_report(Adds(between), 3 * torch.rand(3, 2, 5, 4))
+    assert report.elementwise == {name: 3 * 5 * 4}
+
+
+def test_frozen_norms_stay_frozen():
+    model = vision("vgg").train()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.eval()
+    energy_report(model, {"pixel_values": images(model, 2)})
+    assert model.training
+    assert not any(norm.training for norm in norms)

@@ -226,3 +226,12 @@ def test_the_command_writes_a_checked_file(vgg, tmp_path, capsys):
     assert out.is_file()
     with pytest.raises(SystemExit, match="format must be one of"):
         main(["export", str(tmp_path / "vgg"), "--format", "tf", "--out", str(out)])
+
+
+def test_half_precision_is_exported_as_a_program_and_refused_as_onnx(tmp_path):
+    torch.manual_seed(0)
+    config = SpikingVGGConfig(hidden_sizes=[4], depths=[1], image_size=8, num_timesteps=2)
+    model = SpikingVGGForImageClassification(config).eval().bfloat16()
+    assert export(model, tmp_path / "model.pt2", "torch").samples == 4
+    with pytest.raises(ValueError, match=r"float32, this one is in torch\.bfloat16"):
+        export(model, tmp_path / "model.onnx", "onnx")

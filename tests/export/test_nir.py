@@ -1,5 +1,7 @@
 """NIR files, read back and run by loops in float64 that know nothing of spikenlp."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from spikenlp import (
 )
 from spikenlp.analysis.watching import watch_neurons
 from spikenlp.export import export
+from spikenlp.export.nir_graph import write_nir
 from spikenlp.neurons import IF
 from tests.conftest import TINY_DENSE
 
@@ -192,3 +195,10 @@ def test_what_nir_cannot_express_is_named_with_its_reason(tmp_path):
     sizes = {"embedding_size": 4, "hidden_sizes": [4], "depths": [1], "image_size": 8}
     resnet = SpikingResNetForImageClassification(SpikingResNetConfig(**sizes))
     assert "only a chain of layers is written" in refused(resnet, tmp_path)
+
+
+def test_weights_in_int8_are_refused():
+    model = make()
+    model.is_quantized = True
+    with pytest.raises(ValueError, match="int8: fold and export the float model"):
+        write_nir(model, Path("unused.nir"), None)

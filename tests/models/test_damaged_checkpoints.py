@@ -344,6 +344,9 @@ def test_a_damaged_file_of_others_is_named(kept, tmp_path):
         SpikingVGGForImageClassification.from_original(path)
     with pytest.raises(FileNotFoundError, match="no such file"):
         SpikingVGGForImageClassification.from_original(tmp_path / "absent.pth")
+    for family in (SpikingVGGForImageClassification, SpikingResNetForImageClassification):
+        with pytest.raises(ValueError, match="has no field 'num_timestep'"):
+            family.from_original({}, num_timestep=3)
 
 
 def test_nothing_in_the_package_unpickles_without_care():

@@ -252,3 +252,12 @@ def test_a_rounded_checkpoint_takes_no_new_head(rounded, tmp_path):
 def test_a_rounded_vocabulary_is_not_resized(rounded):
     with pytest.raises(ValueError, match="resize the float model"):
         rounded.resize_token_embeddings(130)
+
+
+def test_small_rows_of_float16_keep_the_bound():
+    weight = torch.tensor([[2.9e-6, 1e-6], [2.5e-5, -1.3e-5], [0.0, 0.0], [0.5, -0.1]]).half()
+    rounded, scale = int8_of(weight)
+    assert scale.dtype == torch.float16
+    error = (rounded.double() * scale.double()[:, None] - weight.double()).abs()
+    assert (error <= scale.double()[:, None] / 2 * 1.001).all()
+    assert scale[2] == 1

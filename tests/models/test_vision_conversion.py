@@ -173,8 +173,14 @@ def test_what_cannot_be_converted_is_named():
         convert(dense, calibration=data, num_timesteps=0)
     with pytest.raises(ValueError, match="empty"):
         convert(dense, calibration=[])
-    with pytest.raises(ValueError, match=r"'pixel_values', got \['pixels'\]"):
+    with pytest.raises(ValueError, match=r"'pixel_values', a tensor in a dict, got \['pixels'\]"):
         convert(dense, calibration=[{"pixels": torch.zeros(1)}])
+    with pytest.raises(ValueError, match="a tensor in a dict, got Tensor"):
+        convert(dense, calibration=[torch.zeros(1)])
+    rounded = make("vgg", neuron="relu")
+    rounded.is_quantized = True
+    with pytest.raises(ValueError, match="int8 cannot be folded"):
+        rounded.fold_batch_norm()
 
 
 RIDGE = 0.05
@@ -302,3 +308,12 @@ def test_what_cannot_be_reconstructed_is_refused():
         reconstruct(model, [])
     with pytest.raises(ValueError, match="needs 'pixel_values'"):
         reconstruct(model, [{"labels": torch.zeros(2)}])
+
+
+def test_a_half_precision_network_is_calibrated_with_images_in_float32():
+    dense = make("vgg", neuron="relu").bfloat16()
+    data = [{"pixel_values": torch.randn(4, *dense.dummy_inputs["pixel_values"].shape[1:])}]
+    assert dense.dummy_inputs["pixel_values"].dtype == torch.bfloat16
+    for calibration in (data, None):
+        model = type(dense).from_dense(dense, calibration=calibration, num_timesteps=2)
+        assert model(model.dummy_inputs["pixel_values"]).logits.dtype == torch.bfloat16

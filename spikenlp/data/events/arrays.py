@@ -1,7 +1,7 @@
 """Event streams as numpy arrays: one record (x, y, t, p) an event.
 
 x is the column and y the row in pixels, t the time in microseconds, p the polarity (1: brighter, 0:
-darker, or whatever the sensor's file says). `sensor_size` is (width, height, polarities) everywhere,
+darker; of AEDAT 2.0, `read_aedat`, as the DVS128 writes it). `sensor_size` is (width, height, polarities) everywhere,
 as in tonic, whose arrays have the same fields.
 """
 

@@ -20,7 +20,7 @@ from spikenlp.data.events.frames import ToFrames, augment_frames
 from spikenlp.data.events.recordings import EventRecordings
 from spikenlp.data.files import write_whole
 
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 """Part of the key: to be raised when the same settings come to give other frames."""
 
 

@@ -27,7 +27,8 @@ class ToFrames:
             slice without events is an empty frame.
         frame_size: (H, W), or None for the sensor's own.
         resize: how `frame_size` is reached. "sum": an event goes to pixel floor(x W / width), so that
-            nothing is lost; "bilinear": frames of the sensor's size are resized as PIL resizes images,
+            nothing is lost, and where W does not divide the width some pixels gather more of the sensor's
+            than others (128 to 48: 4 to 9), a fixed pattern; "bilinear": frames of the sensor's size are resized as PIL resizes images,
             with a triangle as wide as two of the larger pixels, as the loaders of TET and TMC do.
             (Their two polarities are grey and alpha of one image, where PIL weights the first by the
             second; here each is resized by itself.)

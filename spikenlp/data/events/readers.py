@@ -60,6 +60,9 @@ def read_events(path: str | Path) -> np.ndarray:
 def read_aedat(path: str | Path, *, special: bool = False) -> np.ndarray:
     """AEDAT 2.0 of a DVS128 or AEDAT 3.1, told apart by the first line.
 
+    In AEDAT 2.0 x and p are those of the address: a DVS128 counts columns from the right, and its polarity bit is
+    0 where it got brighter (jAER). `load_recordings("cifar10_dvs", ...)` turns both to what the .mat files hold.
+
     Args:
         special: special events of AEDAT 2.0 are there too, at x = y = -1, so that the i-th event is the
             i-th of the file.

@@ -86,6 +86,8 @@ class EventRecordings(Sequence):
             time = events["t"]
             events = events[(time >= sample.start) & (time < sample.stop)]
         events = events[events["x"] >= 0]
+        if self.name == "cifar10_dvs" and sample.path.suffix == ".aedat":
+            events = _as_dat2mat(events)
         if len(events) == 0:
             raise ValueError(f"{sample.path} has no events for sample {index} ({sample})")
         back = -np.diff(events["t"]).min(initial=0)
@@ -202,6 +204,15 @@ def _nine_to_one(files: dict[str, list[Path]], split: Split) -> tuple[Sample, ..
         chosen = paths[:first_test] if split == "train" else paths[first_test:]
         samples += [Sample(path, label) for path in chosen]
     return tuple(samples)
+
+
+def _as_dat2mat(events: np.ndarray) -> np.ndarray:
+    """A DVS128's addresses as dat2mat.m of the data set's authors writes them to .mat, which networks for
+    CIFAR10-DVS were trained on: x is mirrored, and in an address bit 0 is 0 where it got brighter."""
+    events = events.copy()
+    events["x"] = 127 - events["x"]
+    events["p"] = 1 - events["p"]
+    return events
 
 
 def _cifar10_dvs(root: Path, split: Split, fold: int) -> EventRecordings:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from spikenlp.models.checkpoint import check_fields
 from spikenlp.models.original_checkpoints import (
     Names,
     indices,
@@ -29,6 +30,7 @@ def convert_qkformer(
     model_class: Any, checkpoint: str | Path | Mapping[str, Any], config_overrides: dict[str, Any]
 ) -> Any:
     """See `QKFormerForImageClassification.from_original`."""
+    check_fields(QKFormerConfig, config_overrides)
     state = read_checkpoint(checkpoint)
     config = QKFormerConfig(**{**_shape_fields(state), **config_overrides})
     model = model_class(config)

@@ -24,6 +24,7 @@ from spikenlp.models.calibration import (
     neurons_of,
     position_weights,
 )
+from spikenlp.models.checkpoint import check_fields
 from spikenlp.models.spiking_bert.configuration_spiking_bert import SpikingBertConfig
 from spikenlp.models.spiking_bert.roberta import FAMILY, as_bert, bert_name
 from spikenlp.neurons import SpikingNeuron
@@ -84,9 +85,7 @@ def convert_dense_bert(
 def spiking_config(dense: PreTrainedConfig, overrides: dict[str, Any]) -> SpikingBertConfig:
     """The config of the spiking twin of a dense BERT."""
     fields = {k: v for k, v in dense.to_dict().items() if k not in NOT_OF_A_DENSE_CONFIG}
-    known = set(SpikingBertConfig().to_dict()) | {"num_labels", "attn_implementation"}
-    if unknown := sorted(set(overrides) - known):
-        raise ValueError(f"SpikingBertConfig has no field {unknown}")
+    check_fields(SpikingBertConfig, overrides)
     return SpikingBertConfig(**{**fields, **overrides})
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from spikenlp.models.checkpoint import check_fields
 from spikenlp.models.original_checkpoints import (
     Names,
     indices,
@@ -30,6 +31,7 @@ def convert_resnet(
     model_class: Any, checkpoint: str | Path | Mapping[str, Any], config_overrides: dict[str, Any]
 ) -> Any:
     """See `SpikingResNetForImageClassification.from_original`."""
+    check_fields(SpikingResNetConfig, config_overrides)
     state = read_checkpoint(checkpoint)
     stages = indices(state, r"layer(\d+)\.")
     if not stages:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from spikenlp.models.checkpoint import check_fields
 from spikenlp.models.original_checkpoints import (
     Names,
     indices,
@@ -26,6 +27,7 @@ def convert_vggsnn(
     model_class: Any, checkpoint: str | Path | Mapping[str, Any], config_overrides: dict[str, Any]
 ) -> Any:
     """See `SpikingVGGForImageClassification.from_original`."""
+    check_fields(SpikingVGGConfig, config_overrides)
     state = read_checkpoint(checkpoint)
     numbers = indices(state, r"features\.(\d+)\.fwd\.module\.0\.")
     if not numbers:

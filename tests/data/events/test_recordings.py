@@ -30,8 +30,12 @@ def test_cifar10_dvs_tests_the_last_tenth_of_each_class(tmp_path):
     assert (len(train), len(test)) == (180, 20)
     assert train.classes == tuple(CIFAR10)
     assert test.labels == [c for c in range(10) for _ in range(2)]
-    # 18 and 19, not the last of "0, 1, 10, 11, ..."
-    assert events_of(test) == [written[c, i] for c in range(10) for i in (18, 19)]
+    # 18 and 19, not the last of "0, 1, 10, 11, ..."; mirrored and 1 where brighter, as in the .mat files
+    assert events_of(test) == [
+        [(127 - x, y, t, 1 - p) for x, y, t, p in written[c, i]]
+        for c in range(10)
+        for i in (18, 19)
+    ]
     assert not set(train.groups) & set(test.groups)
 
 
