@@ -217,8 +217,8 @@ def energy_report(
 
     Args:
         batch: the model's inputs [B, ...] in a dict, or its one input, [B, ...] of a transformers model
-            and [T, B, ...] of another module; positions where attention_mask [B, L] is 0 are not counted, whether `model` or a transformers model inside it
-            gets the mask.
+            and [T, B, ...] of another module; positions where attention_mask [B, L] is 0 are not
+            counted, whether `model` or a transformers model inside it gets the mask.
         constants: picojoules of operations.
 
     Raises:

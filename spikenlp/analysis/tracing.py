@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from spikenlp.analysis.following import (
     ADD,
     CARRIES,
+    CASTS,
     INDEXES,
     Axes,
     Spikes,
@@ -124,8 +125,8 @@ class _Recorder(TorchFunctionMode):
         self._names = {module: name for name, module in model.named_modules()}
         self.samples = samples
         self._in_neuron = False
-        self._made_by_product: Tensor | None = None
-        """What the last layer returned, into whose weights a batch norm of it can be folded."""
+        self._made_by_layer: Tensor | None = None
+        """What the last layer returned: a batch norm of it goes into the layer's weights."""
         self.use_mask(mask)
 
     def trace(self) -> Trace:
@@ -294,9 +295,11 @@ class _Recorder(TorchFunctionMode):
                     "scaled_dot_product_attention"
                 )
         self._follow(func, args, kwargs, result)
+        if args and result is args[0] is self._made_by_layer and func not in CASTS:
+            self._made_by_layer = None  # it was changed in place
         if counts is not None:
             counts(self, func, result, *args, **kwargs)
-            self._made_by_product = result if func in _LAYERS else None
+            self._made_by_layer = result if func in _LAYERS else None
         elif func is F.batch_norm and self._folds(args[0]):
             pass
         elif (kind := _ELEMENTWISE.get(func)) and isinstance(result, Tensor) and result.dim() > 2:
@@ -308,8 +311,9 @@ class _Recorder(TorchFunctionMode):
         return result
 
     def _folds(self, input: Tensor) -> bool:
-        """Whether a batch norm (the model is in eval mode) is part of the layer before it: its scale goes into the weights (`fold_batch_norm`)."""
-        made = self._made_by_product
+        """Whether a batch norm (in eval mode) goes into the weights of the layer before it, as in
+        `fold_batch_norm`."""
+        made = self._made_by_layer
         return made is not None and _address(input) == _address(made)
 
     def _elementwise(self, kind: str, count: Tensor, steps: int, running_means: Tensor) -> None:

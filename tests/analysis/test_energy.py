@@ -554,3 +554,11 @@ def test_frozen_norms_stay_frozen():
     energy_report(model, {"pixel_values": images(model, 2)})
     assert model.training
     assert not any(norm.training for norm in norms)
+
+
+@pytest.mark.parametrize(("inplace", "billed"), [(True, True), (False, True), (None, False)])
+def test_a_norm_is_free_right_after_a_layer_alone(inplace, billed):
+    between = [] if inplace is None else [nn.ReLU(inplace=inplace)]
+    parts = nn.Sequential(IF(), nn.Flatten(0, 1), nn.Conv2d(2, 3, 1), *between, nn.BatchNorm2d(3))
+    report = energy_report(parts.eval(), 3 * torch.rand(3, 2, 2, 4, 4))
+    assert ("batch norm" in report.elementwise) == billed
