@@ -331,6 +331,10 @@ def export_model(args: argparse.Namespace) -> str:
     model = load(Path(args.checkpoint), quantization_config=config)
     batch = None
     if args.text:
+        if model.main_input_name != "input_ids":
+            raise ValueError(
+                f"--text is for models of text, {args.checkpoint} reads images: leave it out"
+            )
         tokenizer = AutoTokenizer.from_pretrained(args.checkpoint)
         longest = model.config.max_position_embeddings
         batch = tokenizer(

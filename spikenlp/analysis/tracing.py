@@ -24,7 +24,6 @@ from torch.utils.flop_counter import flop_registry
 from transformers import PreTrainedModel
 
 from spikenlp.analysis.following import (
-    ADD,
     CARRIES,
     CASTS,
     INDEXES,
@@ -34,6 +33,7 @@ from spikenlp.analysis.following import (
     carry,
     follow_axes,
 )
+from spikenlp.analysis.operations import ELEMENTWISE, LAYERS, MATMULS
 from spikenlp.analysis.watching import Sent, refuse_collapsed, unrolled, watch_masks, watch_neurons
 from spikenlp.models.modes import evaluating
 from spikenlp.neurons.modules import SpikingNeuron
@@ -299,10 +299,10 @@ class _Recorder(TorchFunctionMode):
             self._made_by_layer = None  # it was changed in place
         if counts is not None:
             counts(self, func, result, *args, **kwargs)
-            self._made_by_layer = result if func in _LAYERS else None
+            self._made_by_layer = result if func in LAYERS else None
         elif func is F.batch_norm and self._folds(args[0]):
-            pass
-        elif (kind := _ELEMENTWISE.get(func)) and isinstance(result, Tensor) and result.dim() > 2:
+            return result
+        elif (kind := ELEMENTWISE.get(func)) and isinstance(result, Tensor) and result.dim() > 2:
             rows, steps = self.rows(result)
             count = rows * result.shape[-1]
             means = (0 if kind == "residual" else 2) * count
@@ -396,33 +396,12 @@ class _Recorder(TorchFunctionMode):
         self._elementwise("softmax", steps * queries * lengths * heads, steps, streams)
 
 
-def _methods(name: str) -> tuple[Any, Any]:
-    """The method of a tensor and its form in place."""
-    return getattr(torch.Tensor, name), getattr(torch.Tensor, f"{name}_")
-
-
-_ELEMENTWISE = {
-    F.layer_norm: "layer norm",
-    F.batch_norm: "batch norm",
-    F.group_norm: "group norm",
-    F.gelu: "GELU",
-    F.silu: "SiLU",
-    **dict.fromkeys((F.relu, torch.relu, torch.relu_, *_methods("relu")), "ReLU"),
-    **dict.fromkeys((torch.tanh, F.tanh, *_methods("tanh")), "tanh"),
-    **dict.fromkeys((torch.sigmoid, F.sigmoid, *_methods("sigmoid")), "sigmoid"),
-    **dict.fromkeys((*ADD, torch.Tensor.add_, torch.Tensor.__iadd__), "residual"),
-}
-_LAYERS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
-_MATMULS = (
-    *(torch.matmul, torch.Tensor.matmul, torch.mm, torch.Tensor.mm, torch.bmm, torch.Tensor.bmm),
-    *(torch.addmm, torch.Tensor.addmm, torch.baddbmm, torch.Tensor.baddbmm),
-)
 _SECOND = ("other", "mat1", "mat2", "batch1", "batch2")
 _COUNTED: dict[Any, Callable[..., None]] = {
     F.linear: _Recorder._linear,
     F.scaled_dot_product_attention: _Recorder._attention,
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _Recorder._conv),
-    **dict.fromkeys(_MATMULS, _Recorder._matmul),
+    **dict.fromkeys(MATMULS, _Recorder._matmul),
 }
 
 

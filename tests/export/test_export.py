@@ -226,6 +226,8 @@ def test_the_command_writes_a_checked_file(vgg, tmp_path, capsys):
     assert out.is_file()
     with pytest.raises(SystemExit, match="format must be one of"):
         main(["export", str(tmp_path / "vgg"), "--format", "tf", "--out", str(out)])
+    with pytest.raises(SystemExit, match="--text is for models of text"):
+        main(["export", str(tmp_path / "vgg"), "--format", "nir", "--out", str(out), "--text", "a"])
 
 
 def test_half_precision_is_exported_as_a_program_and_refused_as_onnx(tmp_path):

@@ -50,6 +50,17 @@ def test_adapters_are_trained_resumed_loaded_and_merged(tmp_path, options):
     torch.testing.assert_close(merged(**inputs).timestep_logits, expected, **close)
 
 
+def test_neurons_learn_beside_the_adapters(tmp_path):
+    torch.manual_seed(0)
+    kept = ["classifier", "neuron"]
+    config = LoraConfig(TaskType.SEQ_CLS, r=4, target_modules=["query"], modules_to_save=kept)
+    model = get_peft_model(make_model(), config)
+    train(tmp_path, model, spike_weight=0.5)
+    merged = model.merge_and_unload()
+    name = "bert.encoder.layer.0.output.neuron.amplitude"
+    assert not torch.equal(merged.state_dict()[name], make_model().state_dict()[name])
+
+
 def test_what_does_not_learn_is_counted_too():
     model = make_model(num_hidden_layers=2).train()
     inputs = {"input_ids": torch.tensor(make_data()["input_ids"][:4])}

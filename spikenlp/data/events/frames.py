@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -28,8 +29,9 @@ class ToFrames:
         frame_size: (H, W), or None for the sensor's own.
         resize: how `frame_size` is reached. "sum": an event goes to pixel floor(x W / width), so that
             nothing is lost, and where W does not divide the width some pixels gather more of the sensor's
-            than others (128 to 48: 4 to 9), a fixed pattern; "bilinear": frames of the sensor's size are resized as PIL resizes images,
-            with a triangle as wide as two of the larger pixels, as the loaders of TET and TMC do.
+            than others (128 to 48: 4 to 9), a fixed pattern; "bilinear": frames of the sensor's size are
+            resized as PIL resizes images, with a triangle as wide as two of the larger pixels, as the
+            loaders of TET and TMC do.
             (Their two polarities are grey and alpha of one image, where PIL weights the first by the
             second; here each is resized by itself.)
         binary: 1 where anything happened, else 0, before a bilinear resizing: TET's preprocessing.
@@ -51,13 +53,15 @@ class ToFrames:
     binary: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_frames < 1:
-            raise ValueError(f"num_frames must be at least 1, got {self.num_frames}")
+        if not isinstance(self.num_frames, Integral) or self.num_frames < 1:
+            raise ValueError(f"num_frames must be an integer, at least 1, got {self.num_frames}")
+        object.__setattr__(self, "num_frames", int(self.num_frames))
         for name, allowed in (("by", ("count", "time")), ("resize", ("sum", "bilinear"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        if self.frame_size is not None and (len(self.frame_size) != 2 or min(self.frame_size) < 1):
-            raise ValueError(f"frame_size must be (height, width), got {self.frame_size}")
+        size = self.frame_size
+        if size is not None and (np.shape(size) != (2,) or min(size) < 1):
+            raise ValueError(f"frame_size must be (height, width), got {size}")
 
     def __call__(self, events: Any, sensor_size: SensorSize) -> np.ndarray:
         """int32 [T, 2, H, W], resized bilinearly float32; channel 0 counts polarity 0."""

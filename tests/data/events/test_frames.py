@@ -102,7 +102,9 @@ def test_what_cannot_be_framed_is_refused(events, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_frames": 0}, "num_frames must be at least 1, got 0"),
+        ({"num_frames": 0}, "num_frames must be an integer, at least 1, got 0"),
+        ({"num_frames": 2.5}, "num_frames must be an integer, at least 1, got 2.5"),
+        ({"num_frames": 2, "frame_size": 48}, "frame_size must be"),
         ({"num_frames": 2, "by": "events"}, "by must be one of"),
         ({"num_frames": 2, "resize": "nearest"}, "resize must be one of"),
         ({"num_frames": 2, "frame_size": (48,)}, "frame_size must be"),
