@@ -15,9 +15,12 @@ Phases, each in a folder of its own under `--output_dir`, in this order:
     reconstructed  fits its weights to its spikes, towards the collapsed twin, without training
     unrolled       trains it over T time steps with the temporal loss; the usual options (`--max_steps`,
                    `--learning_rate`, `--temporal_loss`, ...) are those of this phase
+    rival          the dense model that the student was made of, trained on towards the same teachers for
+                   `--rival_steps`: what the spiking one is fairly compared with
 
-`--phases` chooses among them (by default all but general and internal, which are for students that cannot
-be converted well, as SpikingBERT's); each goes on from the last one before it that was run.
+`--phases` chooses among them (by default teacher, converted, collapsed and unrolled; general and internal are
+for students that cannot be converted well, as SpikingBERT's); each goes on from the last one before it
+that was run.
 `--phase_options` gives one phase training options of its own (`collapsed.per_device_train_batch_size=64`).
 A phase that is done is not repeated, and one that was stopped goes on from its last checkpoint, when the
 same command is given again; other options that bear on it, or other weights that it came from, are an
@@ -91,13 +94,16 @@ from spikenlp.training.distillation import (
 )
 from spikenlp.training.trainer import check_penalty, collapsed
 
-PHASES = (
-    *("teacher", "converted", "general", "internal"),
+STUDENTS = (
+    *("converted", "general", "internal"),
     *("collapsed", "reconstructed", "unrolled"),
 )
+PHASES = ("teacher", *STUDENTS, "rival")
 USUAL_PHASES = ("teacher", "converted", "collapsed", "unrolled")
-LEARN_ANSWERS = ("collapsed", "unrolled")
+LEARN_ANSWERS = ("collapsed", "unrolled", "rival")
 """The phases that learn a teacher's answers."""
+NOT_OF_RIVAL = ("label_smoothing_factor", "spike_weight", "spike_target", "attention_weight")
+"""Training options that are 0 for a dense student."""
 
 
 @dataclass
@@ -115,8 +121,8 @@ class PipelineArguments(
     further_teachers: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Other dense models fine-tuned on the task, from other seeds, say: the phases collapsed "
-            "and unrolled learn the mean of the logits of all teachers. Same tokenizer."
+            "help": "Other dense models fine-tuned on the task, from other seeds, say: the phases collapsed, "
+            "unrolled and rival learn the mean of the logits of all teachers. Same tokenizer."
         },
     )
     teacher_learning_rate: float = field(default=5e-5, metadata={"help": "Of the phase teacher."})
@@ -125,6 +131,8 @@ class PipelineArguments(
         default=32,
         metadata={"help": f"Batches of {CALIBRATION_BATCH} of the phase reconstructed."},
     )
+    rival_learning_rate: float = field(default=5e-5, metadata={"help": "Of the phase rival."})
+    rival_steps: int = field(default=1500, metadata={"help": "Of the phase rival."})
 
 
 class Pipeline(Phases):
@@ -135,7 +143,7 @@ class Pipeline(Phases):
             another order.
     """
 
-    names, students = PHASES, PHASES[1:]
+    names, students = PHASES, STUDENTS
     recorded = (
         "learning_rate",
         "neuron_learning_rate",
@@ -172,12 +180,12 @@ class Pipeline(Phases):
         learning = [p for p in chosen if p in LEARN_ANSWERS and self.arguments(p).logit_weight]
         if options.further_teachers and not learning:
             raise ValueError(
-                "--further_teachers is for the phases collapsed and unrolled, and for --logit_weight above "
-                "0: leave it out"
+                "--further_teachers is for the phases collapsed, unrolled and rival, and for --logit_weight "
+                "above 0: leave it out"
             )
         self.further_teachers = [self.load_teacher(path) for path in options.further_teachers]
         if options.student:
-            self.check_source(options.student, spiking_too=True)
+            self.check_source(options.student, spiking_too="rival" not in chosen)
         self.check_shapes()
 
     def source(self) -> str | Path:
@@ -186,7 +194,7 @@ class Pipeline(Phases):
         return self.options.student or before_general or self.teacher_path
 
     def start_name(self, phase: str) -> str | None:
-        if phase == "converted":
+        if phase in ("converted", "rival"):
             source = self.source()
             return "teacher" if source == self.root / "teacher" else str(source)
         return super().start_name(phase)
@@ -202,7 +210,8 @@ class Pipeline(Phases):
         teacher = dense if phase == "general" else self.teacher_path
         further = self.options.further_teachers if phase in LEARN_ANSWERS else []
         named = {f"further teacher {i}": path for i, path in enumerate(further, 1)}
-        return {**super().models(phase), "teacher": teacher, **named}
+        start = {"start": self.source()} if phase == "rival" else super().models(phase)
+        return {**start, "teacher": teacher, **named}
 
     def changed(self, phase: str) -> dict[str, Any]:
         options, changed = self.options, super().changed(phase)
@@ -214,6 +223,10 @@ class Pipeline(Phases):
             changed["max_steps"] = getattr(options, f"{phase}_steps")
             for name in ("learning_rate", "attention_weight"):
                 changed[name] = getattr(options, f"{phase}_{name}")
+        elif phase == "rival":
+            changed |= {"collapsed": True, "max_steps": options.rival_steps}
+            changed |= {"learning_rate": options.rival_learning_rate}
+            changed |= dict.fromkeys(NOT_OF_RIVAL, 0.0)
         if phase != "unrolled" and self.inputs.task.labels is None:
             changed["temporal_loss"] = "tet"  # to evaluate with; TMC has no loss of a regression
         return changed
@@ -223,6 +236,9 @@ class Pipeline(Phases):
             chosen = {"start", "seed", "model_name_or_path", "tokenizer_name"}
             return chosen | names_of(DataArguments) | {"reconstruction_batches"}
         names = super().bearing(phase) | {"teacher"}
+        if phase == "rival":
+            names |= {"student", "logit_weight", "temperature", "hidden_weight", "teacher_layers"}
+            names |= OF_TRAINING - set(NOT_OF_RIVAL)
         if phase == "teacher":
             names = names - {"seed"} if self.options.teacher else names | OF_TRAINING
         if phase == "converted":
@@ -240,7 +256,7 @@ class Pipeline(Phases):
             "base_model": base_model(self.options.model_name_or_path),
             "seed": self.args.seed,
         }
-        if phase != "teacher":
+        if phase in STUDENTS:
             config = AutoConfig.from_pretrained(self.root / phase)
             known["config"] = {name: getattr(config, name) for name in CONFIG_FIELDS}
             record = self.root / "teacher" / "results.json"
@@ -322,14 +338,22 @@ class Pipeline(Phases):
         self.announce_training(phase, start, model)
         training = self.fit(trainer)
         training["temporal_loss"] = args.temporal_loss if phase == "unrolled" else None
-        found = {**self.measure(trainer), "training": training}
-        if further:
-            found["teachers"] = ensemble_scores([trainer.teacher, *further], self.inputs, args)
-        return found
+        return {**self.measure(trainer), "training": training, **self.measure_teachers(trainer)}
+
+    def run_rival(self, folder: Path) -> dict[str, Any]:
+        args, inputs, source = self.arguments("rival"), self.inputs, self.source()
+        model, created, dropped = load(
+            BertForSequenceClassification, source, **inputs.label_fields()
+        )
+        trainer = self.trainer(model, args, further_teachers=self.further_teachers)
+        self.announce("rival", source, listed(created), listed(dropped))
+        training = self.fit(trainer)
+        dense = evaluate(dense_trainer(model, inputs, args), inputs, "dense")
+        return {"dense": dense, "training": training, **self.measure_teachers(trainer)}
 
     def trainer(
         self,
-        model: SpikingBertForSequenceClassification,
+        model: PreTrainedModel,
         args: DistillationArguments,
         teacher: PreTrainedModel | None = None,
         data: datasets.Dataset | None = None,
@@ -360,6 +384,13 @@ class Pipeline(Phases):
                 found["collapsed"] = evaluate(twin, self.inputs, "eval")
         found |= spending(model, self.inputs, args.per_device_eval_batch_size)
         return {**found, **float32_scores(trainer, self.inputs)}
+
+    def measure_teachers(self, trainer: DistillationTrainer) -> dict[str, Any]:
+        """Dev metrics of the mean of the logits of several teachers."""
+        if not trainer.further_teachers:
+            return {}
+        teachers = [trainer.teacher, *trainer.further_teachers]
+        return {"teachers": ensemble_scores(teachers, self.inputs, trainer.args)}
 
     def load_teacher(self, path: str | Path) -> BertForSequenceClassification:
         """Raises ValueError where there is none, or it was not fine-tuned on such a task."""

@@ -35,7 +35,7 @@ from spikenlp.training.teacher_cache import (
     bytes_needed,
     check_deterministic,
 )
-from spikenlp.training.trainer import SpikingTrainer, check_tokenizer_fits
+from spikenlp.training.trainer import SpikingTrainer, check_tokenizer_fits, has_time_axis
 
 PROJECTIONS = "hidden_projections"
 """Attribute of the student that holds the learned projections while it is trained."""
@@ -108,7 +108,7 @@ class DistillationTrainer(SpikingTrainer):
     """`SpikingTrainer` with a teacher.
 
     Args:
-        model: a spiking model, with a classification head or without.
+        model: a spiking model, with a classification head or without; with `args.collapsed` a dense one, too.
         args: `DistillationArguments`.
         teacher: a dense (or any) model of transformers with the same vocabulary, and, for its
             answers, the same classes. It is put into eval mode and never trained. Where its width
@@ -142,7 +142,7 @@ class DistillationTrainer(SpikingTrainer):
     ):
         if not isinstance(args, DistillationArguments):
             raise ValueError(f"args must be DistillationArguments, got {type(args).__name__}")
-        check_options(args)
+        check_options(model, args)
         check_teacher(model, teacher, args)
         check_tokenizer_fits(teacher, kwargs.get("processing_class"))
         for further in further_teachers:
@@ -340,8 +340,17 @@ class RealRows:
         return batch
 
 
-def check_options(args: DistillationArguments) -> None:
-    """Raises ValueError where an option would do nothing."""
+def check_options(model: PreTrainedModel, args: DistillationArguments) -> None:
+    """Raises ValueError where an option would do nothing, or `model` has no use for it."""
+    if not has_time_axis(model.config) and args.collapsed_timesteps != "fixed":
+        raise ValueError(
+            f"collapsed_timesteps={args.collapsed_timesteps!r} is for a spiking model, and this is a "
+            f"{model.config.model_type}"
+        )
+    if args.attention_weight and not has_time_axis(model.config):
+        raise ValueError(
+            f"a {model.config.model_type} gives no attention scores to train: set attention_weight=0"
+        )
     if args.collapsed_timesteps != "fixed" and not args.collapsed:
         raise ValueError(
             f"collapsed_timesteps={args.collapsed_timesteps!r} does nothing without collapsed=True"

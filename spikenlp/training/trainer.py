@@ -29,7 +29,8 @@ ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 
 
 class SpikingTrainer(ResumableTrainer, PublishingTrainer):
-    """Trains any model that returns `timestep_logits` [B, T, C] with SDT, TET, TMC or TRT.
+    """Trains any model that returns `timestep_logits` [B, T, C] with SDT, TET, TMC or TRT, or with
+    `args.collapsed` one without a time axis, the collapsed twin or a dense model, with its own loss.
 
     Its checkpoints, and what SIGTERM does, are those of `spikenlp.training.checkpoints`.
 
@@ -47,7 +48,7 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         ValueError: an empty data set, a tokenizer with more tokens than the embedding has rows, a
             `compute_loss_func` (the loss is `args.temporal_loss`), a `preprocess_logits_for_metrics`,
             a model of several labels at once or for question answering, `args.collapsed` with a model
-            that has no collapsed twin, labels out of range, logits that are not finite.
+            over time that has no collapsed twin, labels out of range, logits that are not finite.
         RuntimeError: FSDP was asked for and is not there (`spikenlp.training.processes`).
     """
 
@@ -117,6 +118,10 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         counting = count_spikes(model, inputs.get("attention_mask")) if penalised else nullcontext()
         with mode, counting as counted:
             loss, outputs = self.training_loss(model, inputs, num_items_in_batch)
+        if self.args.collapsed and outputs.get("timestep_logits") is not None:
+            raise ValueError(
+                f"collapsed=True: {type(model).__name__} still has a time axis, and no collapsed twin"
+            )
         # Trainer divides what it computed without num_items_in_batch by the accumulated pieces.
         pieces = self.current_gradient_accumulation_steps if self._loss_is_scaled() else 1
         if counted is not None:
@@ -211,8 +216,11 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
 
 @contextmanager
 def collapsed(config: Any) -> Iterator[None]:
-    """A model of this config has no time axis in here."""
+    """A model of this config has no time axis in here; a dense one has none anyway."""
     check_has_twin(config)
+    if not has_time_axis(config):
+        yield
+        return
     saved, config.collapsed = config.collapsed, True
     try:
         yield
@@ -281,8 +289,14 @@ def check_one_label(config: Any, label_names: list[str]) -> None:
     )
 
 
+def has_time_axis(config: Any) -> bool:
+    return hasattr(config, "num_timesteps")
+
+
 def check_has_twin(config: Any) -> None:
-    """Raises ValueError where a model has no collapsed twin."""
+    """Raises ValueError where a model has a time axis and no collapsed twin."""
+    if not has_time_axis(config):
+        return
     if not hasattr(config, "collapsed"):
         raise ValueError(f"collapsed=True: a {config.model_type} has no collapsed twin")
     if config.neuron != "rounding":
@@ -290,7 +304,9 @@ def check_has_twin(config: Any) -> None:
 
 
 def check_penalty(config: Any, args: SpikingTrainingArguments) -> None:
-    """Raises ValueError where spikes are penalised and have no gradient."""
+    """Raises ValueError where spikes are penalised and there are none, or none with a gradient."""
+    if args.spike_weight and not has_time_axis(config):
+        raise ValueError(f"spike_weight penalises spikes, and a {config.model_type} sends none")
     if args.spike_weight and getattr(config, "gradient", None) == "implicit":
         raise ValueError(
             "spike_weight penalises the spikes of each time step, which gradient='implicit' has no "

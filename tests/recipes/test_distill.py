@@ -28,7 +28,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from spikenlp import SpikingBertConfig
+from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification
 from spikenlp.analysis.plots import plot_energy_front
 from spikenlp.data import demo_question_pairs, get_task, wordpiece_tokenizer
 from spikenlp.hub.release import release
@@ -375,6 +375,43 @@ def test_a_student_of_fewer_layers_and_words_learns_from_a_teacher_of_as_many_wo
     assert distill.distill([*arguments, *apart])["teacher"] == found["teacher"]
     made = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "collapsed")
     assert (made.config.num_hidden_layers, made.config.vocab_size) == (1, small.config.vocab_size)
+
+
+@pytest.mark.slow
+def test_the_dense_rival_learns_from_the_same_teachers(options, done, tmp_path, capsys):
+    out = prepared(done, tmp_path / "out", "teacher", "converted", "collapsed")
+    further = str(done[0] / "teacher")
+    argv = [*options[0], "--output_dir", str(out), "--phases", "rival"]
+    argv += ["--rival_steps", "3", "--rival_learning_rate", "1e-3"]
+    found = distill.distill([*argv, "--further_teachers", further])
+    printed = capsys.readouterr().out
+    assert re.search(r"phase rival: loads .*teacher; creates nothing; drops nothing", printed)
+    assert "rival: dense" in printed
+    assert found["rival"]["training"]["steps"] == 3
+    assert found["rival"]["training"]["spike_weight"] == 0
+    assert 0 <= found["rival"]["dense"]["accuracy"] <= 1
+    assert found["rival"]["teachers"]["accuracy"] == found["teacher"]["dense"]["accuracy"]
+    rival = AutoModelForSequenceClassification.from_pretrained(out / "rival")
+    assert rival.config.model_type == "bert"
+    before, after = (load_file(out / phase / WEIGHTS) for phase in ("teacher", "rival"))
+    assert before.keys() == after.keys()
+    assert not torch.equal(before["classifier.weight"], after["classifier.weight"])
+    again = distill.distill([*argv, "--further_teachers", further])
+    assert again["rival"] == found["rival"]
+    with pytest.raises(ValueError, match=r"learning_rate 0\.001 -> 0\.01"):
+        distill.distill([*argv[:-1], "1e-2", "--further_teachers", further])
+
+
+def test_a_spiking_student_has_no_dense_rival(options, tmp_path):
+    student = str(tmp_path / "spiking")
+    tokenizer = AutoTokenizer.from_pretrained(options[1] / "dense")
+    fields = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, **DENSE}
+    SpikingBertForSequenceClassification(SpikingBertConfig(**fields)).save_pretrained(student)
+    tokenizer.save_pretrained(student)
+    argv = [*options[0], "--student", student, "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match=r"spiking_bert.*give a dense BERT"):
+        distill.distill([*argv, "--phases", "teacher", "converted", "rival"])
+    assert not (tmp_path / "out" / "teacher").exists()
 
 
 @pytest.mark.slow
@@ -961,7 +998,7 @@ def others(options):
         ("--further_teachers {}/other", "must read the same token ids"),
         ("--further_teachers {}/swapped", "their order must be the same"),
         ("--further_teachers {}/fine --logit_weight 0", "for --logit_weight above 0"),
-        ("--further_teachers {}/fine --phases converted", "for the phases collapsed and unrolled"),
+        ("--further_teachers {}/fine --phases converted", "for the phases collapsed, unrolled and rival"),
         ("--phases general", "exactly one source of text"),
         ("--architecture spikingbert", "needs rounding neurons"),
         ("--neuron lif --phases converted reconstructed", "needs rounding neurons"),

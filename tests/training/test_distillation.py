@@ -95,6 +95,44 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(dense, batches, tmp_path, col
     torch.testing.assert_close(found, 0.7 * task + 0.3 * soft + 0.7 * hidden)
 
 
+def test_a_dense_student_learns_by_the_same_loss(tmp_path):
+    without = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model, teacher, batch = make_teacher(2, **without), make_teacher(), first_batch()
+    options = {"logit_weight": 0.3, "hidden_weight": 0.7, "temperature": 2.0, "collapsed": True}
+    trainer = make_trainer(tmp_path, model, teacher, max_steps=2, **options)
+    found = loss_of(trainer, batch)
+    teacher.eval()
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    answers = teacher(**inputs, output_hidden_states=True)
+    outputs = model(**inputs, output_hidden_states=True)
+    task = torch.nn.functional.cross_entropy(outputs.logits, batch["labels"])
+    soft = -(answers.logits / 2).softmax(-1) * (outputs.logits / 2).log_softmax(-1)
+    real = batch["attention_mask"].bool()
+    pairs = zip(outputs.hidden_states, answers.hidden_states, strict=True)
+    of_samples = [(h[i, r] - a[i, r]).square().mean() for h, a in pairs for i, r in enumerate(real)]
+    hidden = sum(of_samples) / len(real)
+    expected = 0.7 * task + 0.3 * 4 * soft.sum(-1).mean() + 0.7 * hidden
+    torch.testing.assert_close(found, expected)
+    before = model.classifier.weight.clone()
+    trainer.train()
+    assert not torch.equal(model.classifier.weight, before)
+    assert not hasattr(model.config, "collapsed")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"collapsed_timesteps": "random"}, "is for a spiking model"),
+        ({"attention_weight": 1.0}, "no attention scores to train"),
+        ({"spike_weight": 0.1}, "a bert sends none"),
+    ],
+    ids=str,
+)
+def test_what_a_dense_student_has_no_use_for_is_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, make_teacher(2), make_teacher(), collapsed=True, **options)
+
+
 def test_the_teacher_is_frozen_and_answers_without_dropout(dense, batches, tmp_path):
     teacher = make_teacher().train()
     before = {k: v.clone() for k, v in teacher.state_dict().items()}

@@ -10,10 +10,13 @@ from datasets import Dataset
 from transformers import (
     EvalPrediction,
     HfArgumentParser,
+    PreTrainedConfig,
+    PreTrainedModel,
     Trainer,
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.utils import ModelOutput
 
 from spikenlp import (
     SpikingBertConfig,
@@ -405,6 +408,31 @@ def test_an_image_model_has_no_collapsed_twin(tmp_path):
     model = SpikingVGGForImageClassification(config)
     with pytest.raises(ValueError, match="spiking_vgg has no collapsed twin"):
         SpikingTrainer(model, make_args(tmp_path, collapsed=True))
+
+
+def test_a_network_of_ones_own_that_keeps_its_time_axis_is_not_trained_as_collapsed(tmp_path):
+    class Config(PreTrainedConfig):
+        model_type = "own"
+
+    class Own(PreTrainedModel):
+        config_class = Config
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.embed = torch.nn.Embedding(120, 2)
+
+        def get_input_embeddings(self):
+            return self.embed
+
+        def forward(self, input_ids, labels=None):
+            z = self.embed(input_ids)
+            loss = torch.nn.functional.cross_entropy(z.mean(1), labels)
+            return ModelOutput(loss=loss, logits=z.mean(1), timestep_logits=z)
+
+    args = make_args(tmp_path, collapsed=True)
+    trainer = SpikingTrainer(Own(Config()), args, train_dataset=make_data())
+    with pytest.raises(ValueError, match="Own still has a time axis"):
+        trainer.train()
 
 
 def test_a_collapsed_model_is_sent_to_the_plain_trainer(tmp_path):
