@@ -4,17 +4,17 @@ Importing it registers the pipeline task "spiking-text-classification".
 """
 
 from spikenlp.inference.anytime import AnytimeStep, EarlyExitOutput, anytime, early_exit
-from spikenlp.inference.calibration import (
+from spikenlp.inference.curve import exit_curve, exit_table, plot_exit_curves
+from spikenlp.inference.pipeline import SpikingTextClassificationPipeline
+from spikenlp.inference.policy import ExitPoint, ExitPolicy, exit_point, exit_steps, pareto_front
+from spikenlp.inference.state import AnytimeState, advance, start
+from spikenlp.inference.stopping import (
     Answers,
     calibrate_exit,
     choose_policy,
     collect_answers,
     fit_temperatures,
 )
-from spikenlp.inference.curve import exit_curve, exit_table, plot_exit_curves
-from spikenlp.inference.pipeline import SpikingTextClassificationPipeline
-from spikenlp.inference.policy import ExitPoint, ExitPolicy, exit_point, exit_steps, pareto_front
-from spikenlp.inference.state import AnytimeState, advance, start
 
 __all__ = [
     "Answers",

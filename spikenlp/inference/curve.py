@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from spikenlp.inference.calibration import Answers
 from spikenlp.inference.policy import ExitPoint, ExitPolicy, exit_point, pareto_front
+from spikenlp.inference.stopping import Answers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -24,7 +24,7 @@ from huggingface_hub.dataclasses import strict
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from spikenlp.models.calibration import neurons_of
+from spikenlp.models.amplitudes import neurons_of
 
 FORMAT = 1
 """Version of the checkpoints that this release writes. Raise it, and add the step from the version

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spikenlp.models.calibration import neurons_of
+from spikenlp.models.amplitudes import neurons_of
 
 Names = Mapping[str, tuple[str, ...]]
 """Our module's name -> its names in the checkpoint."""

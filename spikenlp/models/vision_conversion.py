@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
-from spikenlp.models.calibration import (
+from spikenlp.models.amplitudes import (
     Rows,
     dense_neurons,
     fit_amplitudes,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikenlp.models.calibration import dense_neurons
+from spikenlp.models.amplitudes import dense_neurons
 from spikenlp.models.reconstruction import RIDGE, RidgeFit, Seen, fitting, until_seen
 from spikenlp.models.vision import ConvNorm, SpikingVisionPreTrainedModel
 from spikenlp.models.vision_conversion import images_of

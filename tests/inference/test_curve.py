@@ -9,7 +9,7 @@ from spikenlp.inference import (
     exit_table,
     plot_exit_curves,
 )
-from tests.inference.test_calibration import made_up
+from tests.inference.test_stopping import made_up
 
 
 def test_a_curve_goes_from_one_step_to_all():

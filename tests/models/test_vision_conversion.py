@@ -11,7 +11,7 @@ from spikenlp import (
     SpikingResNetModel,
     SpikingVGGForImageClassification,
 )
-from spikenlp.models.calibration import neurons_of
+from spikenlp.models.amplitudes import neurons_of
 from spikenlp.models.vision import ConvNorm
 from spikenlp.models.vision_reconstruction import reconstruct
 from spikenlp.neurons import RoundingIF

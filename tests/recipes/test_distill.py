@@ -998,7 +998,10 @@ def others(options):
         ("--further_teachers {}/other", "must read the same token ids"),
         ("--further_teachers {}/swapped", "their order must be the same"),
         ("--further_teachers {}/fine --logit_weight 0", "for --logit_weight above 0"),
-        ("--further_teachers {}/fine --phases converted", "for the phases collapsed, unrolled and rival"),
+        (
+            "--further_teachers {}/fine --phases converted",
+            "for the phases collapsed, unrolled and rival",
+        ),
         ("--phases general", "exactly one source of text"),
         ("--architecture spikingbert", "needs rounding neurons"),
         ("--neuron lif --phases converted reconstructed", "needs rounding neurons"),

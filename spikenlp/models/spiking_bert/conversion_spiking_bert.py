@@ -1,6 +1,6 @@
 """From a dense BERT to a spiking one: weights by name, amplitudes by calibration.
 
-See `spikenlp.models.calibration` for how amplitudes are chosen. Padding is left out.
+See `spikenlp.models.amplitudes` for how amplitudes are chosen. Padding is left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.bert import modeling_bert
 
-from spikenlp.models.calibration import (
+from spikenlp.models.amplitudes import (
     Rows,
     dense_neurons,
     fit_amplitudes,

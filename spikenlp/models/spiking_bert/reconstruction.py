@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from spikenlp.models.calibration import dense_neurons
+from spikenlp.models.amplitudes import dense_neurons
 from spikenlp.models.over_time import NONLINEARITIES
 from spikenlp.models.reconstruction import RIDGE, RidgeFit, Seen, fitting, until_seen
 from spikenlp.models.spiking_bert.conversion_spiking_bert import model_inputs
