@@ -67,8 +67,6 @@ class FromDense:
         Raises:
             ValueError: another class or neuron; a field that the config does not have; a calibration
                 without batches or a batch without `pixel_values`; `reconstruct` without calibration.
-
-        Source: DESIGN of this toolkit; see `spikenlp.models.vision_conversion`.
         """
         from spikenlp.models import vision_reconstruction
 

@@ -1,4 +1,4 @@
-"""Counts against loops, SpikingJelly's counter and the closed form of DESIGN."""
+"""Counts against loops, SpikingJelly's counter and the closed form of the energy ratio."""
 
 import dataclasses
 

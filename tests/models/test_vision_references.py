@@ -13,9 +13,9 @@ from spikenlp import (
     SpikingVGGForImageClassification,
 )
 from spikenlp.models.original_checkpoints import WRAPPERS
-from spikenlp.models.qkformer import conversion_qkformer
-from spikenlp.models.spiking_resnet import conversion_spiking_resnet
-from spikenlp.models.spiking_vgg import conversion_spiking_vgg
+from spikenlp.models.qkformer import original_qkformer
+from spikenlp.models.spiking_resnet import original_spiking_resnet
+from spikenlp.models.spiking_vgg import original_spiking_vgg
 from spikenlp.neurons import SpikingNeuron
 from tests.models.vision_references import (
     QkFormer,
@@ -152,18 +152,16 @@ def names_of(model):
     """Which tensor of ours has which names in its authors' code."""
     config = model.config
     if isinstance(model, QKFormerForImageClassification):
-        return conversion_qkformer.original_names(config)
+        return original_qkformer.original_names(config)
     if isinstance(model, SpikingResNetForImageClassification):
         tet = config.head_size is not None
-        names = (
-            conversion_spiking_resnet._tet_names if tet else conversion_spiking_resnet._sew_names
-        )
+        names = original_spiking_resnet._tet_names if tet else original_spiking_resnet._sew_names
         return names(config)
     ends = itertools.accumulate(depth + 1 for depth in config.depths)
     numbers = sorted(
         set(range(sum(config.depths) + len(config.depths))) - {end - 1 for end in ends}
     )
-    return conversion_spiking_vgg.original_names(config.depths, numbers)
+    return original_spiking_vgg.original_names(config.depths, numbers)
 
 
 ROUND_TRIPS = {

@@ -196,7 +196,7 @@ class QKFormerForImageClassification(QKFormerPreTrainedModel, SpikingVisionForIm
         Raises:
             ValueError: keys that are missing, left over, or of another shape, each named.
         """
-        from spikenlp.models.qkformer.conversion_qkformer import convert_qkformer
+        from spikenlp.models.qkformer.original_qkformer import convert_qkformer
 
         return convert_qkformer(cls, checkpoint, config_overrides)
 

@@ -340,7 +340,7 @@ class SpikingBertPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
             ValueError: `dense` is no such encoder; a field that the config does not have; calibration
                 data that is not tokenised; `reconstruct` without it, collapsed, or in "spikingbert".
 
-        Source: DESIGN of this toolkit; see `spikenlp.models.spiking_bert.conversion_spiking_bert`.
+        Source: `spikenlp.models.amplitudes`, our own; docs/conversion.md.
         """
         from spikenlp.models.spiking_bert import reconstruction
         from spikenlp.models.spiking_bert.conversion_spiking_bert import (

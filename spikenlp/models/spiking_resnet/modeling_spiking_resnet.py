@@ -169,7 +169,7 @@ class SpikingResNetForImageClassification(
         Raises:
             ValueError: keys that are missing, left over, or of another shape, each named.
         """
-        from spikenlp.models.spiking_resnet.conversion_spiking_resnet import convert_resnet
+        from spikenlp.models.spiking_resnet.original_spiking_resnet import convert_resnet
 
         return convert_resnet(cls, checkpoint, config_overrides)
 

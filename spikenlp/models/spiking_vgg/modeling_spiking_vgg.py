@@ -98,7 +98,7 @@ class SpikingVGGForImageClassification(
         Raises:
             ValueError: keys that are missing, left over, or of another shape, each named.
         """
-        from spikenlp.models.spiking_vgg.conversion_spiking_vgg import convert_vggsnn
+        from spikenlp.models.spiking_vgg.original_spiking_vgg import convert_vggsnn
 
         return convert_vggsnn(cls, checkpoint, config_overrides)
 
