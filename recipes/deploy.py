@@ -47,7 +47,7 @@ def in_pytorch(model: Any) -> Run:
 
 def in_program(path: Path, names: list[str]) -> Run:
     program = torch.export.load(path).module()
-    return lambda inputs: program(*(inputs[name] for name in names))[0]
+    return lambda inputs: program(**{name: inputs[name] for name in names})[0]
 
 
 def in_onnxruntime(path: Path) -> Run:

@@ -53,7 +53,10 @@ def inspect_model(args: argparse.Namespace) -> str:
             "dense BERT"
         )
     if config.model_type == "spiking_bert":
-        lines = [*_bert(args, config, config), "", *_memory(args, config, config)]
+        memory = [*_memory(args, config, config)]
+        if getattr(config, "quantization_config", None):
+            memory = ["weights in int8, which do not train"]
+        lines = [*_bert(args, config, config), "", *memory]
     else:
         lines = [
             f"{args.model}: {config.model_type}, images of {config.num_channels} x "
@@ -81,7 +84,7 @@ def _memory(
     args: argparse.Namespace, config: PreTrainedConfig, spiking: PreTrainedConfig
 ) -> list[str]:
     lines = [
-        f"training step, batch {args.batch}, {args.length} tokens, AdamW, "
+        f"training step as a sequence classifier, batch {args.batch}, {args.length} tokens, AdamW, "
         f"{'bfloat16 autocast' if args.bf16 else 'float32'} (estimate, MB)",
         f"{'':12}{'parameters':>12}{'optimizer':>12}{'activations':>12}{'peak':>12}",
     ]
@@ -302,14 +305,15 @@ def compare_reports(args: argparse.Namespace) -> str:
     width = max(len(path.stem) for path in args.reports)
     for path in args.reports:
         values = json.loads(path.read_text())
-        if not {"accuracy", "calibration", "energy"} <= set(values):
-            raise ValueError(f"{path} is not what `spikenlp report` wrote")
-        steps = range(1, len(values["accuracy"]) + 1)
-        accuracy = " ".join(f"{100 * a:5.1f}" for a in values["accuracy"])
-        ece = " ".join(f"{values['calibration'][f'ece_t{t}']:.3f}" for t in steps)
-        scores = "".join(f"  {k} {v[-1]:.3f}" for k, v in values.get("scores", {}).items())
-        energy = values["energy_microjoules"]["spiking, float32"][-1]
-        ratio = values["energy"]["ratios"]["spiking, float32 / dense, float32"]
+        try:
+            steps = range(1, len(values["accuracy"]) + 1)
+            accuracy = " ".join(f"{100 * a:5.1f}" for a in values["accuracy"])
+            ece = " ".join(f"{values['calibration'][f'ece_t{t}']:.3f}" for t in steps)
+            scores = "".join(f"  {k} {v[-1]:.3f}" for k, v in values.get("scores", {}).items())
+            energy = values["energy_microjoules"]["spiking, float32"][-1]
+            ratio = values["energy"]["ratios"]["spiking, float32 / dense, float32"]
+        except (TypeError, KeyError, IndexError) as error:
+            raise ValueError(f"{path} is not what `spikenlp report` wrote") from error
         lines.append(
             f"{path.stem:{width}}  accuracy {accuracy}{scores}  ECE {ece}  {energy:.1f} uJ "
             f"({ratio:.2f} of dense, float32)"
@@ -388,6 +392,15 @@ def _cpp_compiler() -> str | None:
         return None
 
 
+def check_folder(name: str) -> None:
+    """Raises FileNotFoundError for what can be no Hub id and is no folder."""
+    path = Path(name)
+    if (
+        path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    ) and not path.exists():
+        raise FileNotFoundError(f"there is no folder {name}")
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="spikenlp", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -455,8 +468,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     try:
+        check_folder(getattr(args, "model", getattr(args, "checkpoint", "")))
         print(args.run(args))
-    except (ValueError, OSError, ImportError, StrictDataclassError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError, StrictDataclassError) as error:
         sys.exit(f"spikenlp: {error}")
 
 

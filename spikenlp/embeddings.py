@@ -20,6 +20,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
+from spikenlp.models.checkpoint import HUB_OPTIONS
+from spikenlp.models.modes import exclusive
 from spikenlp.models.over_time import running_mean
 from spikenlp.models.spiking_bert import SpikingBertModel
 from spikenlp.models.spiking_bert.roberta import FAMILY, bert_config
@@ -139,14 +141,16 @@ class SentenceEncoder:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> SentenceEncoder:
-        """What `save_pretrained` wrote, or a push of it; `options` are those of the model's loading.
+        """What `save_pretrained` wrote, or a push of it; `options` are those of the model's loading, of which
+        the Hub's (`revision`, `token`, ...) hold for every file.
 
         Raises:
             ValueError: no sentence encoder, another pooling, a dense encoder (`from_dense` converts it).
         """
-        found = read_modules(path)
+        of_hub = {name: options[name] for name in (*HUB_OPTIONS, "token") if name in options}
+        found = read_modules(path, **of_hub)
         model = AutoModel.from_pretrained(path, **options)
-        return cls(model, AutoTokenizer.from_pretrained(path), **found)
+        return cls(model, AutoTokenizer.from_pretrained(path, **of_hub), **found)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes model, tokenizer and sentence-transformers' files into the folder `path`."""
@@ -187,7 +191,7 @@ class SentenceEncoder:
         by_step: bool = False,
         batch_size: int = 32,
     ) -> Tensor:
-        """Embeddings in the order of `sentences`, float32 on the CPU.
+        """Embeddings in the order of `sentences`, float32 on the CPU. Threads wait for each other.
 
         Args:
             num_timesteps: stop after so many steps (default: the config's).
@@ -207,24 +211,26 @@ class SentenceEncoder:
         if not sentences:
             raise ValueError("sentences is empty: give at least one")
         config = self.model.config
-        steps = config.num_timesteps if num_timesteps is None else num_timesteps
-        if steps < 1 or batch_size < 1:
-            raise ValueError(
-                f"num_timesteps and batch_size must be >= 1, got {steps} and {batch_size}"
-            )
         if config.collapsed:
             raise ValueError("a collapsed model has no time steps: set config.collapsed = False")
-        saved, config.num_timesteps = config.num_timesteps, steps
-        try:
-            return embed_in_batches(
-                lambda batch: self._embed(batch, by_step),
-                self.tokenizer,
-                sentences,
-                self.max_seq_length,
-                batch_size,
-            )
-        finally:
-            config.num_timesteps = saved
+        with exclusive(self.model):
+            saved = config.num_timesteps
+            steps = saved if num_timesteps is None else num_timesteps
+            if steps < 1 or batch_size < 1:
+                raise ValueError(
+                    f"num_timesteps and batch_size must be >= 1, got {steps} and {batch_size}"
+                )
+            config.num_timesteps = steps
+            try:
+                return embed_in_batches(
+                    lambda batch: self._embed(batch, by_step),
+                    self.tokenizer,
+                    sentences,
+                    self.max_seq_length,
+                    batch_size,
+                )
+            finally:
+                config.num_timesteps = saved
 
     def _embed(self, batch: dict[str, Tensor], by_step: bool) -> Tensor:
         inputs = {k: v.to(self.model.device) for k, v in batch.items()}
@@ -365,13 +371,17 @@ def embed_in_batches(
     return found[torch.tensor(order).argsort()]
 
 
-def read_modules(path: str | Path) -> dict[str, Any]:
+def read_modules(path: str | Path, **hub_options: Any) -> dict[str, Any]:
     """`max_seq_length` and `normalize` of a sentence-transformers folder or Hub id.
 
+    Args:
+        hub_options: `revision`, `token`, ...
+
     Raises:
-        ValueError: no such folder, or modules other than Transformer, mean Pooling and Normalize.
+        ValueError: no such folder, modules other than Transformer, mean Pooling and Normalize, or a
+            prompt that goes before every sentence.
     """
-    modules = _read(path, "modules.json")
+    modules = _read(path, "modules.json", **hub_options)
     if modules is None:
         raise ValueError(
             f"{path} has no modules.json: it is not a model of sentence-transformers. A BERT without "
@@ -387,7 +397,7 @@ def read_modules(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} keeps its Transformer in the folder {modules[0]['path']!r}; it must be at the root"
         )
-    pooling = _read(path, f"{modules[1]['path']}/config.json") or {}
+    pooling = _read(path, f"{modules[1]['path']}/config.json", **hub_options) or {}
     modes = {
         k.removeprefix("pooling_mode_").removesuffix("_tokens"): v
         for k, v in pooling.items()
@@ -396,23 +406,34 @@ def read_modules(path: str | Path) -> dict[str, Any]:
     chosen = [k for k, v in modes.items() if v] or [pooling.get("pooling_mode")]
     if chosen != ["mean"]:
         raise ValueError(f"{path} pools by {chosen}: only the mean over tokens is converted")
-    return {"max_seq_length": _max_seq_length(path), "normalize": len(names) == 3}
+    usual = _read(path, "config_sentence_transformers.json", **hub_options) or {}
+    name = usual.get("default_prompt_name")
+    if name is not None and (usual.get("prompts") or {}).get(name):
+        raise ValueError(
+            f"{path} puts the prompt {name!r} before every sentence, which would be lost here: take "
+            "default_prompt_name out of its config_sentence_transformers.json, and put the prompt before "
+            "your sentences"
+        )
+    return {
+        "max_seq_length": _max_seq_length(path, **hub_options),
+        "normalize": len(names) == 3,
+    }
 
 
-def _max_seq_length(path: str | Path) -> int:
+def _max_seq_length(path: str | Path, **hub_options: Any) -> int:
     """Older releases of sentence-transformers write it down, newer ones leave it to the tokenizer."""
-    length = (_read(path, "sentence_bert_config.json") or {}).get("max_seq_length")
+    length = (_read(path, "sentence_bert_config.json", **hub_options) or {}).get("max_seq_length")
     if length is None:
-        length = (_read(path, "tokenizer_config.json") or {}).get(
+        length = (_read(path, "tokenizer_config.json", **hub_options) or {}).get(
             "model_max_length", MAX_SEQ_LENGTH
         )
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, **hub_options)
         if config.model_type in FAMILY:
             config = bert_config(config)
         length = min(length, config.max_position_embeddings)
     return int(length)
 
 
-def _read(path: str | Path, name: str) -> Any:
-    file = cached_file(str(path), name, _raise_exceptions_for_missing_entries=False)
+def _read(path: str | Path, name: str, **hub_options: Any) -> Any:
+    file = cached_file(str(path), name, _raise_exceptions_for_missing_entries=False, **hub_options)
     return None if file is None else json.loads(Path(file).read_text())

@@ -19,14 +19,17 @@ from huggingface_hub import get_token
 
 SECRET, USER, HOST = "<secret>", "<user>", "<host>"
 TOKENS = re.compile(
-    r"\b(?:hf_|api_org_|ghp_|gho_|github_pat_|glpat-|sk-|xox[abp]-|AKIA)[A-Za-z0-9_-]{8,}"
+    r"\b(?:hf_|api_org_|gh[opsur]_|github_pat_|glpat-|sk-|xox[abp]-|AKIA|AIza)[A-Za-z0-9_-]{8,}"
 )
 CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/\s@]+@")
 POSIX_PATH = re.compile(
-    r"""(?<![^\s"'=:,(\[{|])(?:file://)?(?:~(?=/)|/[^\s"'<>|:;,()\[\]{}/]+)(?:/[^\s"'<>|:;,()\[\]{}/]*)*"""
+    r"""(?<![^\s"'`=:;,(\[{|])(?:file://)?(?:~(?=/)|/[^\s"'<>|:;,()\[\]{}/]+)(?:/[^\s"'<>|:;,()\[\]{}/]*)*"""
 )
 WINDOWS_PATH = re.compile(r"""(?<!\w)[A-Za-z]:\\[^\s"'<>|;,]*""")
-SECRET_NAME = re.compile(r"(?:^|_)(?:token|password|passwd|secret|api_?key|credentials?)$", re.I)
+SECRET_NAME = re.compile(
+    r"(?:^|_)(?:token|password|passwd|passphrase|secret|(?:api|secret|access|private|wandb)_?key|credentials?|pat)$",
+    re.I,
+)
 COMMON_NAMES = {"root", "user", "users", "ubuntu", "admin", "runner", "nobody", "localhost", "home"}
 """Names that give nobody away."""
 SMALLEST_SECRET = 8
@@ -36,18 +39,15 @@ TEXT_ENDINGS = {".json", ".yaml", ".yml", ".md", ".txt", ".py", ".jinja", ".svg"
 def scrub(value: Any) -> Any:
     """`value` (str, number, None, or dicts and lists of them) without anything private.
 
-    An absolute path keeps its last component; a string under a key such as `hub_token` or `password`
-    becomes "<secret>", and so does anything that looks like a token or equals a secret of the
+    An absolute path keeps its last component; a string, or a list of them, under a key such as `hub_token`
+    or `password` becomes "<secret>", and so does anything that looks like a token or equals a secret of the
     environment; names of the user and of the machine become "<user>" and "<host>".
 
     >>> scrub({"data_dir": "/home/ann/glue", "hub_token": "abc"})
     {'data_dir': 'glue', 'hub_token': '<secret>'}
     """
     if isinstance(value, dict):
-        return {
-            scrub(k): SECRET if v and isinstance(v, str) and _is_secret_name(k) else scrub(v)
-            for k, v in value.items()
-        }
+        return {scrub(k): _secret(v) if _is_secret_name(k) else scrub(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [scrub(v) for v in value]
     if isinstance(value, Path):
@@ -68,7 +68,7 @@ def scrub_command(arguments: Sequence[str]) -> str:
         secret = _is_secret_name(option.lstrip("-"))
         if secret_follows:
             shown.append(SECRET)
-        elif option.startswith("-") and separator:
+        elif separator and (secret or option.startswith("-")):
             shown.append(f"{option}={SECRET if secret else scrub(value)}")
         else:
             shown.append(scrub(argument))
@@ -117,6 +117,13 @@ def _scrub_text(text: str) -> str:
 
 def _last(parts: Iterable[str]) -> str:
     return next((part for part in reversed(list(parts)) if part not in ("", "~", "file:")), "")
+
+
+def _secret(value: Any) -> Any:
+    """What stands under the name of a secret: text, or lists of it."""
+    if isinstance(value, list | tuple):
+        return [_secret(v) for v in value]
+    return SECRET if value and isinstance(value, str) else scrub(value)
 
 
 def _is_secret_name(key: Any) -> bool:

@@ -6,6 +6,7 @@ from transformers import BertConfig, GPT2Config
 
 import spikenlp
 from spikenlp import (
+    Int8Config,
     QKFormerConfig,
     QKFormerForImageClassification,
     SpikingBertConfig,
@@ -59,8 +60,20 @@ def test_inspect_says_what_is_wrong(tmp_path):
         main(["inspect", str(tmp_path / "gpt")])
     with pytest.raises(SystemExit, match="beyond the model's 512 positions"):
         main(["inspect", str(tmp_path / "bert"), "--length", "600"])
-    with pytest.raises(SystemExit, match="spikenlp: "):
+    with pytest.raises(SystemExit, match=r"there is no folder .*nothing"):
         main(["inspect", str(tmp_path / "nothing")])
+
+
+def test_inspect_of_weights_in_int8_promises_no_training(tmp_path, capsys):
+    SpikingBertForSequenceClassification(SpikingBertConfig(**TINY)).save_pretrained(
+        tmp_path / "float"
+    )
+    load = SpikingBertForSequenceClassification.from_pretrained
+    load(tmp_path / "float", quantization_config=Int8Config()).save_pretrained(tmp_path / "int8")
+    main(["inspect", str(tmp_path / "int8")])
+    printed = capsys.readouterr().out
+    assert "int8, which do not train" in printed
+    assert "training step" not in printed
 
 
 SMALL = {"image_size": 16, "num_timesteps": 3}

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas
@@ -23,6 +24,7 @@ from spikenlp.embeddings import (
 )
 from spikenlp.hub.publish import stage
 from tests.conftest import TINY_DENSE
+from tests.hub_cache import write_cache
 
 ROOT = Path(__file__).resolve().parents[1]
 SENTENCES = [
@@ -100,6 +102,41 @@ def test_stopping_early_gives_the_first_steps_and_leaves_the_model_as_it_was(enc
     torch.testing.assert_close(encoder.encode(SENTENCES[0], by_step=True), by_step[0])
     torch.testing.assert_close(encoder.encode(SENTENCES[0]), by_step[0, -1])
     assert encoder.model.config.num_timesteps == 4
+
+
+def test_threads_with_other_numbers_of_steps_do_not_meet(encoder):
+    expected = {steps: encoder.encode(SENTENCES, num_timesteps=steps) for steps in (1, 2, 4, None)}
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [
+            (n, pool.submit(encoder.encode, SENTENCES, num_timesteps=n)) for n in [*expected] * 8
+        ]
+        for steps, job in jobs:
+            torch.testing.assert_close(job.result(), expected[steps])
+    assert encoder.model.config.num_timesteps == 4
+
+
+def test_every_file_is_of_the_revision_that_is_asked_for(encoder, tmp_path):
+    encoder.save_pretrained(tmp_path / "main")
+    encoder.max_seq_length, encoder.normalize = 30, False
+    encoder.save_pretrained(tmp_path / "v2")
+    write_cache(tmp_path / "cache", "ann/encoder", {n: tmp_path / n for n in ("main", "v2")})
+    options = {"cache_dir": tmp_path / "cache"}
+    first = SentenceEncoder.from_pretrained("ann/encoder", **options)
+    second = SentenceEncoder.from_pretrained("ann/encoder", revision="v2", **options)
+    assert (first.max_seq_length, first.normalize) == (20, True)
+    assert (second.max_seq_length, second.normalize) == (30, False)
+
+
+def test_a_prompt_before_every_sentence_is_not_lost_in_silence(tmp_path):
+    folder = write_dense(tmp_path / "dense")
+    usual = {"prompts": {"query": "query: ", "none": ""}, "default_prompt_name": "query"}
+    file = folder / "config_sentence_transformers.json"
+    file.write_text(json.dumps(usual))
+    with pytest.raises(ValueError, match="puts the prompt 'query' before every sentence"):
+        SentenceEncoder.from_dense(folder, calibration=SENTENCES)
+    for name in (None, "none"):
+        file.write_text(json.dumps(usual | {"default_prompt_name": name}))
+        assert read_modules(folder)["max_seq_length"] == 20
 
 
 def test_many_steps_give_the_dense_embedding(dense_folder):

@@ -20,6 +20,10 @@ from spikenlp.privacy import find_leaks, scrub, scrub_command
         ("https://ann:pass@example.org/x", "https://example.org/x"),
         ("--token hf_abcdefghijklmnop --lr 1", "--token <secret> --lr 1"),
         ({"hub_token": "anything", "wandb_api_key": "k"}, {"hub_token": "<secret>", "wandb_api_key": "<secret>"}),
+        ("see `/mnt/lab/ann/glue`;/mnt/lab/x", "see `glue`;x"),
+        ("ghs_abcdefghijklmnop and AIzaSyA1234567890", "<secret> and <secret>"),
+        ({"aws_secret_access_key": "k", "secret_key": "z"}, {"aws_secret_access_key": "<secret>", "secret_key": "<secret>"}),
+        ({"hub_token": ["abc", None]}, {"hub_token": ["<secret>", None]}),
         ({"list": [{"path": "/a/b"}, ("/c/d", 3)]}, {"list": [{"path": "b"}, ["d", 3]]}),
     ],
 )  # fmt: skip
@@ -45,9 +49,10 @@ def test_public_things_stay(public):
 
 def test_a_command_loses_the_values_of_secret_options_and_paths_with_spaces():
     command = ["run.py", "--hub_token", "plain", "--password=x y", "--out", "/home/ann/my runs/a"]
+    command += ["hub_token=abc", "--secret_key", "s3cr3t", "task=sst2"]
     command += ["--data=/mnt/big disk/glue", "--push_to_hub", "--lr", "1e-4", "nyu-mll/glue"]
     assert scrub_command(command) == (
-        "run.py --hub_token <secret> --password=<secret> --out a --data=glue --push_to_hub --lr 1e-4 "
+        "run.py --hub_token <secret> --password=<secret> --out a hub_token=<secret> --secret_key <secret> task=sst2 --data=glue --push_to_hub --lr 1e-4 "
         "nyu-mll/glue"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -39,7 +40,8 @@ def export(
 
     A file is kept only if it agrees with the model; `spikenlp.export.check` says how that is seen.
     torch and onnx take the inputs of `batch` by name (without one: input_ids, attention_mask and
-    token_type_ids, or pixel_values) and give `timestep_logits`, whose mean over time is the answer.
+    token_type_ids, all int64, or pixel_values) and give `timestep_logits`, whose mean over time is the answer:
+    `torch.export.load(path).module()(**batch)`, `session.run(None, batch)`.
 
     Args:
         model: a classifier with `timestep_logits`: text, tokens or images, not collapsed.
@@ -64,5 +66,7 @@ def export(
         with evaluating(model):
             agreement = FORMATS[format](model, written, batch)
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(written, path)
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        shutil.copyfile(written, unfinished)
+        os.replace(unfinished, path)
     return agreement

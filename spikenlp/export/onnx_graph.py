@@ -26,8 +26,11 @@ def write_onnx(model: PreTrainedModel, path: Path, batch: Mapping[str, Tensor] |
     """See `spikenlp.export.export`."""
     import_extra("onnx", "onnxscript", "onnxruntime")
     if model.dtype != torch.float32:
+        how = "call model.float() before"
+        if getattr(model, "is_quantized", False):
+            how = "load it with from_pretrained(path, dtype=torch.float32)"
         raise ValueError(
-            f"ONNX is written of a model in float32, this one is in {model.dtype}: call model.float() before"
+            f"ONNX is written of a model in float32, this one is in {model.dtype}: {how}"
         )
     inputs = inputs_of(model, batch)
     steps = Steps(model, list(inputs), neurons=True).eval()

@@ -60,6 +60,29 @@ class Steps(nn.Module):
         return (logits, *tensors)
 
 
+class ByName(nn.Module):
+    """`steps` with inputs by name: a program keeps these names, and takes a tokenizer's batch."""
+
+    def __init__(self, steps: Steps):
+        super().__init__()
+        self.steps = steps
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "pixel_values": pixel_values,
+        }
+        return self.steps(*(given[name] for name in self.steps.names))
+
+
 def example(model: PreTrainedModel, batch: int, length: int) -> dict[str, Tensor]:
     """Random inputs of `model`; texts are padded, but for the first."""
     config: Any = model.config
@@ -77,7 +100,7 @@ def example(model: PreTrainedModel, batch: int, length: int) -> dict[str, Tensor
 
 
 def inputs_of(model: PreTrainedModel, batch: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """What the file is checked with, in the order of `model.forward`.
+    """What the file is checked with, in the order of `model.forward`; ids and masks as int64.
 
     Raises:
         ValueError: a model without time steps to export, or a batch that does not fit.
@@ -96,7 +119,7 @@ def inputs_of(model: PreTrainedModel, batch: Mapping[str, Tensor] | None) -> dic
     others = set(batch) - set(names) - {"labels"}
     if others or not names:
         raise ValueError(f"batch must have inputs of {list(generated)}, got {sorted(batch)}")
-    return {name: batch[name].to(model.device) for name in names}
+    return {name: batch[name].to(model.device, generated[name].dtype) for name in names}
 
 
 def to_trace(
@@ -122,18 +145,20 @@ def write_program(
     if path.suffix != ".pt2":
         raise ValueError(f"a torch.export program is a file .pt2, got {path.name}")
     inputs = inputs_of(model, batch)
-    steps = Steps(model, list(inputs)).eval()
+    steps = ByName(Steps(model, list(inputs))).eval()
     arguments, free = to_trace(model, inputs)
     with torch.no_grad():
-        program = torch.export.export(steps, arguments, dynamic_shapes={"inputs": free})
+        named = dict(zip(inputs, arguments, strict=True))
+        shapes = dict(zip(inputs, free, strict=True))
+        program = torch.export.export(steps, (), named, dynamic_shapes=shapes)
         torch.export.save(program, path)
         return _same_bits(torch.export.load(path), steps, inputs)
 
 
-def _same_bits(program: ExportedProgram, steps: Steps, inputs: Mapping[str, Tensor]) -> Agreement:
+def _same_bits(program: ExportedProgram, steps: ByName, inputs: Mapping[str, Tensor]) -> Agreement:
     with torch.compiler.set_stance("force_eager"):
-        (expected,) = steps(*inputs.values())
-        (found,) = program.module()(*inputs.values())
+        (expected,) = steps(**inputs)
+        (found,) = program.module()(**inputs)
     if not torch.equal(found, expected):
         raise ValueError(
             f"the exported program differs from the model by up to {(found - expected).abs().max():g} "

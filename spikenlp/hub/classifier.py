@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
@@ -12,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from spikenlp.analysis import energy_by_step, microjoules
 from spikenlp.analysis.watching import Sent, unrolled, watch_neurons
 from spikenlp.hub.results import MEASURED, RIVAL
+from spikenlp.models.modes import exclusive
 from spikenlp.models.spiking_bert import SpikingBertForSequenceClassification
 
 
@@ -85,14 +87,18 @@ class SpikingClassifier:
         self.tokenizer = tokenizer
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike) -> SpikingClassifier:
-        """From a folder or Hub id; weights that are stored in 16 bits are computed with in float32."""
-        model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
-        return cls(model, AutoTokenizer.from_pretrained(path))
+    def from_pretrained(cls, path: str | os.PathLike, **hub_options: Any) -> SpikingClassifier:
+        """From a folder or Hub id (`hub_options`: `revision`, `token`, ...); weights that are stored in 16 bits
+        are computed with in float32."""
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=torch.float32, **hub_options
+        )
+        return cls(model, AutoTokenizer.from_pretrained(path, **hub_options))
 
     @torch.no_grad()
     def __call__(self, text: str, text_pair: str | None = None) -> Answer:
-        """Raises ValueError where there is no text. Longer texts than the model reads are cut."""
+        """Raises ValueError where there is no text. Longer texts than the model reads are cut. Threads wait for
+        each other: spikes and energy are counted in the model."""
         if not text or not text.strip():
             raise ValueError(f"text must not be empty, got {text!r}")
         config = self.model.config
@@ -111,10 +117,11 @@ class SpikingClassifier:
             neurons += sent.levels[0].numel()
             spikes[sent.name] = sent.spikes().abs()[:, 0]
 
-        with unrolled(self.model), watch_neurons(self.model, count):
-            logits = self.model(**batch).timestep_logits[0].float()
+        with exclusive(self.model):
+            with unrolled(self.model), watch_neurons(self.model, count):
+                logits = self.model(**batch).timestep_logits[0].float()
+            energy = microjoules(energy_by_step(self.model, batch))
         steps = torch.arange(1, len(logits) + 1, device=logits.device)[:, None]
-        energy = microjoules(energy_by_step(self.model, batch))
         return Answer(
             labels=[config.id2label[i] for i in range(config.num_labels)],
             tokens=self.tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist()),

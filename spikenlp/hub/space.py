@@ -7,6 +7,7 @@ by layer and token, and the energy beside a dense model of the same shape.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,16 @@ def write_space(checkpoint: str, out: str | Path) -> Path:
     out, local = Path(out), Path(checkpoint).is_dir()
     title = Path(checkpoint).resolve().name if local else checkpoint
     out.mkdir(parents=True)
+    try:
+        _write_files(checkpoint, out, title, local)
+        check_private(out)
+    except Exception:
+        shutil.rmtree(out)
+        raise
+    return out
+
+
+def _write_files(checkpoint: str, out: Path, title: str, local: bool) -> None:
     if local:
         stage(checkpoint, out / MODEL)
     model = f'Path(__file__).parent / "{MODEL}"' if local else repr(checkpoint)
@@ -74,8 +85,6 @@ def write_space(checkpoint: str, out: str | Path) -> Path:
         tags=["spikenlp", "spiking-neural-network"],
     )
     SpaceCard(README.format(card=data.to_yaml(), title=title)).save(out / "README.md")
-    check_private(out)
-    return out
 
 
 def predictor(checkpoint: str | Path) -> Callable[[str], str]:

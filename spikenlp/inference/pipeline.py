@@ -60,7 +60,7 @@ class SpikingTextClassificationPipeline(TextClassificationPipeline):
                         "early_exit=True reads the policy beside a checkpoint, and this model comes from none: "
                         "give a threshold or an ExitPolicy"
                     )
-                early_exit = ExitPolicy.load(path)
+                early_exit = ExitPolicy.load(path, **cast(Any, self.model).hub_options)
             forward["policy"] = as_policy(early_exit)
         return preprocess, forward, postprocess
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -72,12 +73,14 @@ class ExitPolicy:
         """Writes `early_exit.json` into the folder of a checkpoint."""
         path = Path(folder) / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+        os.replace(unfinished, path)
         return path
 
     @classmethod
-    def load(cls, folder: str | Path) -> ExitPolicy:
-        """Reads it from a folder or a Hub id.
+    def load(cls, folder: str | Path, **hub_options: Any) -> ExitPolicy:
+        """Reads it from a folder or a Hub id (`hub_options`: `revision`, `token`, ...).
 
         Raises:
             OSError: there is none.
@@ -85,7 +88,7 @@ class ExitPolicy:
         """
         from transformers.utils import cached_file
 
-        path = cached_file(str(folder), FILE)
+        path = cached_file(str(folder), FILE, **hub_options)
         values = json.loads(Path(str(path)).read_text())
         found = values.pop("format", None)
         unknown = sorted(set(values) - {field.name for field in fields(cls)})

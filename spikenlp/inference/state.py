@@ -98,7 +98,7 @@ def start(
 
     Raises:
         ValueError: a model in training mode, one that does not run step by step (`check_steps`), or
-            no inputs.
+            no inputs; with `count_energy` a mask that is not [B, L].
     """
     _check_eval(model)
     check_steps(model)
@@ -106,8 +106,15 @@ def start(
     found = given.get("input_ids", given.get("inputs_embeds"))
     if found is None:
         raise ValueError(f"inputs must hold input_ids or inputs_embeds, got {sorted(inputs)}")
-    real = given.get("attention_mask")
-    real = found.new_ones(found.shape[:2], dtype=torch.bool) if real is None else real.bool()
+    real = found.new_ones(found.shape[:2], dtype=torch.bool)
+    given_mask = given.get("attention_mask")
+    if given_mask is not None and given_mask.dim() == 2:
+        real = given_mask.bool()
+    elif given_mask is not None and count_energy:
+        raise ValueError(
+            "to leave padding out of the energy, attention_mask must be [B, L], 0 at padding and 1 elsewhere, "
+            f"got shape {tuple(given_mask.shape)}"
+        )
     energy = None
     with ExitStack() as stack:
         if count_energy:

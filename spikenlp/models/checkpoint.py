@@ -17,6 +17,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +27,8 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from spikenlp.models.amplitudes import neurons_of
 
+HUB_OPTIONS = ("revision", "subfolder", "cache_dir", "local_files_only", "force_download")
+"""Options of `from_pretrained` that say where a model's files come from."""
 FORMAT = 1
 """Version of the checkpoints that this release writes. Raise it, and add the step from the version
 before to `MIGRATIONS`, whenever older weights or configs would be read wrongly."""
@@ -154,6 +157,9 @@ def migrate(config_dict: dict[str, Any]) -> dict[str, Any]:
 class SpikingCheckpoint:
     """Loading and pushing of spiking models: a mixin, to stand before `PreTrainedModel`."""
 
+    hub_options: Mapping[str, Any] = MappingProxyType({})
+    """Those of `HUB_OPTIONS` that the model was loaded with: other files beside its weights need them."""
+
     @classmethod
     def from_pretrained(
         cls,
@@ -164,8 +170,9 @@ class SpikingCheckpoint:
     ) -> Any:
         """As transformers', but weights that are found for a part of the model are refused.
 
-        Heads and poolers may be new, and so may parameters that no neuron of the checkpoint has. Nothing
-        in a checkpoint is executed: pickled weights are read with `weights_only`.
+        Heads and poolers may be new, unless the checkpoint says that it is of this class, and so may parameters
+        that no neuron of the checkpoint has. Nothing in a checkpoint is executed: pickled weights are read
+        with `weights_only`.
 
         Raises:
             ValueError: the checkpoint is dense, of a newer format, or of one too old; in int8 it lacks a head
@@ -195,7 +202,9 @@ class SpikingCheckpoint:
                 f"the weights in {path} are a pickle of more than tensors, which was not executed. Do "
                 "not load them in another way unless you trust who made them; ask for safetensors"
             ) from error
-        check_complete(model, set(info["missing_keys"]), path)
+        replaced = {name for name, *_ in info["mismatched_keys"]}  # of another number of labels
+        model.hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        check_complete(model, set(info["missing_keys"]) - replaced, path)
         check_rounded(
             {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}, path
         )
@@ -269,14 +278,18 @@ def check_shards(folder: Path) -> None:
 
 
 def check_complete(model: Any, missing: set[str], path: Any) -> None:
-    """Raises ValueError where a checkpoint has a part of the model's body: the rest would be random."""
+    """Raises ValueError where a checkpoint has a part of what it must have, the model's body, and of a model of
+    its own class the head: the rest would be random."""
     is_base = getattr(model, model.base_model_prefix, model) is model
-    prefix = "" if is_base else f"{model.base_model_prefix}."
-    body = {
-        name
-        for name in model.state_dict()
-        if name.startswith(prefix) and ".pooler." not in f".{name}"
-    }
+    if not is_base and type(model).__name__ in (model.config.architectures or ()):
+        body = set(model.state_dict())
+    else:
+        prefix = "" if is_base else f"{model.base_model_prefix}."
+        body = {
+            name
+            for name in model.state_dict()
+            if name.startswith(prefix) and ".pooler." not in f".{name}"
+        }
     neurons = {f"{n}.{k}" for n, neuron in neurons_of(model) for k in neuron.state_dict()} & body
     found = body - missing
     if not found or (neurons and not neurons & found):
@@ -286,7 +299,7 @@ def check_complete(model: Any, missing: set[str], path: Any) -> None:
     new = {name for name in neurons if name.rsplit(".")[-1] not in kinds}
     if lost := sorted((body & missing) - new):
         raise ValueError(
-            f"{path} is incomplete: {len(lost)} of the {len(body)} tensors of the model's body are "
+            f"{path} is incomplete: {len(lost)} of the {len(body)} tensors that it must have are "
             f"missing: {', '.join(lost[:4])}{' ...' if len(lost) > 4 else ''}"
         )
 

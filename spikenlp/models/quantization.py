@@ -159,6 +159,14 @@ def _of_parts(tied: dict[str, str] | None, model: nn.Module) -> dict[str, str] |
     return parts
 
 
+def _of_wholes(tied: dict[str, str] | None) -> dict[str, str] | None:
+    """What `_of_parts` made its parts of."""
+    if tied is None:
+        return None
+    wholes = {t: s for t, s in tied.items() if not t.endswith("weight_scale")}
+    return {t.removesuffix("_int8"): s.removesuffix("_int8") for t, s in wholes.items()}
+
+
 @register_quantizer(METHOD)
 class Int8Quantizer(HfQuantizer):
     """What `from_pretrained` calls before and after the weights are loaded."""
@@ -175,6 +183,24 @@ class Int8Quantizer(HfQuantizer):
         for module in model.modules():
             if isinstance(module, _Int8Weight):
                 module.weight_scale.requires_grad_(False)
+
+    def _dequantize(
+        self, model: PreTrainedModel, dtype: torch.dtype | None = None
+    ) -> PreTrainedModel:
+        """For `model.dequantize()`: the float weights that the integers stand for, which can be trained."""
+        made: dict[Tensor, nn.Parameter] = {}
+        plain = {int8: kind for kind, int8 in _INT8.items()}
+        for module in model.modules():
+            if isinstance(module, _Int8Weight):
+                stored = module.weight_int8
+                if stored not in made:
+                    made[stored] = nn.Parameter(module.weight.detach())
+                del module.weight_int8, module.weight_scale
+                module.__class__ = plain[type(module)]
+                module.weight = made[stored]
+        for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
+            setattr(model, attribute, _of_wholes(getattr(model, attribute)))
+        return model if dtype is None else nn.Module.to(model, dtype)
 
     def is_serializable(self) -> bool:
         return True

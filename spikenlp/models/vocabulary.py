@@ -35,8 +35,8 @@ def trim_vocabulary(
         size: upper bound, fewer where `texts` has fewer tokens.
 
     Raises:
-        ValueError: `size` has no room for special tokens and characters; another kind of tokenizer;
-            a model in int8, or one that predicts tokens.
+        ValueError: `size` has no room for special tokens and characters; another kind of tokenizer, or
+            one with added tokens; a model in int8, or one that predicts tokens.
 
     >>> small, tokenizer = trim_vocabulary(model, tokenizer, texts, 8192)
     >>> small.config.vocab_size == len(tokenizer)
@@ -53,6 +53,11 @@ def trim_vocabulary(
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(tokenizer, BertTokenizer) or not isinstance(backend.model, WordPiece):
         raise ValueError(f"tokenizer must be a BERT WordPiece, got {type(tokenizer).__name__}")
+    if added := sorted(set(tokenizer.get_added_vocab()) - set(tokenizer.all_special_tokens)):
+        raise ValueError(
+            f"the tokenizer has tokens that were added to its WordPiece, {', '.join(added[:4])}, which would "
+            "be lost: trim before they are added"
+        )
     kept = _tokens_to_keep(tokenizer, texts, size)
     options = {k: v for k, v in tokenizer.init_kwargs.items() if k not in _OF_OLD_IDS}
     small = BertTokenizer(vocab={token: i for i, token in enumerate(kept)}, **options)

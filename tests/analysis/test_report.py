@@ -260,9 +260,11 @@ def test_the_commands_report_and_compare(model, labelled, tmp_path, capsys):
     main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
     rows = capsys.readouterr().out.splitlines()
     assert [row[0] for row in rows] == ["a", "b"]
-    (tmp_path / "c.json").write_text("{}")
-    with pytest.raises(SystemExit, match="not what `spikenlp report` wrote"):
-        main(["compare", str(tmp_path / "c.json")])
+    incomplete = json.loads((tmp_path / "a.json").read_text()) | {"calibration": {}}
+    for content in ({}, 3, [], incomplete):
+        (tmp_path / "c.json").write_text(json.dumps(content))
+        with pytest.raises(SystemExit, match="not what `spikenlp report` wrote"):
+            main(["compare", str(tmp_path / "c.json")])
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,19 @@ def test_bad_input_is_named(tmp_path):
     BertForSequenceClassification(BertConfig(**TINY_DENSE)).save_pretrained(tmp_path / "dense")
     with pytest.raises(ValueError, match="got BertForSequenceClassification"):
         SpikingClassifier.from_pretrained(tmp_path / "dense")
+
+
+def test_threads_that_share_a_classifier_count_their_own_spikes(tmp_path):
+    make(tmp_path)
+    classify = SpikingClassifier.from_pretrained(tmp_path)
+    texts = ["a fine film", "a dull film and a fine one, a dull one", "film"]
+    expected = [classify(text) for text in texts]
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(classify, texts * 6))
+    for i, answer in enumerate(answers):
+        wanted = expected[i % 3]
+        assert (answer.spike_count, answer.neurons) == (wanted.spike_count, wanted.neurons)
+        assert answer.energy_microjoules == pytest.approx(wanted.energy_microjoules)
 
 
 def test_a_long_text_is_cut_to_what_the_model_reads(tmp_path):

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -94,6 +95,17 @@ def test_another_head_and_an_existing_folder_are_refused(checkpoint, tmp_path):
     (tmp_path / "space").mkdir()
     with pytest.raises(FileExistsError):
         write_space(str(checkpoint), tmp_path / "space")
+
+
+def test_a_space_that_is_refused_leaves_no_folder(checkpoint, tmp_path, monkeypatch):
+    private = tmp_path / "private"
+    shutil.copytree(checkpoint, private)
+    monkeypatch.setenv("HOME", "/home/annlee")
+    (private / "README.md").write_text("trained in /home/annlee/runs")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="a path of this machine"):
+            write_space(str(private), tmp_path / "space")
+        assert not (tmp_path / "space").exists()
 
 
 def test_without_gradio_the_error_names_the_extra(monkeypatch):

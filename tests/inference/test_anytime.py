@@ -239,6 +239,15 @@ def test_threads_do_not_meet(batches):
 # --- what is refused -----------------------------------------------------------------------------
 
 
+def test_a_mask_of_four_dimensions_has_no_energy(batches):
+    model, batch = make(), batches[0]
+    mask = batch["attention_mask"].bool()[:, None, None]
+    found = start(model, {**batch, "attention_mask": mask})
+    assert found.real.shape == batch["input_ids"].shape
+    with pytest.raises(ValueError, match=r"must be \[B, L\].* got shape \(8, 1, 1, 12\)"):
+        start(model, {**batch, "attention_mask": mask}, count_energy=True)
+
+
 def test_a_state_of_another_model_or_batch_is_refused(batches):
     model = make()
     state = advance(model, start(model, batches[0]))

@@ -1,5 +1,7 @@
 """The pipeline as a user builds it, from a folder, with a real tokenizer."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification
 from spikenlp.data import wordpiece_tokenizer
 from spikenlp.inference import ExitPolicy, SpikingTextClassificationPipeline, early_exit
 from tests.conftest import TINY_DENSE
+from tests.hub_cache import write_cache
 
 TEXTS = ["why should i learn chess", "what are the benefits of chess", "a film", "i should not"]
 
@@ -83,6 +86,17 @@ def test_the_policy_beside_the_checkpoint(folder):
     assert max(steps) <= 3
     np.testing.assert_allclose([a["score"] for a in answers], probabilities.max(1), rtol=1e-4)
     assert [a["steps"] for a in classify(folder, early_exit=policy)(TEXTS)] == steps
+
+
+def test_the_policy_is_that_of_the_revision(folder, tmp_path, monkeypatch):
+    for name, threshold in (("main", 0.5), ("v2", 0.99)):
+        shutil.copytree(folder, tmp_path / name)
+        ExitPolicy((threshold,)).save(tmp_path / name)
+    write_cache(tmp_path / "cache", "ann/chess", {n: tmp_path / n for n in ("main", "v2")})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    for revision, threshold in (("main", 0.5), ("v2", 0.99)):
+        pipe = classify("ann/chess", revision=revision, early_exit=True)
+        assert pipe._forward_params["policy"].thresholds == (threshold,)
 
 
 def test_a_model_of_no_checkpoint_has_no_policy_beside_it(folder):

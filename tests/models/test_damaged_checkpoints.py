@@ -133,6 +133,23 @@ def test_plain_tensors_in_a_pickle_still_load(folder):
     assert torch.equal(model.classifier.weight, weights["classifier.weight"])
 
 
+@pytest.mark.parametrize("part", ["bert.pooler.", "classifier."])
+def test_a_classifier_without_its_head_or_pooler_is_refused(folder, part):
+    def drop(weights):
+        for name in [n for n in weights if n.startswith(part)]:
+            del weights[name]
+
+    change_weights(folder, drop)
+    refused(folder, ValueError, rf"incomplete: 2 of the .* missing: {part}")
+    assert isinstance(SpikingBertModel.from_pretrained(folder), SpikingBertModel)
+
+
+def test_a_classifier_may_get_another_number_of_labels(folder):
+    options = {"num_labels": 5, "ignore_mismatched_sizes": True}
+    model = SpikingBertForSequenceClassification.from_pretrained(folder, **options)
+    assert model.classifier.out_features == 5
+
+
 def test_a_checkpoint_without_weights_says_which_files_it_looked_for(folder):
     (folder / "model.safetensors").unlink()
     refused(folder, OSError, "no file named model.safetensors")
@@ -153,9 +170,9 @@ def test_weights_of_another_shape_are_refused(folder, name):
 @pytest.mark.parametrize(
     ("lost", "message"),
     [
-        ("layer.1.", r"22 of the 49 tensors.*encoder.layer.1.attention.output.LayerNorm.bias"),
-        ("layer.0.attention.output.neuron.amplitude", r"1 of the 49 tensors.*neuron.amplitude"),
-        ("word_embeddings", "1 of the 49 tensors.*word_embeddings"),
+        ("layer.1.", r"22 of the 53 tensors.*encoder.layer.1.attention.output.LayerNorm.bias"),
+        ("layer.0.attention.output.neuron.amplitude", r"1 of the 53 tensors.*neuron.amplitude"),
+        ("word_embeddings", "1 of the 53 tensors.*word_embeddings"),
     ],
 )
 def test_missing_weights_are_not_replaced_by_random_ones(folder, lost, message):

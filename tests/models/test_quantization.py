@@ -261,3 +261,29 @@ def test_small_rows_of_float16_keep_the_bound():
     error = (rounded.double() * scale.double()[:, None] - weight.double()).abs()
     assert (error <= scale.double()[:, None] / 2 * 1.001).all()
     assert scale[2] == 1
+
+
+def test_a_rounded_model_becomes_a_float_one_again(rounded, batches, tmp_path):
+    expected = rounded(**batches[0]).logits
+    model = rounded.dequantize()
+    assert type(model.classifier) is torch.nn.Linear
+    assert model.classifier.weight.requires_grad
+    torch.testing.assert_close(model(**batches[0]).logits, expected)
+    model(**batches[0]).logits.sum().backward()
+    model.save_pretrained(tmp_path / "again")
+    names = load_file(tmp_path / "again" / "model.safetensors")
+    assert not [name for name in names if "int8" in name]
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "again")
+    torch.testing.assert_close(again(**batches[0]).logits, expected)
+    assert not hasattr(again, "hf_quantizer")
+
+
+def test_tied_weights_stay_tied_as_floats(batches, tmp_path):
+    SpikingBertForMaskedLM(SpikingBertConfig(**TINY_DENSE)).save_pretrained(tmp_path / "float")
+    options = {"quantization_config": Int8Config()}
+    model = SpikingBertForMaskedLM.from_pretrained(tmp_path / "float", **options).dequantize()
+    assert model.cls.predictions.decoder.weight is model.get_input_embeddings().weight
+    model.save_pretrained(tmp_path / "again")
+    again = SpikingBertForMaskedLM.from_pretrained(tmp_path / "again")
+    assert again.cls.predictions.decoder.weight is again.get_input_embeddings().weight
+    assert torch.equal(again(**batches[0]).logits, model.eval()(**batches[0]).logits)

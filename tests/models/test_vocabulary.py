@@ -111,3 +111,10 @@ def test_bad_input_is_named(model, tokenizer, tmp_path):
     rounded = type(model).from_pretrained(tmp_path, quantization_config=Int8Config())
     with pytest.raises(ValueError, match="trim before rounding to int8"):
         trim_vocabulary(rounded, tokenizer, CORPUS, 100)
+
+
+def test_added_tokens_are_not_lost_in_silence(model, tokenizer):
+    tokenizer.add_tokens(["covid19"])
+    model.resize_token_embeddings(len(tokenizer))
+    with pytest.raises(ValueError, match="added to its WordPiece, covid19"):
+        trim_vocabulary(model, tokenizer, CORPUS, 90)
