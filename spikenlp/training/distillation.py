@@ -374,6 +374,10 @@ def check_teacher(
                 f"a teacher's answers are learned of whole sequences, logits [B, C], and "
                 f"{type(one).__name__} classifies tokens: set logit_weight=0"
             )
+        if type(one).__name__.endswith("ForQuestionAnswering"):
+            raise ValueError(
+                f"{type(one).__name__} has no distillation: train it with SpikingTrainer"
+            )
     classifies = hasattr(model, "classifier") and hasattr(teacher, "classifier")
     if args.logit_weight and classifies and student.num_labels != source.num_labels:
         raise ValueError(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spikenlp.losses import get_temporal_loss
 from spikenlp.losses.temporal import IGNORE_INDEX
+from spikenlp.training.spans import span_logits
 
 
 class TemporalLossFunction:
@@ -43,15 +44,20 @@ class TemporalLossFunction:
     def __call__(
         self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Raises ValueError: outputs without `timestep_logits`, or no labels."""
+        """Of question answering `labels` are [B, 2], start and end (`spikenlp.training.spans`).
+
+        Raises:
+            ValueError: outputs without `timestep_logits`, or no labels.
+        """
         timestep_logits = outputs.get("timestep_logits")
+        if timestep_logits is None:
+            timestep_logits = span_logits(outputs)
         if timestep_logits is None:
             raise ValueError(
                 "a temporal loss needs timestep_logits in the model's outputs, got "
-                f"{sorted(outputs.keys())}. A collapsed model (config.collapsed=True), a dense one, "
-                "and the head for question answering give none to the Trainer: train these with "
-                "their own loss (transformers' Trainer), and masked language models with "
-                "MaskedLMTrainer"
+                f"{sorted(outputs.keys())}. A collapsed model (config.collapsed=True) and a dense one "
+                "give none to the Trainer: train these with their own loss (transformers' Trainer), and "
+                "masked language models with MaskedLMTrainer"
             )
         if labels is None:
             raise ValueError("a temporal loss needs labels: the batch has no 'labels'")

@@ -23,6 +23,7 @@ from spikenlp.training.arguments import SpikingTrainingArguments
 from spikenlp.training.checkpoints import ResumableTrainer
 from spikenlp.training.loss_function import TemporalLossFunction
 from spikenlp.training.processes import check_sharding
+from spikenlp.training.spans import POSITIONS, TIMESTEP_LOGITS, SpansAsLabels, span_labels
 from spikenlp.training.watchdogs import Watchdog
 
 ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
@@ -42,12 +43,13 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
             a sequence its calibration (`ece`, `ece_t1` ..., `ada_ece`, `nll`, `brier`,
             `confidence`).
         The rest as in transformers' Trainer. `predict` returns `predictions` = (logits [N, C],
-        timestep_logits [N, T, C]); for tokens [N, L, C] and [N, T, L, C], -100 beyond a batch's length.
+        timestep_logits [N, T, C]); for tokens [N, L, C] and [N, T, L, C], -100 beyond a batch's length; of
+        question answering those of starts and ends, [N, L] and [N, T, L].
 
     Raises:
         ValueError: an empty data set, a tokenizer with more tokens than the embedding has rows, a
             `compute_loss_func` (the loss is `args.temporal_loss`), a `preprocess_logits_for_metrics`,
-            a model of several labels at once or for question answering, `args.collapsed` with a model
+            a model of several labels at once, `args.collapsed` with a model
             over time that has no collapsed twin, labels out of range, logits that are not finite.
         RuntimeError: FSDP was asked for and is not there (`spikenlp.training.processes`).
     """
@@ -78,9 +80,13 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         kwargs["compute_metrics"] = lambda prediction: metrics(_with_steps_first(prediction))
         self._to_log: dict[str, list[torch.Tensor]] = {}
         super().__init__(model, args, *positional, **kwargs)
+        self._of_spans = metrics.of_spans = set(POSITIONS) <= set(self.label_names)
+        if self._of_spans and not args.collapsed:
+            self.data_collator = SpansAsLabels(self.data_collator)
+            self.label_names = ["labels"]
         check_sharding(self.accelerator.distributed_type)
         config = cast(nn.Module, self.model).config
-        check_one_label(config, self.label_names)
+        check_one_label(config)
         check_penalty(config, args)
         if args.collapsed:
             check_has_twin(config)
@@ -155,15 +161,28 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         if ignore_keys is None:
             config: Any = cast(nn.Module, self.model).config
             ignored = config.keys_to_ignore_at_inference
-            ignore_keys = [key for key in ignored if key != "timestep_logits"]
-        loss, logits, labels = super().prediction_step(
+            ignore_keys = [k for k in ignored if k not in ("timestep_logits", *TIMESTEP_LOGITS)]
+        found: tuple[Any, ...] = super().prediction_step(
             model, inputs, prediction_loss_only, ignore_keys
         )
+        loss, logits, labels = found
+        if (
+            self._of_spans and logits is not None
+        ):  # of two classes a token, [B, L, 2] and [B, T, L, 2]
+            if isinstance(labels, tuple):
+                labels = span_labels(labels, logits[0].shape[1])
+            logits = torch.stack(logits[:2], -1), torch.stack(logits[2:], -1)
         return loss, _swapped(logits), labels
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         output = super().evaluation_loop(*args, **kwargs)
-        return output._replace(predictions=_swapped(output.predictions))
+        predictions = _swapped(output.predictions)
+        if not self._of_spans:
+            return output._replace(predictions=predictions)
+        found: Any = output.label_ids
+        labels = None if found is None else tuple(found.T)
+        starts_and_ends = tuple(x[..., i] for x in predictions for i in (0, 1))
+        return output._replace(predictions=starts_and_ends, label_ids=labels)
 
     def _loss_is_scaled(self) -> bool:
         if self.loss_is_scaled_for_ga is not None:
@@ -230,10 +249,11 @@ def collapsed(config: Any) -> Iterator[None]:
 
 class TimestepMetrics:
     """Applies `compute_metrics` to the mean logits and to the running mean at each time step; for
-    classes, accuracy and calibration beside them."""
+    classes, accuracy and calibration beside them. `of_spans`: of logits [N, L, 2] it gets starts and ends."""
 
     def __init__(self, compute_metrics: ComputeMetrics | None = None):
         self.compute_metrics = compute_metrics
+        self.of_spans = False
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         logits, timestep_logits = prediction.predictions[:2]
@@ -242,11 +262,17 @@ class TimestepMetrics:
         def metrics_of(logits: np.ndarray) -> dict[str, float]:
             if self.compute_metrics is None:
                 return {}
-            asked_for = {"inputs": prediction.inputs, "losses": prediction.losses}
-            return self.compute_metrics(EvalPrediction(logits, labels, **asked_for))
+            found: list[Any] = [logits, labels]
+            if self.of_spans:
+                found = [tuple(np.moveaxis(logits, -1, 0)), tuple(labels.T)]
+            asked_for: Any = {"inputs": prediction.inputs, "losses": prediction.losses}
+            return self.compute_metrics(EvalPrediction(*found, **asked_for))
+
+        def loss_of(logits: np.ndarray) -> float:
+            return _loss(logits.swapaxes(1, 2) if self.of_spans else logits, labels)
 
         metrics = metrics_of(logits) | scores_by_timestep(
-            lambda logits, labels: metrics_of(logits) | {"loss": _loss(logits, labels)},
+            lambda logits, labels: metrics_of(logits) | {"loss": loss_of(logits)},
             timestep_logits,
             labels,
         )
@@ -275,18 +301,13 @@ def _swapped(predictions: Any) -> Any:
     return predictions.swapaxes(1, 2)
 
 
-def check_one_label(config: Any, label_names: list[str]) -> None:
-    """Raises ValueError where a temporal loss has no form: several labels at once, or a span."""
+def check_one_label(config: Any) -> None:
+    """Raises ValueError where a temporal loss has no form: several labels at once."""
     if getattr(config, "problem_type", None) == "multi_label_classification":
-        kind = "several labels at once (problem_type='multi_label_classification')"
-    elif "start_positions" in label_names:
-        kind = "question answering (start_positions, end_positions)"
-    else:
-        return
-    raise ValueError(
-        f"the temporal losses are for one label a sample, and this model is for {kind}: train it with "
-        "its own loss, transformers' Trainer"
-    )
+        raise ValueError(
+            "the temporal losses are for one label a sample, and this model is for several at once "
+            "(problem_type='multi_label_classification'): train it with its own loss, transformers' Trainer"
+        )
 
 
 def has_time_axis(config: Any) -> bool:

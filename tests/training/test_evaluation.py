@@ -134,9 +134,8 @@ def test_metrics_get_the_inputs_and_losses_that_they_ask_for(tmp_path):
             SpikingBertForSequenceClassification,
             {"problem_type": "multi_label_classification"},
             {},
-            "several labels at once",
+            "several at once",
         ),
-        (SpikingBertForQuestionAnswering, {}, {}, "question answering"),
         (
             SpikingBertForSequenceClassification,
             {},
