@@ -11,7 +11,8 @@ Phases, each in a folder of its own under `--output_dir`, in this order:
     general        raw text (`--corpus_files`, `--corpus_dataset`): hidden states and attention scores of the
                    dense model before it was fine-tuned
     internal       the task's text without its labels: the same of the teacher, over time
-    collapsed      trains the student without the time loop, at about the cost of a dense one
+    collapsed      trains the student without the time loop, at about the cost of a dense one, at a T that
+                   is drawn anew for each batch, so that early steps learn as well (`--collapsed_timesteps`)
     reconstructed  fits its weights to its spikes, towards the collapsed twin, without training
     unrolled       trains it over T time steps with the temporal loss; the usual options (`--max_steps`,
                    `--learning_rate`, `--temporal_loss`, ...) are those of this phase
@@ -102,6 +103,8 @@ PHASES = ("teacher", *STUDENTS, "rival")
 USUAL_PHASES = ("teacher", "converted", "collapsed", "unrolled")
 LEARN_ANSWERS = ("collapsed", "unrolled", "rival")
 """The phases that learn a teacher's answers."""
+COLLAPSED_TIMESTEPS = "random"
+"""The usual way of the phase collapsed: docs/distillation.md has what it does to each step."""
 NOT_OF_RIVAL = ("label_smoothing_factor", "spike_weight", "spike_target", "attention_weight")
 """Training options that are 0 for a dense student."""
 
@@ -454,7 +457,7 @@ def distill(argv: list[str]) -> dict[str, Any]:
     """The whole job; returns what results.json holds."""
     kinds = (PipelineArguments, DataArguments, CorpusArguments, DistillationArguments)
     options, data_args, corpus_args, args = parse_arguments(
-        argv, kinds, output_dir="outputs/distill"
+        argv, kinds, output_dir="outputs/distill", collapsed_timesteps=COLLAPSED_TIMESTEPS
     )
     if options.model_name_or_path is None:
         raise ValueError("distillation starts from a dense BERT: give --model_name_or_path")

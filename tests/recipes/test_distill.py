@@ -320,6 +320,7 @@ def test_the_whole_way_says_what_it_loads_and_finds(done):
         assert "accuracy" in results[phase]["collapsed"]
     assert results["unrolled"]["training"]["steps"] == 4
     assert results["collapsed"]["training"]["steps"] == 8
+    assert results["collapsed"]["training"]["collapsed_timesteps"] == "random"
     assert str(out.parent) not in json.dumps(results)
     model = AutoModelForSequenceClassification.from_pretrained(out / "unrolled")
     assert model.config.id2label[1] == "duplicate"
