@@ -24,6 +24,31 @@ NOT_RECORDED = ("per_second", "epoch", "preparation_time")
 NOT_SUMMARISED = ("loss", "runtime", "ada_ece", "nll", "brier", "confidence")
 
 
+STEPS = {"max_steps", "num_train_epochs"}
+OF_TRAINING = STEPS | {
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "weight_decay",
+    "optim",
+    "optim_args",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "train_sampling_strategy",
+    "label_smoothing_factor",
+    "neftune_noise_alpha",
+    "data_seed",
+    "bf16",
+    "fp16",
+}
+"""Options of transformers' Trainer that change what is trained."""
+
+
 def parse_arguments(argv: list[str], kinds: tuple[type, ...], **defaults: Any) -> Any:
     """Command line, or a YAML file followed by options that override it."""
     parser = HfArgumentParser(kinds)
@@ -81,7 +106,7 @@ def temporal_loss_of(args: SpikingTrainingArguments) -> str:
 def train(trainer: SpikingTrainer, args: SpikingTrainingArguments) -> dict[str, Any]:
     """Trains on from the last checkpoint, if there is one, and saves; what results.json says of it.
 
-    How long a run took that was stopped and went on is not known: `seconds` is then None.
+    How long a run took that was stopped and went on, and its mean loss, are not known: they are then None.
     """
     resume = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
     if resume and trainer.is_world_process_zero():
@@ -92,7 +117,7 @@ def train(trainer: SpikingTrainer, args: SpikingTrainingArguments) -> dict[str, 
     return {
         "steps": trainer.state.global_step,
         "seconds": None if resume else trained.metrics["train_runtime"],
-        "loss": trained.metrics["train_loss"],
+        "loss": None if resume else trained.metrics["train_loss"],
         "temporal_loss": temporal_loss_of(args),
         **({} if args.collapsed else args.temporal_loss_options()),
     }
@@ -129,7 +154,7 @@ def weights_digest(folder: str | Path) -> str | None:
 
 def record_options(*arguments: Any) -> None:
     """Writes arguments.yaml into the output folder, at the start of a run: one that goes on from a
-    checkpoint there must be asked for the same model, data, loss and seed.
+    checkpoint there must be asked for the same model, data, loss, seed and training but for its length.
 
     Raises:
         ValueError: other options than those of the run that it would go on with.
@@ -138,9 +163,10 @@ def record_options(*arguments: Any) -> None:
     if args.process_index > 0:
         return
     out = Path(args.output_dir)
-    of_trainer = {f.name for f in dataclasses.fields(TrainingArguments)} - {"seed"}
+    of_trainer = {f.name for f in dataclasses.fields(TrainingArguments)}
+    free = of_trainer - {"seed"} - (OF_TRAINING - STEPS)
     if last_checkpoint(args.output_dir) and (out / "arguments.yaml").exists():
-        check_same_options(out, arguments, ignored=of_trainer)
+        check_same_options(out, arguments, ignored=free)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "arguments.yaml", yaml.safe_dump(all_options(arguments)))
 

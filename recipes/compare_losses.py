@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from common import check_same_options, is_score, parse_arguments, write_text
+from common import (
+    check_same_options,
+    is_score,
+    parse_arguments,
+    weights_digest,
+    write_text,
+)
 from evaluation import LOOKED_INTO
 from glue_tmc import ARGUMENTS, run
 from scipy.stats import ttest_rel
@@ -38,6 +44,7 @@ USUAL = {
     "theta_weight": "auto",
     "theta_lambda": "linear",
     "theta_odds": "True",
+    "theta_scope": "local",
     "tet_mse_weight": "0",
 }
 LOSSES = {
@@ -74,9 +81,17 @@ def run_one(options: list[str], out: Path, seed: int) -> dict[str, Any]:
     demo = "--task_name" not in options
     defaults = {"task_name": "qqp"} if demo else {}
     arguments = parse_arguments(argv, ARGUMENTS, **defaults)
+    path = arguments[0].model_name_or_path
+    start_weights = None if path is None else weights_digest(path)
     if done.exists():
         check_same_options(out, arguments, ignored={"output_dir", "disable_tqdm"})
-        return json.loads(done.read_text())
+        found = json.loads(done.read_text())
+        if found.get("start_weights", start_weights) != start_weights:
+            raise ValueError(
+                f"{out} came from other weights than {arguments[0].model_name_or_path} has now: give another "
+                "--output_dir"
+            )
+        return found
     load_data = load_pairs if demo else load_task_data
     results = run(*arguments, load_data=load_data)
     model_args, data_args, training_args = arguments
@@ -89,6 +104,7 @@ def run_one(options: list[str], out: Path, seed: int) -> dict[str, Any]:
     losses = [entry["loss"] for entry in log if "loss" in entry]
     found = {
         **results,
+        "start_weights": start_weights,
         "similarity": statistics.mean(mean_off_diagonal(m) for m in similarity.values()),
         "loss_oscillation": loss_oscillation(losses, WINDOW) if len(losses) >= WINDOW else None,
     }
@@ -116,8 +132,8 @@ def measures(found: dict[str, Any]) -> dict[str, float]:
 
 
 def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Mean, standard deviation and paired p value against the first loss, by loss and measure; of
-    what is known of every run."""
+    """Mean, standard deviation and, of three seeds or more, paired p value against the first loss, by loss and
+    measure; of what is known of every run."""
     values = {loss: [measures(found) for found in seeds] for loss, seeds in runs.items()}
     known = set.intersection(*(set(row) for seeds in values.values() for row in seeds))
     reference = next(iter(values))
@@ -130,10 +146,18 @@ def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
             if len(row) > 1:
                 entry["std"] = statistics.stdev(row)
                 other = [seed[name] for seed in values[reference]]
-                if loss != reference and row != other:
+                if loss != reference and may_be_tested(row, other):
                     entry["p"] = float(ttest_rel(row, other).pvalue)
             table[loss][name] = entry
     return table
+
+
+def may_be_tested(row: list[float], other: list[float]) -> bool:
+    """Whether a paired t test says anything: not of fewer than three seeds, nor where they all differ by the same
+    (scores of a dev set are multiples of 1 / N), whose spread is rounding alone."""
+    differences = [a - b for a, b in zip(row, other, strict=True)]
+    size = max(map(abs, [*row, *other]))
+    return len(row) >= 3 and statistics.stdev(differences) > 1e-9 * size
 
 
 def measures_by_step(table: dict[str, dict[str, Any]]) -> dict[str, list[str]]:

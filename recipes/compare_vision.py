@@ -27,6 +27,7 @@ from typing import Any
 
 import dvs_tmc
 import image_tmc
+import numpy as np
 import transformers
 from common import check_same_options, parse_arguments, write_text
 from compare_losses import LOSSES, WINDOW, compare, markdown, options_of, parse_own
@@ -74,10 +75,16 @@ def run_one(kind: str, options: list[str], out: Path, seed: int) -> dict[str, An
     return found
 
 
+def spread(test: Any) -> Subset:
+    """`LOOKED_INTO` samples, or all, at even distances: a test set may be sorted by class."""
+    indices = np.linspace(0, len(test) - 1, min(LOOKED_INTO, len(test))).astype(int)
+    return Subset(test, indices.tolist())
+
+
 def look_into(out: Path, data: image_tmc.VisionData) -> dict[str, Any]:
     """Firing rate and energy by time step, how alike the steps are, and how much the loss swung."""
     model = transformers.AutoModelForImageClassification.from_pretrained(out).eval()
-    few = Subset(data.test, range(min(LOOKED_INTO, len(data.test))))  # type: ignore[arg-type]
+    few = spread(data.test)
     pixels = default_data_collator(list(few))["pixel_values"]
     with SpikeMonitor(model) as monitor:
         model(pixels)

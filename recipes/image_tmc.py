@@ -67,6 +67,7 @@ from spikenlp import (
 from spikenlp.data import carve_validation
 from spikenlp.data.augmentation import ImageTransform, MixupDataset
 from spikenlp.data.images import MEAN_STD, ImageDataset, label_names, load_images
+from spikenlp.losses import few_class_weight
 from spikenlp.provenance import run_record
 from spikenlp.training import last_checkpoint
 
@@ -424,7 +425,7 @@ def train(trainer: SpikingTrainer, args: SpikingTrainingArguments) -> dict[str, 
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
         "seconds": None if resume else trained.metrics["train_runtime"],
-        "loss": trained.metrics["train_loss"],
+        "loss": None if resume else trained.metrics["train_loss"],
         "temporal_loss": trainer.args.temporal_loss,
         **trainer.args.temporal_loss_options(),
         "best_checkpoint": Path(best).name if best else None,
@@ -441,7 +442,10 @@ def describe(data: VisionData, model: PreTrainedModel, args: SpikingTrainingArgu
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     loss = "sdt" if config.neuron == "relu" else args.temporal_loss
     if loss == "tmc":
-        loss += f", theta over the {args.theta_reduction}, theta_weight {args.theta_weight}"
+        weight = args.theta_weight
+        if weight == "auto":
+            weight = f"auto = {few_class_weight(config.num_labels):.3f}"
+        loss += f", theta over the {args.theta_reduction}, theta_weight {weight}"
     sizes = ", ".join(f"{len(getattr(data, k)):,} {k}" for k in ("train", "validation", "test"))
     parameters = sum(p.numel() for p in model.parameters())
     return "\n".join(

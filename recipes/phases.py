@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
-from common import all_options, check_same_options, is_score, weights_digest, write_text
+from common import (
+    OF_TRAINING,
+    STEPS,
+    all_options,
+    check_same_options,
+    is_score,
+    weights_digest,
+    write_text,
+)
 from student import StudentArguments
 from transformers import HfArgumentParser, PreTrainedModel, TrainingArguments, set_seed
 
@@ -19,29 +27,6 @@ from spikenlp.provenance import run_record
 from spikenlp.training import DistillationArguments, last_checkpoint
 from spikenlp.training.distillation import PROJECTIONS
 
-STEPS = {"max_steps", "num_train_epochs"}
-OF_TRAINING = STEPS | {
-    "learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "weight_decay",
-    "optim",
-    "optim_args",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "train_sampling_strategy",
-    "label_smoothing_factor",
-    "neftune_noise_alpha",
-    "data_seed",
-    "bf16",
-    "fp16",
-}
-"""Options of transformers' Trainer that change what is trained."""
 OF_TEMPORAL_LOSS = {
     "temporal_loss",
     "theta_reduction",

@@ -22,13 +22,12 @@ from typing import Any
 
 import transformers
 from common import is_score, write_text
-from distill import PHASES, USUAL_PHASES, distill
+from distill import STUDENTS, USUAL_PHASES, distill
 
 from spikenlp.analysis.plots import plot_energy_front
 from spikenlp.provenance import run_record
 
 BILLINGS = ("float32", "int8")
-STUDENTS = PHASES[1:]
 TRAINED_WITH_PENALTY = ("collapsed", "unrolled")
 
 
@@ -99,7 +98,7 @@ def run_target(
 
 def measured(found: dict[str, Any]) -> dict[str, Any]:
     """Metrics of the spiking model that a run ended with and of its quantised twin, what they spend."""
-    students = [found[phase] for phase in PHASES if "spiking" in found.get(phase, {})]
+    students = [found[phase] for phase in STUDENTS if "spiking" in found.get(phase, {})]
     last = students[-1]
     metrics = {k: v for k, v in last["spiking"].items() if is_score(k)}
     twins = [student["collapsed"] for student in students if "collapsed" in student]

@@ -286,7 +286,7 @@ def few_class_weight(num_classes: int) -> float:
 
     Literal TMC's first step settles at p* = 0.382 whatever C is, which is below chance for C = 2.
     Asking for p*_C = 1 / C + 0.382 (1 - 1 / C) gives w_C = (1 - p*_C)^2 / p*_C: 0.138 for C = 2,
-    0.289 for 3, 0.697 for 10, and 1 as C grows. Our own; derived in docs/tmc.md.
+    0.289 for 3, 0.697 for 10, and 1 as C grows. Our own, for the odds; derived in docs/tmc.md.
     """
     if num_classes < 2:
         raise ValueError(f"num_classes must be >= 2, got {num_classes}")

@@ -19,6 +19,7 @@ from scipy.stats import ConstantInputWarning, pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from spikenlp.data.tasks import get_task
+from spikenlp.losses.temporal import IGNORE_INDEX
 
 
 class GlueMetric(evaluate.Metric):
@@ -46,18 +47,32 @@ class GlueMetric(evaluate.Metric):
 
 
 def glue_metrics(task_name: str) -> Callable[[np.ndarray, np.ndarray], dict[str, float]]:
-    """Scores of a task as a function of logits [N, C] and labels [N].
+    """Scores of a task as a function of logits [N, C] and labels [N], -100 of which are left out.
 
     Raises:
-        ValueError: an unknown task; when called, logits that are not finite.
+        ValueError: an unknown task; when called, logits that are not finite, of another number of classes
+            than the task has, no labels, or for a correlation fewer than two.
     """
     task = get_task(task_name)
+    classes, fewest = (1, 2) if task.labels is None else (len(task.labels), 1)
 
     def metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         if not np.isfinite(logits).all():
             raise ValueError(f"{task.name}: the logits contain NaN or infinity")
-        predictions = logits.reshape(-1) if task.labels is None else logits.argmax(-1)
-        return _scores(task.name, predictions, np.asarray(labels).reshape(-1))
+        labels = np.asarray(labels).reshape(-1)
+        logits = logits.reshape(len(labels), -1)
+        if logits.shape[1] != classes:
+            raise ValueError(
+                f"{task.name} has {classes} classes, the logits have {logits.shape[1]}"
+            )
+        kept = labels != IGNORE_INDEX
+        if kept.sum() < fewest:
+            raise ValueError(
+                f"{task.name} needs {fewest} labelled samples or more, got {kept.sum()}"
+            )
+        logits, labels = logits[kept], labels[kept]
+        predictions = logits[:, 0] if task.labels is None else logits.argmax(1)
+        return _scores(task.name, predictions, labels)
 
     return metrics
 

@@ -4,7 +4,8 @@
     level = round(r), within [-T, T] (binary: [0, T])
     output = alpha level / T - c
 
-Gradient as LSQ (Esser et al., ICLR 2020): straight through while r is within half a level of the
+Gradient as LSQ (Esser et al., ICLR 2020), without its factor 1 / sqrt(samples) of the amplitude's, which AdamW does
+not see: straight through while r is within half a level of the
 range; alpha gets level / T, less r / T inside. It keeps r, by default in bfloat16 and truncated
 towards zero: half-integers are exact there (T < 127), so that no level changes.
 """

@@ -26,6 +26,7 @@ from spikenlp.losses.distillation import (
     layer_map,
     soft_cross_entropy,
 )
+from spikenlp.losses.temporal import IGNORE_INDEX
 from spikenlp.models.over_time import running_mean
 from spikenlp.training.arguments import SpikingTrainingArguments
 from spikenlp.training.teacher_cache import (
@@ -117,7 +118,8 @@ class DistillationTrainer(SpikingTrainer):
             until training ends).
         further_teachers: others of the task, fine-tuned from other seeds, say, whose logits are
             averaged with the teacher's. Hidden states and attention scores are the teacher's alone.
-        The rest as in `SpikingTrainer`.
+        The rest as in `SpikingTrainer`. Accumulated batches of unlike sizes weigh as their labels, in collapsed
+        training and without labels the same.
 
     Raises:
         ValueError: a vocabulary, number of classes, depth or number of heads that does not fit; layers
@@ -237,7 +239,18 @@ class DistillationTrainer(SpikingTrainer):
             )
         for name, (_, value) in parts.items():
             self.add_to_log(f"loss_{name}", value)
-        return torch.stack([weight * value for weight, value in parts.values()]).sum(), outputs
+        loss = torch.stack([weight * value for weight, value in parts.values()]).sum()
+        if num_items_in_batch is not None and labels is not None:
+            loss = loss * self._share(labels, num_items_in_batch)
+        return loss, outputs
+
+    def _share(self, labels: Tensor, num_items_in_batch: Tensor | int) -> Tensor:
+        """How much a micro-batch of fewer or more labels counts, 1 on average: Trainer takes the mean of the
+        pieces, of one process and of all."""
+        pieces = self.current_gradient_accumulation_steps
+        if self.args.average_tokens_across_devices:
+            pieces *= self.accelerator.num_processes
+        return (labels != IGNORE_INDEX).sum() * pieces / num_items_in_batch
 
     def _parts(
         self,

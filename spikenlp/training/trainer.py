@@ -248,15 +248,15 @@ def collapsed(config: Any) -> Iterator[None]:
 
 
 class TimestepMetrics:
-    """Applies `compute_metrics` to the mean logits and to the running mean at each time step; for
-    classes, accuracy and calibration beside them. `of_spans`: of logits [N, L, 2] it gets starts and ends."""
+    """Applies `compute_metrics` to the running mean of the logits at each time step, the last of which is their
+    mean, in float32 whatever the model computes with; for classes, calibration beside them. `of_spans`: of logits [N, L, 2] it gets starts and ends."""
 
     def __init__(self, compute_metrics: ComputeMetrics | None = None):
         self.compute_metrics = compute_metrics
         self.of_spans = False
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        logits, timestep_logits = prediction.predictions[:2]
+        timestep_logits = prediction.predictions[1]
         labels = cast(np.ndarray, prediction.label_ids)
 
         def metrics_of(logits: np.ndarray) -> dict[str, float]:
@@ -271,11 +271,14 @@ class TimestepMetrics:
         def loss_of(logits: np.ndarray) -> float:
             return _loss(logits.swapaxes(1, 2) if self.of_spans else logits, labels)
 
-        metrics = metrics_of(logits) | scores_by_timestep(
+        by_step = scores_by_timestep(
             lambda logits, labels: metrics_of(logits) | {"loss": loss_of(logits)},
             timestep_logits,
             labels,
         )
+        last = f"_t{timestep_logits.shape[1]}"
+        at_the_end = {k.removesuffix(last): v for k, v in by_step.items() if k.endswith(last)}
+        metrics = {k: v for k, v in at_the_end.items() if k != "loss"} | by_step
         if np.ndim(labels) == 1 and timestep_logits.shape[-1] > 1:
             calibration = calibration_by_timestep(timestep_logits, labels)
             metrics |= {k: v for k, v in calibration.items() if k not in metrics}
@@ -352,6 +355,8 @@ def _loss(logits_array: Any, labels_array: Any) -> float:
     logits, labels = torch.from_numpy(logits_array), torch.from_numpy(np.asarray(labels_array))
     if logits.shape[-1] == 1:
         return F.mse_loss(logits.squeeze(-1), labels.float().reshape(logits.shape[:-1])).item()
+    if labels.shape == logits.shape:  # distributions over the classes
+        return F.cross_entropy(logits.flatten(0, -2), labels.float().flatten(0, -2)).item()
     return F.cross_entropy(
         logits.flatten(0, -2), labels.flatten().long(), ignore_index=IGNORE_INDEX
     ).item()

@@ -58,3 +58,21 @@ def test_constant_predictions_correlate_with_nothing():
 def test_logits_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="NaN"):
         glue_metrics("rte")(np.array([[0.0, np.nan]]), np.array([0]))
+
+
+def test_what_has_no_label_is_left_out():
+    logits = np.array([[0.0, 1.0], [0.0, 1.0], [2.0, 1.0]])
+    assert glue_metrics("qqp")(logits, np.array([-100, 1, 0])) == {"accuracy": 1.0, "f1": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("task", "shape", "labels", "message"),
+    [
+        ("sst2", (2, 3), [0, 1], "sst2 has 2 classes, the logits have 3"),
+        ("stsb", (1, 1), [3.0], "stsb needs 2 labelled samples or more, got 1"),
+        ("sst2", (2, 2), [-100, -100], "sst2 needs 1 labelled samples or more, got 0"),
+    ],
+)
+def test_logits_and_labels_that_do_not_fit_the_task_are_named(task, shape, labels, message):
+    with pytest.raises(ValueError, match=message):
+        glue_metrics(task)(np.zeros(shape), np.array(labels))

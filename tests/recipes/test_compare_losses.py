@@ -62,6 +62,21 @@ def test_means_deviations_and_paired_tests():
     assert all("seconds_per_step" not in measured for measured in compare(runs).values())
 
 
+@pytest.mark.parametrize(
+    "counts",
+    [[(700, 701), (705, 706), (710, 711)], [(700, 703), (705, 709)]],
+    ids=["all by one sentence", "two seeds"],
+)
+def test_no_test_of_what_a_test_says_nothing_about(counts):
+    first, second = zip(*counts, strict=True)
+    runs = {
+        loss: [made_up([(1, n / 872)], [(1, 0.1)]) for n in right]
+        for loss, right in (("sdt", first), ("tet", second))
+    }
+    assert "p" not in compare(runs)["tet"]["accuracy_t1"]
+    assert "*" not in markdown(compare(runs)).splitlines()[3]
+
+
 @pytest.mark.parametrize("task", ["cola", "stsb", "mrpc"])
 def test_the_metrics_of_the_task_are_compared(task):
     run = made_up([], [])
@@ -223,6 +238,12 @@ def test_a_comparison_on_demo_pairs_goes_on_where_it_was(tmp_path):
     logs = [json.loads((p.parent / "trainer_state.json").read_text()) for p in runs.values()]
     norms = [log["log_history"][0]["grad_norm"] for log in logs]
     assert norms[0] != norms[1], "the losses differ from the first step on"
+    run = json.loads(runs["tmc_batch"].read_text())
+    runs["tmc_batch"].write_text(json.dumps(run | {"start_weights": "of another start"}))
+    with pytest.raises(ValueError, match="came from other weights"):
+        run_here(compare_losses, *options)
+    runs["tmc_batch"].write_text(json.dumps(run))
+    written["tmc_batch"] = runs["tmc_batch"].stat().st_mtime_ns
     runs["tet"].unlink()
     run_here(compare_losses, *options)
     assert runs["tmc_batch"].stat().st_mtime_ns == written["tmc_batch"], "done is done"

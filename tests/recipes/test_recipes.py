@@ -115,7 +115,10 @@ def test_the_same_command_again_goes_on_instead_of_starting_over(demo):
     printed = run_here(qqp_tmc, "--output_dir", folder, *QUICK, "--max_steps", "4")
     assert "resuming from" in printed
     training = json.loads((folder / "results.json").read_text())["training"]
-    assert (training["steps"], training["seconds"]) == (4, None)
+    assert (training["steps"], training["seconds"], training["loss"]) == (4, None, None)
+    said = refused(qqp_tmc, "--output_dir", folder, *QUICK, "--learning_rate", "0.05")
+    assert "learning_rate 5e-05 -> 0.05" in said
+    assert yaml.safe_load((folder / "arguments.yaml").read_text())["learning_rate"] == 5e-5
     said = refused(qqp_tmc, "--output_dir", folder, *QUICK, "--temporal_loss", "tet")
     assert "temporal_loss 'tmc' -> 'tet'" in said
 

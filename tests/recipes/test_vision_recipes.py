@@ -497,6 +497,14 @@ def test_what_a_model_does_is_looked_into_by_frame(tmp_path, frames):
         )
 
 
+def test_what_is_looked_into_is_of_all_classes_of_a_sorted_set():
+    classes = [i // 100 for i in range(1000)]
+    seen = [classes[i] for i in compare_vision.spread(classes).indices]
+    assert len(seen) == compare_vision.LOOKED_INTO
+    assert set(seen) == set(range(10))
+    assert list(compare_vision.spread([1, 2, 3]).indices) == [0, 1, 2]
+
+
 def test_rivals_are_told_in_percent():
     made = {
         "dense": [{"dense": {"accuracy": a}} for a in (0.5, 0.7)],

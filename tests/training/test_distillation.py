@@ -165,6 +165,20 @@ def test_several_teachers_teach_the_mean_of_their_logits_and_the_states_of_the_f
     torch.testing.assert_close(found, soft + 0.7 * hidden)
 
 
+def test_the_update_does_not_depend_on_how_a_batch_is_cut(dense, batches, tmp_path):
+    updates = []
+    for size, pieces in ((6, 1), (4, 2)):
+        model = make_student(dense, batches)
+        before = model.classifier.weight.detach().clone()
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": pieces}
+        options |= {"optim": "sgd", "learning_rate": 0.1, "max_steps": 1, "max_grad_norm": 0.0}
+        options |= {"temporal_loss": "tet", "weight_decay": 0.0, "train_dataset": make_data(6)}
+        make_trainer(tmp_path, model, make_teacher(), **options).train()
+        updates.append(model.classifier.weight.detach() - before)
+    assert updates[0].abs().max() > 1e-4
+    torch.testing.assert_close(updates[0], updates[1], rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize(("collapsed", "further"), [(False, ()), (True, ()), (True, (5,))], ids=str)
 def test_a_teacher_that_is_asked_once_teaches_the_same(
     dense, batches, tmp_path, collapsed, further

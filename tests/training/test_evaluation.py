@@ -7,6 +7,7 @@ from datasets import Dataset
 from transformers import (
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
+    EvalPrediction,
     Trainer,
     TrainingArguments,
 )
@@ -19,6 +20,7 @@ from spikenlp import (
     SpikingTrainer,
 )
 from spikenlp.data import wordpiece_tokenizer
+from spikenlp.training.trainer import TimestepMetrics
 from tests.conftest import TINY_DENSE
 from tests.training.test_trainer import make_args
 
@@ -124,7 +126,27 @@ def test_metrics_get_the_inputs_and_losses_that_they_ask_for(tmp_path):
     data = make_rows(SpikingBertForSequenceClassification).remove_columns("input_ids")
     data = data.add_column("input_ids", torch.randint(5, 120, (5, 8)).tolist())
     SpikingTrainer(model, args, compute_metrics=metric).evaluate(data)
-    assert seen == [((5, 8), (5,))] * (1 + STEPS)
+    assert seen == [((5, 8), (5,))] * STEPS
+
+
+def test_the_score_is_that_of_the_last_step_whatever_the_precision():
+    """In bfloat16 the mean of these logits is a tie, and in favour of the wrong class."""
+    timestep_logits = np.array([[[1.0, 1.0], [1.0, 1.004]]])
+    mean = torch.tensor(timestep_logits).bfloat16().mean(1).float().numpy()
+    assert mean.argmax(-1).tolist() == [0]
+    metrics = TimestepMetrics(
+        lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())}
+    )
+    found = metrics(EvalPrediction((mean, timestep_logits), np.array([1])))
+    assert found["accuracy"] == found["accuracy_t2"] == 1.0
+    assert found["ece"] == found["ece_t2"]
+
+
+def test_labels_that_are_distributions_are_evaluated():
+    logits = np.array([[[2.0, 0.0], [0.0, 1.0]]])
+    found = TimestepMetrics()(EvalPrediction((logits.mean(1), logits), np.array([[0.25, 0.75]])))
+    mean = torch.tensor([1.0, 0.5]).log_softmax(0)
+    assert found["loss_t2"] == pytest.approx(-(0.25 * mean[0] + 0.75 * mean[1]).item())
 
 
 @pytest.mark.parametrize(
