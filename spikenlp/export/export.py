@@ -41,7 +41,7 @@ def export(
     A file is kept only if it agrees with the model; `spikenlp.export.check` says how that is seen.
     torch and onnx take the inputs of `batch` by name (without one: input_ids, attention_mask and
     token_type_ids, all int64, or pixel_values) and give `timestep_logits`, whose mean over time is the answer:
-    `torch.export.load(path).module()(**batch)`, `session.run(None, batch)`.
+    `torch.export.load(path).module()(**batch)`, `session.run(None, batch)` with a batch of arrays.
 
     Args:
         model: a classifier with `timestep_logits`: text, tokens or images, not collapsed.

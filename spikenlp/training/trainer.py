@@ -124,7 +124,8 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         counting = count_spikes(model, inputs.get("attention_mask")) if penalised else nullcontext()
         with mode, counting as counted:
             loss, outputs = self.training_loss(model, inputs, num_items_in_batch)
-        if self.args.collapsed and outputs.get("timestep_logits") is not None:
+        by_name = outputs if isinstance(outputs, dict) else {}
+        if self.args.collapsed and by_name.get("timestep_logits") is not None:
             raise ValueError(
                 f"collapsed=True: {type(model).__name__} still has a time axis, and no collapsed twin"
             )
@@ -177,7 +178,7 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         output = super().evaluation_loop(*args, **kwargs)
         predictions = _swapped(output.predictions)
-        if not self._of_spans:
+        if not self._of_spans or predictions is None:  # prediction_loss_only
             return output._replace(predictions=predictions)
         found: Any = output.label_ids
         labels = None if found is None else tuple(found.T)

@@ -121,6 +121,11 @@ def test_training_lowers_the_loss_and_metrics_see_starts_and_ends_at_each_step(t
     np.testing.assert_allclose(found.predictions[2].mean(1)[2], found.predictions[0][2], atol=1e-5)
 
 
+def test_the_loss_alone_may_be_asked_for(tmp_path):
+    found = make_trainer(tmp_path, prediction_loss_only=True).evaluate()
+    assert found["eval_loss"] == pytest.approx(make_trainer(tmp_path).evaluate()["eval_loss"])
+
+
 def test_the_collapsed_twin_learns_by_its_own_loss(tmp_path):
     trainer = make_trainer(tmp_path, collapsed=True, max_steps=3, learning_rate=1e-3)
     before = trainer.model.qa_outputs.weight.detach().clone()

@@ -397,6 +397,12 @@ def test_collapsed_training_is_evaluated_over_time(tmp_path):
     assert {"eval_loss_t1", "eval_loss_t2"} <= set(trainer.evaluate())
 
 
+def test_collapsed_training_takes_a_model_that_gives_tuples(tmp_path):
+    args = make_args(tmp_path, collapsed=True, max_steps=1)
+    trainer = SpikingTrainer(make_model(return_dict=False), args, train_dataset=make_data())
+    assert np.isfinite(trainer.train().training_loss)
+
+
 def test_collapsed_training_refuses_other_neurons(tmp_path):
     args = make_args(tmp_path, collapsed=True)
     with pytest.raises(ValueError, match="rounding"):
