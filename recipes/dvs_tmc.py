@@ -58,7 +58,10 @@ class EventArguments(SplitArguments):
     )
     frame_size: int | None = field(
         default=None,
-        metadata={"help": "Side of the frames (default: 48, or the sensor's where that is less)."},
+        metadata={
+            "help": "Side of the frames (default: the checkpoint's or preset's, or 48, or the sensor's where that "
+            "is less)."
+        },
     )
     resize: Literal["sum", "bilinear"] = field(
         default="sum", metadata={"help": "Events of merged pixels are summed, or frames resized."}
@@ -85,8 +88,9 @@ def load_event_data(model_args: VisionModelArguments, data_args: EventArguments)
             sources[split] = load_recordings(data_args.events, data_args.data_dir, split, fold=fold)
         names = list(sources["train"].classes)
         description = f"{data_args.events}, frames by {data_args.frames_by}"
-    frames = model_args.num_timesteps or FRAMES
-    side = data_args.frame_size or min(FRAME_SIZE, *sources["train"].sensor_size[:2])
+    frames = model_args.config_field("num_timesteps", FRAMES)
+    usual = min(FRAME_SIZE, *sources["train"].sensor_size[:2])
+    side = data_args.frame_size or model_args.config_field("image_size", usual)
     to_frames = ToFrames(
         frames,
         by=data_args.frames_by,

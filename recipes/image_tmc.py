@@ -72,6 +72,7 @@ from spikenlp.provenance import run_record
 from spikenlp.training import last_checkpoint
 
 CALIBRATION_BATCH = 32
+IMAGE_SIZE = 32
 SUBSET_SEED = 0
 """Which samples `max_train_samples` keeps and what is validated on depend on no run's seed."""
 MODELS = {
@@ -116,7 +117,10 @@ class VisionModelArguments:
         },
     )
     num_timesteps: int | None = field(
-        default=None, metadata={"help": "T (default: the config's); of events, the frames."}
+        default=None,
+        metadata={
+            "help": "T (default: the checkpoint's, preset's or config's); of events, the frames (or 10)."
+        },
     )
     neuron: Literal["if", "lif", "rounding", "relu"] | None = field(
         default=None, metadata={"help": "Neuron (default: the config's, lif); relu is dense."}
@@ -146,6 +150,13 @@ class VisionModelArguments:
                 fields[name] = value
         return fields
 
+    def config_field(self, name: str, usual: Any) -> Any:
+        """A field of the config that the data follow: of the options, the checkpoint or the preset, or `usual`."""
+        fields, path = self.fields(), self.model_name_or_path
+        if name not in fields and path is not None and not path.endswith(ORIGINAL):
+            return getattr(AutoConfig.from_pretrained(path), name, usual)
+        return {**MODELS[self.model][0].presets.get(self.preset, {}), **fields}.get(name, usual)
+
 
 @dataclass
 class SplitArguments:
@@ -167,7 +178,12 @@ class ImageArguments(SplitArguments):
     normalisation: Literal["cifar10", "cifar100", "imagenet", "mnist"] = field(
         default="cifar10", metadata={"help": "Whose mean and deviation; mnist: one channel."}
     )
-    image_size: int = field(default=32, metadata={"help": "Side of the model's input."})
+    image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Side of the model's input (default: the checkpoint's or preset's, or 32)."
+        },
+    )
     crop: Literal["pad", "resized"] = field(
         default="pad", metadata={"help": "Training crop: shifted (CIFAR) or resized (ImageNet)."}
     )
@@ -239,7 +255,7 @@ def load_image_data(model_args: VisionModelArguments, data_args: ImageArguments)
         rows.select(some(range(len(rows)), data_args.max_eval_samples)) for rows in (held_out, test)
     )
     mean, std = MEAN_STD[data_args.normalisation]
-    size = data_args.image_size
+    size = data_args.image_size or model_args.config_field("image_size", IMAGE_SIZE)
     plain = ImageTransform(
         size, mean, std, train=False, crop=data_args.crop, crop_pct=data_args.crop_pct
     )

@@ -114,7 +114,8 @@ def test_a_benchmarks_config_is_the_published_network(name, tmp_path):
         assert data_args.crop_pct == (1 if "hst" in name else 0.875)
     else:
         assert data_args.resize == ("bilinear" if name == "cifar10_dvs" else "sum")
-    side = dvs_tmc.FRAME_SIZE if kind == "dvs" else data_args.image_size
+    usual = dvs_tmc.FRAME_SIZE if kind == "dvs" else image_tmc.IMAGE_SIZE
+    side = (kind == "image" and data_args.image_size) or usual
     fields = {"num_channels": 2 if kind == "dvs" else 3, "image_size": side}
     names = [str(i) for i in range(labels)]
     data = image_tmc.VisionData("", [], [], [], [], names, fields)
@@ -242,16 +243,20 @@ def test_only_training_images_are_mixed(tmp_path):
     assert all(split[0]["labels"] in (0, 1) for split in (data.calibration, data.validation))
 
 
-def test_events_of_a_recording_set_follow_its_split(tmp_path):
-    gesture_archive(tmp_path / "DvsGesture")
-    folder = tmp_path / "DvsGesture"
-    for user in (2, 3):  # more subjects to train on
+def gestures_of_three(folder):
+    """DVS128-Gesture with three subjects to train on."""
+    gesture_archive(folder)
+    for user in (2, 3):
         for suffix in (".aedat", "_labels.csv"):
             new = folder / f"user{user:02d}_led{suffix}"
             new.write_bytes((folder / f"user01_led{suffix}").read_bytes())
     (folder / "trials_to_train.txt").write_text(
         "user01_led.aedat\nuser02_led.aedat\nuser03_led.aedat"
     )
+
+
+def test_events_of_a_recording_set_follow_its_split(tmp_path):
+    gestures_of_three(tmp_path / "DvsGesture")
     options = ["--events", "dvs_gesture", "--data_dir", tmp_path, "--num_timesteps", "3"]
     options += ["--frame_size", "16", "--cache_dir", tmp_path / "cache"]
     data = dvs_tmc.load_event_data(*arguments("dvs", *options)[:2])
@@ -260,6 +265,50 @@ def test_events_of_a_recording_set_follow_its_split(tmp_path):
     assert data.config_fields == {"num_channels": 2, "image_size": 16, "num_timesteps": 3}
     assert len(data.labels) == 11
     assert len(list((tmp_path / "cache").rglob("*.npz"))) == 16, "prepared"
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ([], (10, 2, 48, 48)),
+        (["--model", "qkformer", "--preset", "dvs-gesture"], (16, 2, 128, 128)),
+        (["--preset", "resnet-19"], (10, 2, 48, 48)),
+        (["--model", "qkformer", "--preset", "dvs-gesture", "--frame_size", "32"], (16, 2, 32, 32)),
+        (["--model_config", '{"num_timesteps": 2, "image_size": 24}'], (2, 2, 24, 24)),
+        (["--model_name_or_path", "saved"], (3, 2, 16, 16)),
+        (["--model_name_or_path", "saved", "--num_timesteps", "2"], (2, 2, 16, 16)),
+    ],
+)
+def test_events_become_the_frames_that_the_model_is_for(options, shape, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = {"hidden_sizes": [4], "depths": [1], "num_channels": 2}
+    config = SpikingVGGConfig(image_size=16, num_timesteps=3, num_labels=11, **small)
+    SpikingVGGForImageClassification(config).save_pretrained("saved")
+    gestures_of_three(tmp_path / "DvsGesture")
+    options = [*options, "--events", "dvs_gesture", "--data_dir", tmp_path]
+    options += ["--max_train_samples", "2", "--max_eval_samples", "1"]
+    model_args, data_args, training_args = arguments("dvs", *options, "--use_cpu", "True")
+    data = dvs_tmc.load_event_data(model_args, data_args)
+    assert data.test[0]["pixel_values"].shape == shape
+    with torch.device("meta") if model_args.model_name_or_path is None else torch.device("cpu"):
+        config = image_tmc.build_model(model_args, data, training_args, {}).config
+    assert (config.num_timesteps, 2, config.image_size, config.image_size) == shape
+
+
+@pytest.mark.parametrize(
+    ("options", "side"),
+    [
+        ([], 32),
+        (["--preset", "sew-resnet-34"], 224),
+        (["--preset", "sew-resnet-34", "--image_size", "64"], 64),
+        (["--model", "qkformer", "--preset", "hst-10-384"], 224),
+    ],
+)
+def test_images_have_the_presets_size(options, side, tmp_path):
+    folder = images_in(tmp_path / "images", {"train": 20, "test": 4}, size=16)
+    data = image_data("--data_dir", folder, *options)
+    assert data.test[0]["pixel_values"].shape == (3, side, side)
+    assert data.config_fields["image_size"] == side
 
 
 def test_a_fold_tests_its_own_recordings(tmp_path):

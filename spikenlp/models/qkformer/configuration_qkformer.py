@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 
 from spikenlp.models.vision import SpikingVisionConfig
 
+_IMAGENET = {"image_size": 224}
 _DVS = {
     "patch_embedding": "dvs",
     "hidden_sizes": (128, 256),
@@ -45,9 +46,9 @@ class QKFormerConfig(SpikingVisionConfig):
     default_num_labels = 1000
     never_left_out = (*SpikingVisionConfig.never_left_out, "num_attention_heads")
     presets = {
-        "hst-10-384": {},
-        "hst-10-512": {"hidden_sizes": (128, 256, 512), "num_attention_heads": 8},
-        "hst-10-768": {"hidden_sizes": (192, 384, 768), "num_attention_heads": 12},
+        "hst-10-384": _IMAGENET,
+        "hst-10-512": {**_IMAGENET, "hidden_sizes": (128, 256, 512), "num_attention_heads": 8},
+        "hst-10-768": {**_IMAGENET, "hidden_sizes": (192, 384, 768), "num_attention_heads": 12},
         "cifar": {
             "patch_embedding": "cifar",
             "depths": (1, 1, 2),
