@@ -86,6 +86,7 @@ from spikenlp import (
 )
 from spikenlp.data import pack
 from spikenlp.hub.training import CONFIG_FIELDS
+from spikenlp.models.modes import collapsed
 from spikenlp.models.spiking_bert.reconstruction import reconstruct
 from spikenlp.training.distillation import (
     DistillationArguments,
@@ -93,7 +94,7 @@ from spikenlp.training.distillation import (
     check_shapes,
     check_teacher,
 )
-from spikenlp.training.trainer import check_penalty, collapsed
+from spikenlp.training.trainer import check_penalty
 
 STUDENTS = (
     *("converted", "general", "internal"),

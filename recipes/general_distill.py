@@ -49,10 +49,11 @@ from transformers import BertModel, DataCollatorWithPadding, PreTrainedTokenizer
 from spikenlp import SpikingBertModel, watchdogs
 from spikenlp.analysis import energy_by_step, microjoules
 from spikenlp.metrics import LinearCKA
+from spikenlp.models.modes import collapsed
 from spikenlp.models.over_time import running_mean
 from spikenlp.training import DistillationArguments, DistillationTrainer
 from spikenlp.training.distillation import check_shapes
-from spikenlp.training.trainer import check_penalty, check_tokenizer_fits, collapsed
+from spikenlp.training.trainer import check_penalty, check_tokenizer_fits
 
 PHASES = ("converted", "collapsed", "unrolled")
 ENERGY_BLOCKS = 8

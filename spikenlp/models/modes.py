@@ -1,10 +1,11 @@
-"""Training and eval mode, and who may change a model while it runs."""
+"""Training and eval mode, the collapsed twin, and who may change a model while it runs."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -23,6 +24,34 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def collapsed(config: Any) -> Iterator[None]:
+    """A model of this config has no time axis in here; a dense one has none anyway."""
+    check_has_twin(config)
+    if not has_time_axis(config):
+        yield
+        return
+    saved, config.collapsed = config.collapsed, True
+    try:
+        yield
+    finally:
+        config.collapsed = saved
+
+
+def has_time_axis(config: Any) -> bool:
+    return hasattr(config, "num_timesteps")
+
+
+def check_has_twin(config: Any) -> None:
+    """Raises ValueError where a model has a time axis and no collapsed twin."""
+    if not has_time_axis(config):
+        return
+    if not hasattr(config, "collapsed"):
+        raise ValueError(f"collapsed=True: a {config.model_type} has no collapsed twin")
+    if config.neuron != "rounding":
+        raise ValueError(f"collapsed=True needs rounding neurons, the model has {config.neuron!r}")
 
 
 def exclusive(model: nn.Module) -> threading.RLock:

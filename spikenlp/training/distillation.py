@@ -27,6 +27,7 @@ from spikenlp.losses.distillation import (
     soft_cross_entropy,
 )
 from spikenlp.losses.temporal import IGNORE_INDEX
+from spikenlp.models.modes import has_time_axis
 from spikenlp.models.over_time import running_mean
 from spikenlp.training.arguments import SpikingTrainingArguments
 from spikenlp.training.teacher_cache import (
@@ -36,7 +37,7 @@ from spikenlp.training.teacher_cache import (
     bytes_needed,
     check_deterministic,
 )
-from spikenlp.training.trainer import SpikingTrainer, check_tokenizer_fits, has_time_axis
+from spikenlp.training.trainer import SpikingTrainer, check_tokenizer_fits
 
 PROJECTIONS = "hidden_projections"
 """Attribute of the student that holds the learned projections while it is trained."""

@@ -49,9 +49,7 @@ class TemporalLossFunction:
         Raises:
             ValueError: outputs without `timestep_logits`, or no labels.
         """
-        timestep_logits = outputs.get("timestep_logits")
-        if timestep_logits is None:
-            timestep_logits = span_logits(outputs)
+        timestep_logits = timestep_logits_of(outputs)
         if timestep_logits is None:
             raise ValueError(
                 "a temporal loss needs timestep_logits in the model's outputs, got "
@@ -75,6 +73,12 @@ class TemporalLossFunction:
         if num_items_in_batch is None:
             return loss
         return loss * (labels != IGNORE_INDEX).sum() / num_items_in_batch
+
+
+def timestep_logits_of(outputs: Any) -> Any:
+    """[B, T, C], [B, T, L, C] of tokens and of the starts and ends of spans; None of a model that has none."""
+    logits = outputs.get("timestep_logits")
+    return span_logits(outputs) if logits is None else logits
 
 
 def _without_non_finite(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

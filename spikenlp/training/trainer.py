@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sized
+from contextlib import nullcontext
 from typing import Any, cast
 
 import numpy as np
@@ -18,10 +18,11 @@ from spikenlp.losses import trt_weight_penalty
 from spikenlp.losses.spikes import count_spikes
 from spikenlp.losses.temporal import IGNORE_INDEX
 from spikenlp.metrics import calibration_by_timestep, scores_by_timestep
+from spikenlp.models.modes import check_has_twin, collapsed, has_time_axis
 from spikenlp.neurons import SpikingNeuron
 from spikenlp.training.arguments import SpikingTrainingArguments
 from spikenlp.training.checkpoints import ResumableTrainer
-from spikenlp.training.loss_function import TemporalLossFunction
+from spikenlp.training.loss_function import TemporalLossFunction, timestep_logits_of
 from spikenlp.training.processes import check_sharding
 from spikenlp.training.spans import POSITIONS, TIMESTEP_LOGITS, SpansAsLabels, span_labels
 from spikenlp.training.watchdogs import Watchdog
@@ -32,6 +33,9 @@ ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 class SpikingTrainer(ResumableTrainer, PublishingTrainer):
     """Trains any model that returns `timestep_logits` [B, T, C] with SDT, TET, TMC or TRT, or with
     `args.collapsed` one without a time axis, the collapsed twin or a dense model, with its own loss.
+
+    A model need not be of transformers: a network of another library may return {"logits": [B, C],
+    "timestep_logits": [B, T, C]} for the columns of the batch.
 
     Its checkpoints, and what SIGTERM does, are those of `spikenlp.training.checkpoints`.
 
@@ -78,14 +82,18 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
             )
         metrics = TimestepMetrics(compute_metrics)
         kwargs["compute_metrics"] = lambda prediction: metrics(_with_steps_first(prediction))
-        self._to_log: dict[str, list[torch.Tensor]] = {}
+        self._to_log: dict[str, tuple[torch.Tensor, int]] = {}
         super().__init__(model, args, *positional, **kwargs)
+        if args.collapsed:  # BERT takes loss keywords, and still returns a plain mean
+            self.model_accepts_loss_kwargs = False
+        if not self.label_names:  # a forward that takes no labels
+            self.label_names = ["labels"]
         self._of_spans = metrics.of_spans = set(POSITIONS) <= set(self.label_names)
         if self._of_spans and not args.collapsed:
             self.data_collator = SpansAsLabels(self.data_collator)
             self.label_names = ["labels"]
         check_sharding(self.accelerator.distributed_type)
-        config = cast(nn.Module, self.model).config
+        config = config_of(self.model)
         check_one_label(config)
         check_penalty(config, args)
         if args.collapsed:
@@ -118,7 +126,7 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
     ) -> Any:
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        config = self.accelerator.unwrap_model(model).config
+        config = config_of(self.accelerator.unwrap_model(model))
         mode = collapsed(config) if self.args.collapsed else nullcontext()
         penalised = self.args.spike_weight > 0
         counting = count_spikes(model, inputs.get("attention_mask")) if penalised else nullcontext()
@@ -137,7 +145,7 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
             excess = (spikes - self.args.spike_target).clamp_min(0)
             loss = loss + self.args.spike_weight * excess / pieces
         if self.args.temporal_loss == "trt" and not self.args.collapsed:
-            loss = loss + self._trt_penalty(model) / pieces
+            loss = loss + _trt_penalty(model, timestep_logits_of(outputs).shape[1]) / pieces
         return (loss, outputs) if return_outputs else loss
 
     def training_loss(
@@ -160,8 +168,7 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         ignore_keys: list[str] | None = None,
     ) -> Any:
         if ignore_keys is None:
-            config: Any = cast(nn.Module, self.model).config
-            ignored = config.keys_to_ignore_at_inference
+            ignored = getattr(config_of(self.model), "keys_to_ignore_at_inference", ())
             ignore_keys = [k for k in ignored if k not in ("timestep_logits", *TIMESTEP_LOGITS)]
         found: tuple[Any, ...] = super().prediction_step(
             model, inputs, prediction_loss_only, ignore_keys
@@ -172,7 +179,9 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         ):  # of two classes a token, [B, L, 2] and [B, T, L, 2]
             if isinstance(labels, tuple):
                 labels = span_labels(labels, logits[0].shape[1])
-            logits = torch.stack(logits[:2], -1), torch.stack(logits[2:], -1)
+            starts, ends = logits[::2], logits[1::2]
+            logits = tuple(torch.stack(pair, -1) for pair in zip(starts, ends, strict=True))
+            logits = logits if len(logits) > 1 else logits[0]
         return loss, _swapped(logits), labels
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -182,7 +191,8 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
             return output._replace(predictions=predictions)
         found: Any = output.label_ids
         labels = None if found is None else tuple(found.T)
-        starts_and_ends = tuple(x[..., i] for x in predictions for i in (0, 1))
+        found_logits = predictions if isinstance(predictions, tuple) else (predictions,)
+        starts_and_ends = tuple(x[..., i] for x in found_logits for i in (0, 1))
         return output._replace(predictions=starts_and_ends, label_ids=labels)
 
     def _loss_is_scaled(self) -> bool:
@@ -192,20 +202,15 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
 
     def add_to_log(self, name: str, value: torch.Tensor) -> None:
         """Adds the mean of `value` since the last log to what the Trainer logs next."""
-        self._to_log.setdefault(name, []).append(value.detach())
+        total, count = self._to_log.get(name, (0, 0))
+        self._to_log[name] = total + value.detach().float(), count + 1
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
-            for name, values in self._to_log.items():
-                logs[name] = torch.stack(values).float().mean().item()
+            for name, (total, count) in self._to_log.items():
+                logs[name] = total.item() / count
             self._to_log = {}
         super().log(logs, *args, **kwargs)
-
-    def _trt_penalty(self, model: nn.Module) -> torch.Tensor:
-        """TRT's penalty on the weight matrices."""
-        weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-        steps = self.accelerator.unwrap_model(model).config.num_timesteps
-        return trt_weight_penalty(weights, steps)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         of_neurons = _neuron_parameter_names(model)
@@ -234,20 +239,6 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         return optimizer
 
 
-@contextmanager
-def collapsed(config: Any) -> Iterator[None]:
-    """A model of this config has no time axis in here; a dense one has none anyway."""
-    check_has_twin(config)
-    if not has_time_axis(config):
-        yield
-        return
-    saved, config.collapsed = config.collapsed, True
-    try:
-        yield
-    finally:
-        config.collapsed = saved
-
-
 class TimestepMetrics:
     """Applies `compute_metrics` to the running mean of the logits at each time step, the last of which is their
     mean, in float32 whatever the model computes with; for classes, calibration beside them. `of_spans`: of logits [N, L, 2] it gets starts and ends."""
@@ -257,7 +248,13 @@ class TimestepMetrics:
         self.of_spans = False
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        timestep_logits = prediction.predictions[1]
+        """`predictions` are logits [N, C] and timestep_logits [N, T, C], or logits alone."""
+        if isinstance(prediction.predictions, tuple):
+            return self._by_step(prediction, prediction.predictions[1])
+        metrics = self._by_step(prediction, prediction.predictions[:, None])
+        return {k: v for k, v in metrics.items() if not k.endswith("_t1")}
+
+    def _by_step(self, prediction: EvalPrediction, timestep_logits: np.ndarray) -> dict[str, float]:
         labels = cast(np.ndarray, prediction.label_ids)
 
         def metrics_of(logits: np.ndarray) -> dict[str, float]:
@@ -305,6 +302,11 @@ def _swapped(predictions: Any) -> Any:
     return predictions.swapaxes(1, 2)
 
 
+def config_of(model: Any) -> Any:
+    """The config of a transformers model; None of another `nn.Module`."""
+    return getattr(model, "config", None)
+
+
 def check_one_label(config: Any) -> None:
     """Raises ValueError where a temporal loss has no form: several labels at once."""
     if getattr(config, "problem_type", None) == "multi_label_classification":
@@ -312,20 +314,6 @@ def check_one_label(config: Any) -> None:
             "the temporal losses are for one label a sample, and this model is for several at once "
             "(problem_type='multi_label_classification'): train it with its own loss, transformers' Trainer"
         )
-
-
-def has_time_axis(config: Any) -> bool:
-    return hasattr(config, "num_timesteps")
-
-
-def check_has_twin(config: Any) -> None:
-    """Raises ValueError where a model has a time axis and no collapsed twin."""
-    if not has_time_axis(config):
-        return
-    if not hasattr(config, "collapsed"):
-        raise ValueError(f"collapsed=True: a {config.model_type} has no collapsed twin")
-    if config.neuron != "rounding":
-        raise ValueError(f"collapsed=True needs rounding neurons, the model has {config.neuron!r}")
 
 
 def check_penalty(config: Any, args: SpikingTrainingArguments) -> None:
@@ -361,6 +349,12 @@ def _loss(logits_array: Any, labels_array: Any) -> float:
     return F.cross_entropy(
         logits.flatten(0, -2), labels.flatten().long(), ignore_index=IGNORE_INDEX
     ).item()
+
+
+def _trt_penalty(model: nn.Module, steps: int) -> torch.Tensor:
+    """TRT's penalty on the weight matrices."""
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    return trt_weight_penalty(weights, steps)
 
 
 def _neuron_parameter_names(model: nn.Module) -> set[str]:

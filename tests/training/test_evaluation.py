@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from datasets import Dataset
 from transformers import (
+    BertConfig,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     EvalPrediction,
@@ -112,6 +114,47 @@ def test_a_plain_trainer_sees_what_it_sees_of_a_dense_model(model_class, tmp_pat
     predictions = predictions if isinstance(predictions, tuple) else (predictions,)
     assert [p.shape for p in predictions] == shapes
     assert np.isfinite(found.metrics["test_loss"])
+
+
+def first_of(logits):
+    return logits[0] if isinstance(logits, tuple) else logits
+
+
+@pytest.mark.parametrize("kind", ["dense", "collapsed"])
+@pytest.mark.parametrize(
+    "model_class",
+    [
+        SpikingBertForSequenceClassification,
+        SpikingBertForTokenClassification,
+        SpikingBertForQuestionAnswering,
+    ],
+)
+def test_a_model_without_a_time_axis_is_evaluated_without_steps(model_class, kind, tmp_path):
+    spans = model_class is SpikingBertForQuestionAnswering
+    if kind == "collapsed":
+        model = make_model(model_class, collapsed=True)
+    else:
+        name = model_class.__name__.removeprefix("Spiking")
+        config = BertConfig(**TINY_DENSE, num_labels=2 if spans else LABELS)
+        torch.manual_seed(0)
+        model = getattr(transformers, name)(config)
+    shapes = []
+
+    def seen(prediction):
+        shapes.append(np.shape(first_of(prediction.predictions)))
+        return {"seen": 1.0}
+
+    args = make_args(tmp_path, collapsed=True, per_device_eval_batch_size=2)
+    of_tokens = model_class is SpikingBertForTokenClassification
+    make_collator = DataCollatorForTokenClassification if of_tokens else DataCollatorWithPadding
+    collator = make_collator(wordpiece_tokenizer(["a"]))
+    trainer = SpikingTrainer(model, args, data_collator=collator, compute_metrics=seen)
+    found = trainer.predict(make_rows(model_class))
+    assert shapes == [(5, 12) if spans else (5, 12, LABELS) if of_tokens else (5, LABELS)]
+    assert found.metrics["test_seen"] == 1.0
+    assert np.isfinite(found.metrics["test_loss"])
+    assert not [name for name in found.metrics if "_t1" in name]
+    assert ("test_ece" in found.metrics) == (model_class is SpikingBertForSequenceClassification)
 
 
 def test_metrics_get_the_inputs_and_losses_that_they_ask_for(tmp_path):

@@ -8,6 +8,8 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
     EvalPrediction,
     HfArgumentParser,
     PreTrainedConfig,
@@ -124,6 +126,26 @@ def test_accumulation_equals_one_large_batch(name, options, tmp_path):
         )
         found.append(gradients_of(SpikingTrainer(make_model(), args, train_dataset=make_data()))[0])
     assert_same(found[1], found[0])
+
+
+def test_accumulation_equals_one_large_batch_for_a_dense_model_too(tmp_path):
+    found, logged = [], []
+    for size, accumulated in ((32, 1), (8, 4)):
+        args = make_args(
+            tmp_path,
+            collapsed=True,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulated,
+            logging_steps=1,
+        )
+        torch.manual_seed(0)
+        without = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        dense = BertForSequenceClassification(BertConfig(**{**TINY_DENSE, **without}))
+        trainer = SpikingTrainer(dense, args, train_dataset=make_data())
+        found.append(gradients_of(trainer)[0])
+        logged.append(trainer.state.log_history[0]["loss"])
+    assert_same(found[1], found[0])
+    assert logged[1] == pytest.approx(logged[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("non_finite", ["raise", "nan"])
@@ -416,6 +438,53 @@ def test_an_image_model_has_no_collapsed_twin(tmp_path):
         SpikingTrainer(model, make_args(tmp_path, collapsed=True))
 
 
+class Own(torch.nn.Module):
+    """A network that knows nothing of transformers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = torch.nn.Embedding(120, 8)
+        self.head = torch.nn.Linear(8, 2)
+
+    def forward(self, input_ids):
+        z = self.head(self.embed(input_ids))  # a step for each token
+        return {"logits": z.mean(1), "timestep_logits": z}
+
+
+@pytest.mark.parametrize("loss", ["tmc", "trt"])
+def test_a_network_of_another_library_learns_and_is_evaluated_at_each_step(loss, tmp_path):
+    data, model = make_data(), Own()
+    args = make_args(tmp_path, temporal_loss=loss, max_steps=20, learning_rate=1e-2)
+    trainer = SpikingTrainer(
+        model,
+        args,
+        train_dataset=data,
+        eval_dataset=data,
+        compute_metrics=lambda p: {"accuracy": (p.predictions.argmax(-1) == p.label_ids).mean()},
+    )
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    assert after["eval_loss_t10"] < before["eval_loss_t10"] - 0.01
+    with torch.no_grad():
+        logits = model(torch.tensor(data["input_ids"][:]))["timestep_logits"]
+    right = (logits[:, :3].mean(1).argmax(-1) == torch.tensor(data["labels"][:])).float().mean()
+    assert after["eval_accuracy_t3"] == pytest.approx(right.item())
+    trainer.save_model()
+
+
+def test_the_penalty_of_a_network_of_another_library_is_over_its_own_steps(tmp_path):
+    args = make_args(tmp_path, temporal_loss="trt", train_sampling_strategy="sequential")
+    data = make_data(8)
+    found = gradients_of(SpikingTrainer(Own(), args, train_dataset=data))[0]
+    model = Own()
+    logits = model(torch.tensor(data["input_ids"][:]))["timestep_logits"]
+    loss = get_temporal_loss("trt")(logits, torch.tensor(data["labels"][:]))
+    (loss + trt_weight_penalty([model.head.weight], 10)).backward()
+    torch.testing.assert_close(found["head.weight"], model.head.weight.grad, rtol=1e-4, atol=1e-8)
+
+
 def test_a_network_of_ones_own_that_keeps_its_time_axis_is_not_trained_as_collapsed(tmp_path):
     class Config(PreTrainedConfig):
         model_type = "own"
@@ -439,6 +508,15 @@ def test_a_network_of_ones_own_that_keeps_its_time_axis_is_not_trained_as_collap
     trainer = SpikingTrainer(Own(Config()), args, train_dataset=make_data())
     with pytest.raises(ValueError, match="Own still has a time axis"):
         trainer.train()
+
+
+def test_what_is_to_be_logged_is_a_mean_and_keeps_no_tensor_for_each_step(tmp_path):
+    trainer = SpikingTrainer(make_model(), make_args(tmp_path), train_dataset=make_data())
+    for value in (1.0, 2.0, 6.0):
+        trainer.add_to_log("spikes_per_neuron", torch.tensor(value))
+    assert all(torch.as_tensor(kept).numel() == 1 for kept in trainer._to_log["spikes_per_neuron"])
+    trainer.log({"loss": 1.0})
+    assert trainer.state.log_history[-1]["spikes_per_neuron"] == 3.0
 
 
 def test_a_collapsed_model_is_sent_to_the_plain_trainer(tmp_path):
