@@ -94,7 +94,7 @@ def dense_trainer(
 
 
 def spending(model: PreTrainedModel, inputs: Inputs, size: int) -> dict[str, Any]:
-    """Rates (means over layers), and energy by time step, of `LOOKED_INTO` dev samples that are read in batches of `size`."""
+    """Rates, and energy by time step, of `LOOKED_INTO` dev samples that are read in batches of `size`."""
     model.eval()
     batches = evaluation_batches(inputs, LOOKED_INTO, size)
     batches = [{k: v.to(model.device) for k, v in batch.items()} for batch in batches]

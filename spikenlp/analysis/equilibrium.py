@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from spikenlp.models.modes import evaluating
 from spikenlp.models.spiking_bert.equilibrium import (
     AtRates,
     SpikingBertRateEncoder,
@@ -81,7 +82,7 @@ def rate_convergence(
             f"rate_convergence needs architecture='spikingbert', got {type(model).__name__} of "
             f"{getattr(model.config, 'architecture', model.config.model_type)!r}"
         )
-    config, training = model.config, model.training
+    config = model.config
     names = ("num_timesteps", "settle_tolerance")
     saved = {name: getattr(config, name) for name in names}
     inputs = {k: v for k, v in batch.items() if k != "labels"}
@@ -104,10 +105,9 @@ def rate_convergence(
     with ExitStack() as stack:
         for name, value in saved.items():
             stack.callback(setattr, config, name, value)
-        stack.callback(model.train, training)
+        stack.enter_context(evaluating(model))
         hook = encoder.register_forward_pre_hook(lambda module, args: captured.append(args[:2]))
         stack.callback(hook.remove)
-        model.eval()
         config.settle_tolerance = None
         config.num_timesteps = 1
         base(**inputs)  # for what the encoder gets

@@ -31,6 +31,11 @@ class SpikeCounts:
         return (self.positive + self.negative).double().mean(1) / max(self.sites, 1)
 
     @property
+    def neurons(self) -> int:
+        """One a channel at each real position."""
+        return self.sites * self.positive.shape[1]
+
+    @property
     def rate(self) -> float:
         """Spikes of either sign per neuron and step, in [0, 1]."""
         return float(self.rate_by_step.mean())
@@ -133,16 +138,20 @@ class SpikeMonitor:
 
     @property
     def rate_by_step(self) -> Tensor:
-        """Firing rate at each step, [T] in [0, 1]: the mean over layers."""
-        return torch.stack([counts.rate_by_step for counts in self.layers.values()]).mean(0)
+        """Spikes of either sign per neuron at each step, [T] in [0, 1]: their sum is `spikes_per_neuron`."""
+        counts = self.layers.values()
+        return torch.stack([c.rate_by_step * c.neurons for c in counts]).sum(0) / self.neurons
 
     @property
     def spikes_per_neuron(self) -> float:
         """Spikes per neuron and inference over all layers, where a channel is a neuron at each of its
         real positions."""
-        spikes = sum(int((c.positive + c.negative).sum()) for c in self.layers.values())
-        neurons = sum(c.sites * c.positive.shape[1] for c in self.layers.values())
-        return spikes / max(neurons, 1)
+        return float(self.rate_by_step.sum())
+
+    @property
+    def neurons(self) -> int:
+        """Neurons of all layers, one a channel at each real position; at least 1."""
+        return max(sum(counts.neurons for counts in self.layers.values()), 1)
 
     def table(self) -> str:
         """One row a layer: rate at each step, silent and saturated shares, balance of signs."""

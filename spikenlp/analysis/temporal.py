@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from spikenlp.analysis.spikes import SpikeCounts
 from spikenlp.analysis.watching import frames_of, unrolled
 from spikenlp.losses.temporal import gradient_scaling_factor
+from spikenlp.models.modes import evaluating
 from spikenlp.models.over_time import NONLINEARITIES, OverTime
 from spikenlp.neurons.modules import SpikingNeuron
 
@@ -102,10 +103,8 @@ def temporal_similarity(
 
         return hook
 
-    training = model.training
-    model.eval()
     with ExitStack() as stack:
-        stack.callback(model.train, training)
+        stack.enter_context(evaluating(model))
         stack.enter_context(unrolled(model))
         for name in layers:
             stack.callback(modules[name].register_forward_hook(observe(name)).remove)

@@ -35,7 +35,7 @@ from spikenlp.analysis.following import (
 )
 from spikenlp.analysis.operations import ELEMENTWISE, LAYERS, MATMULS
 from spikenlp.analysis.watching import Sent, refuse_collapsed, unrolled, watch_masks, watch_neurons
-from spikenlp.models.modes import evaluating
+from spikenlp.models.modes import evaluating, exclusive
 from spikenlp.neurons.modules import SpikingNeuron
 
 
@@ -98,8 +98,6 @@ class Product:
     """Time steps that it runs at."""
     sops: Tensor
     """Synaptic operations: accumulations that spikes cause, int64 [B] (0 without a source)."""
-    weights: int
-    """Numbers in its weight; 0 for a product of two activations."""
     form: str = "spikes"
     """Whether it reads spikes, or sums or averages of them."""
 
@@ -327,17 +325,17 @@ class _Recorder(TorchFunctionMode):
             made = self.elementwise.get("running means", 0) + running_means
             self.elementwise["running means"] = made
 
-    def _add(self, kind, origin, macs, steps, sops, weights, suffix=""):
+    def _add(self, kind, origin, macs, steps, sops, suffix=""):
         name = (self._inside[-1] if self._inside else "") + suffix
         source, form = (None, "spikes") if origin is None else (origin.source, origin.form)
         sops = torch.zeros_like(macs) if origin is None else sops
-        self.products.append(Product(name, kind, source, macs, steps, sops, weights, form))
+        self.products.append(Product(name, kind, source, macs, steps, sops, form))
 
     def _linear(self, func, result, input: Tensor, weight: Tensor, bias: Tensor | None = None):
         origin = self.origin(input)
         rows, steps = self.rows(input)
         sops = None if origin is None else self._by_sample(origin.behind, input) * weight.shape[0]
-        self._add("linear", origin, rows * weight.numel(), steps, sops, weight.numel())
+        self._add("linear", origin, rows * weight.numel(), steps, sops)
 
     def _conv(
         self, func, result, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
@@ -355,7 +353,7 @@ class _Recorder(TorchFunctionMode):
         # Of an input without zeros: what meets padding is no product, for spikes and floats alike.
         products = reached(torch.ones_like(input[:1], dtype=torch.float64))
         each = products * (len(weight) // groups) / (result[0].numel() // len(weight))
-        self._add(func.__name__, origin, rows * each.cpu(), steps, sops, weight.numel())
+        self._add(func.__name__, origin, rows * each.cpu(), steps, sops)
 
     def _matmul(self, func, result: Tensor, *operands: Tensor, **kwargs: Any) -> None:
         """[..., m, k] times [..., k, n]: a spike meets what its element meets."""
@@ -369,9 +367,9 @@ class _Recorder(TorchFunctionMode):
                 sops = self._by_sample(origin.behind, operand) * (macs // operand.numel())
                 break
         rows, steps = self.rows(result)
-        weights = 0 if weight is None else weight.numel()
-        each = rows * weights if weight is b else torch.full_like(rows, macs // self.samples)
-        self._add("matmul", origin, each, steps, sops, weights, ".matmul")
+        of_weight = weight is not None and weight is b
+        each = rows * b.numel() if of_weight else torch.full_like(rows, macs // self.samples)
+        self._add("matmul", origin, each, steps, sops, ".matmul")
 
     def _of_single(self, x: Tensor) -> Spikes | None:
         """`origin` of an operand that meets an activation: with a running mean of spikes it multiplies."""
@@ -391,7 +389,7 @@ class _Recorder(TorchFunctionMode):
         for operand, kind in ((key, "attention scores"), (value, "attention context")):
             origin = self._of_single(operand)
             sops = None if origin is None else self._by_sample(origin.behind, operand) * queries
-            self._add(kind, origin, macs, steps, sops, 0, "." + kind.split()[1])
+            self._add(kind, origin, macs, steps, sops, "." + kind.split()[1])
         streams = 2 * steps * (queries + lengths) * heads * width
         self._elementwise("softmax", steps * queries * lengths * heads, steps, streams)
 
@@ -440,6 +438,7 @@ def record(model: nn.Module, samples: int, mask: Tensor | None) -> Iterator[Trac
 def _recording(model: nn.Module, samples: int, mask: Tensor | None) -> Iterator[_Recorder]:
     recorder = _Recorder(model, samples, mask)
     with ExitStack() as stack:
+        stack.enter_context(exclusive(model))
         stack.enter_context(unrolled(model))
         for part in model.modules():
             if isinstance(part, PreTrainedModel) and part._supports_sdpa:

@@ -177,8 +177,14 @@ def watch_neurons(model: nn.Module, observe: Callable[[Sent], None], *, real: Te
             stack.callback(handle.remove)
         if getattr(getattr(model, "config", None), "gradient", None) == "implicit":
             for name, neuron in neurons.items():
+                before = neuron.__dict__.get("step")  # of an outer context
                 neuron.step = watched_step(name, neuron)
-                stack.callback(delattr, neuron, "step")
+                undo = (
+                    (delattr, neuron, "step")
+                    if before is None
+                    else (setattr, neuron, "step", before)
+                )
+                stack.callback(*undo)
         yield
 
 

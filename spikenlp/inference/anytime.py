@@ -76,7 +76,8 @@ def anytime(
         num_timesteps: steps of this run, >= 1 (default: the config's).
         temperature: > 0, one for all steps or one for each (the last holds for later ones).
         energy: count each example's operations, by the conventions of `spikenlp.analysis.energy`,
-            which takes time; a run that goes on counts if the one before it did.
+            which takes time; a run that goes on counts if the one before it did. Threads that count wait for
+            each other; no other thread may run the model meanwhile.
 
     Raises:
         ValueError: neither or both of inputs and state; a state of another model; a model that has

@@ -69,9 +69,10 @@ class SpikingTextClassificationPipeline(TextClassificationPipeline):
     ) -> Any:
         policy = policy or ExitPolicy()
         found = run_early_exit(cast(Any, self.model), model_inputs, policy)
+        logits = found.logits.float()
         scale = [[policy.temperature(step)] for step in found.steps.tolist()]
         return {
-            "logits": found.logits.float() / found.logits.new_tensor(scale),
+            "logits": logits / logits.new_tensor(scale),
             "steps": found.steps,
         }
 

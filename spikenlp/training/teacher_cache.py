@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-ROW = "row"
+ROW = "row_of_the_teachers_answers"
 """Column that tells a batch which rows of the data set it holds."""
 ASKED_AT_ONCE = 64
 

@@ -103,17 +103,27 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
                 raise ValueError(f"the {name} data set is empty")
         check_tokenizer_fits(cast(nn.Module, self.model), self.processing_class)
 
+    @property
+    def _watchdogs(self) -> list[Watchdog]:
+        return [c for c in self.callback_handler.callbacks if isinstance(c, Watchdog)]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            for watchdog in self._watchdogs:
+                watchdog.close()
+
     def training_step(
         self,
         model: nn.Module,
         inputs: dict[str, Any],
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        watchdogs = [c for c in self.callback_handler.callbacks if isinstance(c, Watchdog)]
-        for watchdog in watchdogs:
+        for watchdog in self._watchdogs:
             watchdog.before_micro_batch(self, inputs)
         loss = super().training_step(model, inputs, num_items_in_batch)
-        for watchdog in watchdogs:
+        for watchdog in self._watchdogs:
             watchdog.after_micro_batch(self, inputs, loss)
         return loss
 

@@ -52,6 +52,9 @@ class Watchdog(TrainerCallback):
     def after_micro_batch(self, trainer: Any, inputs: Mapping[str, Any], loss: Tensor) -> None:
         """After the backward pass, before clipping; `loss`: of this micro-batch, detached."""
 
+    def close(self) -> None:
+        """When training ends, by an error too: takes off the model what it put there."""
+
     def report(self, message: str) -> None:
         self.reports.append(message)
         logger.warning(message)
@@ -391,9 +394,7 @@ class FiringRateWatchdog(Watchdog):
                     f"became {bound}: {shown}. Advice: {advice}."
                 )
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def close(self) -> None:
         self._looking.close()
 
 

@@ -54,6 +54,26 @@ def test_a_monitor_counts_single_steps_as_it_counts_an_unrolled_pass(ternary, ba
     assert 0.05 < stepped["bert.encoder.neuron"].rate < 0.9
 
 
+def test_a_monitor_inside_another_counts_the_same(batches):
+    model = make()
+    with SpikeMonitor(model) as outer, torch.no_grad():
+        with SpikeMonitor(model) as inner:
+            model(**batches[0])
+        model(**batches[0])
+    assert "step" not in vars(model.bert.encoder.neuron)
+    for name, counts in inner.layers.items():
+        assert torch.equal(outer.layers[name].positive, 2 * counts.positive)
+
+
+@pytest.mark.parametrize("look", [temporal_similarity, rate_convergence])
+def test_parts_in_another_mode_stay_in_it(look, batches):
+    model = make().train()
+    model.bert.embeddings.eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    look(model, batches[0])
+    assert {name: module.training for name, module in model.named_modules()} == modes
+
+
 def test_a_monitor_leaves_the_gradient_as_it_is(batches):
     model = make()
     gradients = []

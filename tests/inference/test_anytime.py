@@ -53,6 +53,18 @@ def test_steps_are_those_of_the_unrolled_model(fields, batches):
     assert torch.equal(step.state.timestep_logits, expected)
 
 
+def test_threads_that_count_energy_on_one_model_do_not_meet(batches):
+    model = make()
+
+    def spent(batch):
+        return [step.energy.tolist() for step in model.anytime(batch)]
+
+    chosen = [batches[0], batches[1]] * 3
+    alone = [spent(batch) for batch in chosen]
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(spent, chosen)) == alone
+
+
 @pytest.mark.parametrize("fields", KINDS, ids=str)
 def test_a_run_goes_on_where_it_stopped(fields, batches):
     """T steps and T more equal one run of 2 T, twice over from the same state, whatever ran between."""

@@ -72,10 +72,12 @@ def test_it_counts_what_the_monitor_counts(dense, batches, nonlinearity):
     neurons = [counts.sites * counts.positive.shape[1] for counts in layers]
     assert len(set(neurons)) > 2  # the last layer answers for the first token alone
     spikes = sum(int((c.positive + c.negative).sum()) for c in layers)
-    assert monitor.spikes_per_neuron == spikes / sum(neurons)
-    rates = [counts.rate for counts in layers]
-    assert monitor.rate_by_step.shape == (model.config.num_timesteps,)
-    assert monitor.rate_by_step.mean().item() == pytest.approx(sum(rates) / len(rates))
+    assert monitor.spikes_per_neuron == pytest.approx(spikes / sum(neurons))
+    steps = model.config.num_timesteps
+    at_the_first = sum(int((c.positive + c.negative)[0].sum()) for c in layers)
+    assert monitor.rate_by_step.shape == (steps,)
+    assert monitor.rate_by_step[0].item() == pytest.approx(at_the_first / sum(neurons))
+    assert steps * monitor.rate_by_step.mean().item() == pytest.approx(monitor.spikes_per_neuron)
     assert counted.mean().item() == pytest.approx(spikes / sum(neurons), rel=1e-5)
 
 

@@ -222,7 +222,9 @@ def test_a_cached_teacher_is_asked_with_what_it_takes_alone(dense, batches, tmp_
     def collate(rows):
         return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
 
-    data = make_data(8).add_column("sentence", ["text"] * 8).add_column("idx", list(range(8)))
+    data = make_data(8)
+    for name, values in {"sentence": ["text"] * 8, "idx": range(8), "row": range(8)}.items():
+        data = data.add_column(name, list(values))
     asked, teacher = [], make_teacher()
     teacher.register_forward_pre_hook(lambda *a: asked.append(set(a[2])), with_kwargs=True)
     model, options = make_student(dense, batches), {"max_steps": 2, "train_dataset": data}

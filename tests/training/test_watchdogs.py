@@ -358,6 +358,15 @@ def test_dead_and_saturated_layers_are_reported_once_with_advice(tmp_path, caplo
     assert dead in caplog.text
 
 
+def test_training_that_fails_leaves_no_hooks(tmp_path):
+    model = make_model()
+    with torch.no_grad():
+        model.classifier.weight.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        trainer_of(tmp_path, model, [NonFiniteWatchdog(), FiringRateWatchdog()]).train()
+    assert not any(m._forward_hooks for m in model.modules())
+
+
 def test_the_collapsed_twin_has_no_rates_to_look_at(tmp_path):
     watchdog = FiringRateWatchdog(every=1)
     trainer_of(tmp_path, make_model(), [watchdog], collapsed=True).train()
