@@ -154,7 +154,6 @@ def _count_forward(
     threshold: float | None,
     steps: int,
     ternary: bool,
-    running: bool,
 ) -> Tensor:
     levels = _levels(state, threshold, steps, ternary)
     count = sum((level.abs() for level in levels[1:]), levels[0].abs())
@@ -185,7 +184,8 @@ def _count_backward(
 class _SpikeCount(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, sent, state, amplitude, offset, mask, options):
-        counts = run_compiled(_count_forward, state, mask, **options)
+        levels = {k: v for k, v in options.items() if k != "running"}
+        counts = run_compiled(_count_forward, state, mask, loop_steps=len(state), **levels)
         by_amplitude = counts.sum_to_size(amplitude.shape)
         ctx.save_for_backward(state, mask, amplitude, by_amplitude)
         ctx.options, ctx.dtype = options, sent.dtype
@@ -200,7 +200,14 @@ class _SpikeCount(torch.autograd.Function):
         of_sent = of_offset = None
         if needs_sent:
             of_sent = run_compiled(
-                _count_backward, state, grad, mask, amplitude, **ctx.options, dtype=ctx.dtype
+                _count_backward,
+                state,
+                grad,
+                mask,
+                amplitude,
+                loop_steps=len(state),
+                **ctx.options,
+                dtype=ctx.dtype,
             )
         if needs_offset:  # s_t = (out_t + c) / alpha, of binary spikes: as linear in c as in out_t
             of_offset = _offset_gradient(state, mask, amplitude, grad, ctx.options)

@@ -91,6 +91,7 @@ class _Collapsed(torch.autograd.Function):
             x,
             amplitude,
             offset,
+            loop_steps=1,
             **options,
             state_dtype=state_dtype if needs_grad else None,
             out_dtype=dtype,
@@ -105,7 +106,9 @@ class _Collapsed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor):
         state, *parameters = ctx.saved_tensors
-        grad_x, *grads_in = run_compiled(collapsed_backward, state, grads[0], **ctx.options)
+        grad_x, *grads_in = run_compiled(
+            collapsed_backward, state, grads[0], loop_steps=1, **ctx.options
+        )
         needed = ctx.needs_input_grad[1:3]
         return grad_x, *map(sum_to, grads_in, parameters, needed), None, None, None
 

@@ -36,31 +36,37 @@ _compiler_works = True
 
 
 def run_compiled(
-    function: Callable[..., Any], first: torch.Tensor, *rest: torch.Tensor | None, **static: Any
+    function: Callable[..., Any],
+    first: torch.Tensor,
+    *rest: torch.Tensor | None,
+    loop_steps: int,
+    **static: Any,
 ) -> Any:
     """`function(first, *rest, **static)`, compiled where the first tensor is large enough to gain.
     Dtypes are the loop's own: autocast, which would not stack a bfloat16 state in float16, is off in it.
 
-    The first tensor is [T, ...]; `static` holds the Python values (flags, dtypes) that the loop is
-    specialised for. Batch and sequence lengths stay symbolic: they cause no recompilation, but for a
+    The first tensor is [T, ...]; `loop_steps` is how often `function` loops, 1 without a loop; `static` holds
+    the Python values (flags, dtypes) that it is specialised for. Batch and sequence lengths stay symbolic: they cause no recompilation, but for a
     length of 1 (the first token alone) and under `torch.inference_mode`, which are one more each. A call
     for which Dynamo would keep more versions of one loop than it does runs eagerly.
     """
     with torch.autocast(first.device.type, enabled=False):
-        return _run(function, first, *rest, **static)
+        return _run(function, first, *rest, loop_steps=loop_steps, **static)
 
 
 def _run(
-    function: Callable[..., Any], first: torch.Tensor, *rest: torch.Tensor | None, **static: Any
+    function: Callable[..., Any],
+    first: torch.Tensor,
+    *rest: torch.Tensor | None,
+    loop_steps: int,
+    **static: Any,
 ) -> Any:
     global _compiler_works
-    # Where nothing is said of running means there is no loop over time.
-    steps = static.get("steps", first.shape[0]) if "running" in static else 1
     if (
         torch.compiler.is_compiling()
         or torch._dynamo.config.disable  # TORCH_COMPILE_DISABLE=1
         or first.numel() < MIN_COMPILED_NUMEL
-        or steps > MAX_COMPILED_STEPS
+        or loop_steps > MAX_COMPILED_STEPS
         or not _compiler_works
     ):
         return function(first, *rest, **static)

@@ -252,6 +252,7 @@ class _Spike(torch.autograd.Function):
             beta,
             v_threshold,
             amplitude,
+            loop_steps=options["steps"],
             **options,
             state_dtype=state_dtype if needs_grad else None,
             out_dtype=dtype,
@@ -273,6 +274,7 @@ class _Spike(torch.autograd.Function):
             state,
             grads[0],
             *parameters,
+            loop_steps=len(state),
             needs_parameters=tuple(needed),
             **ctx.options,
         )
@@ -411,6 +413,7 @@ class _RoundingSpike(torch.autograd.Function):
             x,
             amplitude,
             offset,
+            loop_steps=options["steps"],
             **options,
             state_dtype=state_dtype if needs_grad else None,
             out_dtype=dtype,
@@ -432,6 +435,7 @@ class _RoundingSpike(torch.autograd.Function):
             state,
             grads[0],
             *parameters,
+            loop_steps=len(state),
             needs_parameters=tuple(needed),
             **ctx.options,
         )

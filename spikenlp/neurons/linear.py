@@ -85,7 +85,9 @@ class _SpikingLinear(torch.autograd.Function):
         rows = grad.flatten(0, -2)
         grad_weight = None
         if needs_weight:
-            spikes = run_compiled(ctx.again, state, amplitude, offset, **ctx.options)
+            spikes = run_compiled(
+                ctx.again, state, amplitude, offset, loop_steps=len(state), **ctx.options
+            )
             grad_weight = rows.t() @ spikes.flatten(0, -2)
         return (
             grad @ weight.to(grad.dtype) if needs_spikes else None,

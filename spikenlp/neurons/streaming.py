@@ -117,7 +117,7 @@ def stream(
         # A tensor, because a number would be compiled into the loop, once for each step.
         step = None if step is None else torch.tensor(step)
         tensors = (value if value is None else flat(value) for value in before)
-        found = run_compiled(update, flat(x), *tensors, step, *parameters, **options)
+        found = run_compiled(update, flat(x), *tensors, step, *parameters, loop_steps=1, **options)
         out, membrane, sent = (y if y is None else y.view(x.shape) for y in found)
     return out, NeuronState(state.step + 1, state.constant, membrane, x if means else None, sent)
 

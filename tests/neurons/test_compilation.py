@@ -3,7 +3,13 @@
 import pytest
 import torch
 
+from spikenlp.losses import spikes_per_neuron
 from spikenlp.neurons import IF, RoundingIF, compilation
+
+
+def count_and_back(x, **options):
+    sent = RoundingIF()(x.requires_grad_(), **options)
+    return lambda: spikes_per_neuron(sent).backward()
 
 
 @pytest.mark.parametrize(
@@ -13,8 +19,19 @@ from spikenlp.neurons import IF, RoundingIF, compilation
         (lambda: IF()(torch.rand(33, 10, 10)), False),
         (lambda: IF()(torch.rand(1, 10, 10), num_timesteps=33), False),
         (lambda: RoundingIF()(torch.rand(1, 10, 10), num_timesteps=100, collapsed=True), True),
+        (count_and_back(torch.rand(32, 10, 10)), True),
+        (count_and_back(torch.rand(33, 10, 10)), False),
+        (count_and_back(torch.rand(1, 10, 10), num_timesteps=100, collapsed=True), True),
     ],
-    ids=["32 steps", "33 steps", "33 steps of one current", "no loop"],
+    ids=[
+        "32 steps",
+        "33 steps",
+        "33 steps of one current",
+        "no loop",
+        "32 counted",
+        "33 counted",
+        "levels counted",
+    ],
 )
 def test_loops_over_many_steps_are_not_unrolled_by_the_compiler(run, compiled, monkeypatch):
     asked = []
