@@ -33,6 +33,7 @@ OF_TRAINING = STEPS | {
     "weight_decay",
     "optim",
     "optim_args",
+    "optim_target_modules",
     "adam_beta1",
     "adam_beta2",
     "adam_epsilon",
@@ -43,8 +44,14 @@ OF_TRAINING = STEPS | {
     "label_smoothing_factor",
     "neftune_noise_alpha",
     "data_seed",
+    "dataloader_drop_last",
+    "average_tokens_across_devices",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "greater_is_better",
     "bf16",
     "fp16",
+    "tf32",
 }
 """Options of transformers' Trainer that change what is trained."""
 

@@ -270,7 +270,8 @@ class Phases:
         check_same_options(folder, parts, ignored=all_options(parts).keys() - counting)
 
     def check_phase_options(self) -> None:
-        """Raises ValueError where one is for no phase, does nothing in it, or has an option there already."""
+        """Raises ValueError where one is for no phase, does nothing in it, has an option there already, or does
+        not change what is trained."""
         for phase, own in self.own.items():
             if phase not in self.names:
                 raise ValueError(f"--phase_options: {phase!r} is none of {', '.join(self.names)}")
@@ -280,8 +281,8 @@ class Phases:
                 fixed |= STEPS
             if refused := sorted(own.keys() - (self.bearing(phase) - fixed)):
                 raise ValueError(
-                    f"--phase_options {phase}.{refused[0]} does nothing there, or the phase has an option of its "
-                    "own for it (see --help): leave it out"
+                    f"--phase_options {phase}.{refused[0]}: it does nothing in this phase, has an option of its "
+                    "own (see --help), or is one for the whole job"
                 )
 
     def write_options(self, phase: str) -> None:

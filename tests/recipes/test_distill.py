@@ -138,6 +138,11 @@ def draw(folder, words="", phases="converted collapsed unrolled"):
         ("--collapsed_steps 9", "max_steps 1500 -> 9"),
         ("--temporal_loss tet", "temporal_loss 'tmc' -> 'tet'"),
         ("--max_seq_length 16", "max_seq_length 128 -> 16"),
+        ("--dataloader_drop_last True", "dataloader_drop_last False -> True"),
+        (
+            "--load_best_model_at_end True --eval_strategy steps --eval_steps 500",
+            "load_best_model_at_end False -> True",
+        ),
     ],
 )
 def test_what_is_done_does_not_pass_for_a_run_with_other_options(tmp_path, words, changed):
@@ -187,13 +192,16 @@ def test_an_option_of_a_phase_of_its_own_is_for_that_phase_alone(tmp_path):
         ("unrolled.hidden_weight", "takes PHASE.OPTION=VALUE"),
         ("unroled.hidden_weight=0", "'unroled' is none of converted, collapsed, unrolled"),
         ("unrolled.hidden_weigh=0", "hidden_weigh is no training option"),
-        ("converted.learning_rate=1", "converted.learning_rate does nothing there"),
-        ("collapsed.temporal_loss=tet", "collapsed.temporal_loss does nothing there"),
-        ("unrolled.collapsed=True", "unrolled.collapsed does nothing there"),
-        ("collapsed.learning_rate=1", "collapsed.learning_rate .* has an option of its own"),
-        ("collapsed.num_train_epochs=1", "collapsed.num_train_epochs does nothing there"),
-        ("unrolled.seed=1", "unrolled.seed does nothing there"),
-        ("unrolled.logging_steps=1", "unrolled.logging_steps does nothing there"),
+        ("converted.learning_rate=1", "converted.learning_rate: it does nothing in this phase"),
+        ("collapsed.temporal_loss=tet", "collapsed.temporal_loss: it does nothing in this phase"),
+        ("unrolled.collapsed=True", "unrolled.collapsed: it does nothing in this phase"),
+        ("collapsed.learning_rate=1", "collapsed.learning_rate: .* has an option of its own"),
+        (
+            "collapsed.num_train_epochs=1",
+            "collapsed.num_train_epochs: it does nothing in this phase",
+        ),
+        ("unrolled.seed=1", "unrolled.seed: it does nothing in this phase"),
+        ("unrolled.logging_steps=1", "unrolled.logging_steps: it does nothing in this phase"),
     ],
 )
 def test_an_option_of_a_phase_that_does_not_fit_is_refused(tmp_path, option, message):
@@ -1007,12 +1015,12 @@ def others(options):
         ("--architecture spikingbert", "needs rounding neurons"),
         ("--neuron lif --phases converted reconstructed", "needs rounding neurons"),
         ("--architecture spikingbert --phases teacher unrolled", "gradient='implicit'"),
-        ("--phase_options reconstructed.max_steps=1", "reconstructed.max_steps does nothing"),
-        ("--phase_options teacher.hidden_weight=1", "teacher.hidden_weight does nothing"),
-        ("--phase_options teacher.max_steps=9", "teacher.max_steps does nothing"),
+        ("--phase_options reconstructed.max_steps=1", "reconstructed.max_steps: it does nothing"),
+        ("--phase_options teacher.hidden_weight=1", "teacher.hidden_weight: it does nothing"),
+        ("--phase_options teacher.max_steps=9", "teacher.max_steps: it does nothing"),
         (
             "--teacher {}/fine --phase_options teacher.warmup_steps=1",
-            "teacher.warmup_steps does nothing",
+            "teacher.warmup_steps: it does nothing",
         ),
         (
             "--architecture spikingbert --spike_weight 0 --phases teacher unrolled "
