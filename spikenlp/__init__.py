@@ -62,6 +62,10 @@ _OF_TRAINING = (
 )
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_OF_TRAINING, "pretrained"})
+
+
 def __getattr__(name: str):
     # The Trainer is imported on first use: it is what makes an import of transformers slow.
     if name in _OF_TRAINING:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spikenlp.models.over_time import NONLINEARITIES, next_increment
-from spikenlp.models.spiking_bert.conversion_spiking_bert import INPUTS
+from spikenlp.models.spiking_bert.parts import INPUTS
 from spikenlp.neurons import NeuronState, SpikingNeuron
 from spikenlp.neurons.streaming import Carrier
 

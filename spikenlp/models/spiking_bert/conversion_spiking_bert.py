@@ -26,13 +26,12 @@ from spikenlp.models.amplitudes import (
 )
 from spikenlp.models.checkpoint import check_fields
 from spikenlp.models.spiking_bert.configuration_spiking_bert import SpikingBertConfig
+from spikenlp.models.spiking_bert.parts import model_inputs
 from spikenlp.models.spiking_bert.roberta import FAMILY, as_bert, bert_name
 from spikenlp.neurons import SpikingNeuron
 
 logger = logging.getLogger(__name__)
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
-"""What the base model reads of a batch."""
 NOT_OF_A_DENSE_CONFIG = {
     "model_type",
     "architectures",
@@ -195,10 +194,6 @@ def _tokens_of_neurons(model: PreTrainedModel, batch: dict[str, Tensor], weighte
             weight = position_weights(grad[0][chosen])
         found[neuron] = real.float(), weight
     return found
-
-
-def model_inputs(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {k: batch[k].to(device) for k in INPUTS if k in batch}
 
 
 def as_batches(calibration: Iterable[Mapping[str, Tensor]]) -> list[Mapping[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,13 @@ from transformers.models.bert.modeling_bert import eager_attention_forward
 from spikenlp.models.over_time import NONLINEARITIES, OverTime
 from spikenlp.models.spiking_bert.configuration_spiking_bert import SpikingBertConfig
 from spikenlp.neurons import IF, LIF, PLIF, RoundingIF, SpikingLinear, SpikingNeuron
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+"""What the base model reads of a batch."""
+
+
+def model_inputs(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {k: batch[k].to(device) for k in INPUTS if k in batch}
 
 
 def check_tokens(

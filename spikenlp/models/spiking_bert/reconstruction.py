@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from spikenlp.models.amplitudes import dense_neurons
 from spikenlp.models.over_time import NONLINEARITIES
 from spikenlp.models.reconstruction import RIDGE, RidgeFit, Seen, fitting, until_seen
-from spikenlp.models.spiking_bert.conversion_spiking_bert import model_inputs
+from spikenlp.models.spiking_bert.parts import model_inputs
 
 STAGES: tuple[tuple[tuple[str, ...], str | None], ...] = (
     (("attention.self.query", "attention.self.key", "attention.self.value"), None),
