@@ -85,7 +85,6 @@ from spikenlp import (
     watchdogs,
 )
 from spikenlp.data import pack
-from spikenlp.hub.training import CONFIG_FIELDS
 from spikenlp.models.modes import collapsed
 from spikenlp.models.spiking_bert.reconstruction import reconstruct
 from spikenlp.training.distillation import (
@@ -94,6 +93,7 @@ from spikenlp.training.distillation import (
     check_shapes,
     check_teacher,
 )
+from spikenlp.training.publishing import CONFIG_FIELDS
 from spikenlp.training.trainer import check_penalty
 
 STUDENTS = (

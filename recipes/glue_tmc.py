@@ -63,11 +63,11 @@ from spikenlp import (
     watchdogs,
 )
 from spikenlp.data import get_task
-from spikenlp.hub.training import CONFIG_FIELDS
 from spikenlp.losses import few_class_weight
 from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
 from spikenlp.provenance import run_record
 from spikenlp.training import check_tokenizer_fits
+from spikenlp.training.publishing import CONFIG_FIELDS
 
 
 @dataclass

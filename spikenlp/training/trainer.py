@@ -13,7 +13,6 @@ from torch import nn
 from transformers import EvalPrediction
 from transformers.trainer_pt_utils import get_parameter_names
 
-from spikenlp.hub.training import PublishingTrainer
 from spikenlp.losses import trt_weight_penalty
 from spikenlp.losses.spikes import count_spikes
 from spikenlp.losses.temporal import IGNORE_INDEX
@@ -24,6 +23,7 @@ from spikenlp.training.arguments import SpikingTrainingArguments
 from spikenlp.training.checkpoints import ResumableTrainer
 from spikenlp.training.loss_function import TemporalLossFunction, timestep_logits_of
 from spikenlp.training.processes import check_sharding
+from spikenlp.training.publishing import PublishingTrainer
 from spikenlp.training.spans import POSITIONS, TIMESTEP_LOGITS, SpansAsLabels, span_labels
 from spikenlp.training.watchdogs import Watchdog
 

@@ -260,7 +260,9 @@ def test_what_is_pushed_has_its_name_and_a_failed_push_costs_no_checkpoint(tmp_p
         pushed.append((folder, checkpoint_problem(folder)))
         raise PermissionError("no")
 
-    monkeypatch.setattr("spikenlp.hub.training.PublishingTrainer._push_from_checkpoint", refuse)
+    monkeypatch.setattr(
+        "spikenlp.training.publishing.PublishingTrainer._push_from_checkpoint", refuse
+    )
     pushing = trainer(tmp_path)
     pushing.args.push_to_hub = True
     with pytest.raises(PermissionError):
