@@ -11,12 +11,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def succeed(recipe, *arguments, launcher=()):
+EAGER = {"TORCH_COMPILE_DISABLE": "1"}
+"""Compiling the neurons' loops is half of what a short run in a process of its own takes."""
+
+
+def succeed(recipe, *arguments, launcher=(), variables=EAGER):
     """What a recipe, a file's name, prints in a process of Python's, or of a launcher's: a module and its options."""
     started_by = ["-m", *launcher] if launcher else []
     done = subprocess.run(
         [sys.executable, *started_by, str(ROOT / "recipes" / recipe), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **variables},
         cwd=ROOT,
         capture_output=True,
         text=True,

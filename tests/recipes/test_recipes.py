@@ -41,7 +41,8 @@ def refused(recipe, *arguments):
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "out"
     launcher = ("accelerate.commands.launch",)
-    return folder, succeed("qqp_tmc.py", "--output_dir", folder, *QUICK, launcher=launcher)
+    options = {"launcher": launcher, "variables": {}}  # with compiled neurons, as a user has them
+    return folder, succeed("qqp_tmc.py", "--output_dir", folder, *QUICK, **options)
 
 
 @pytest.fixture(scope="module")

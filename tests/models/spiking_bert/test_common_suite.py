@@ -103,18 +103,28 @@ class SpikingBertSuite(suite.ModelTesterMixin, unittest.TestCase):
         self.assertTrue(gradient.isfinite().all())
 
 
+class OtherNeuronsSuite(SpikingBertSuite):
+    """Of other fields than the defaults; the heads are those of the suite above."""
+
+    __test__ = False
+    all_model_classes = (SpikingBertModel, SpikingBertForSequenceClassification)
+
+
 @pytest.mark.slow
-class ClassicNeuronSuite(SpikingBertSuite):
+class ClassicNeuronSuite(OtherNeuronsSuite):
+    __test__ = True
     overrides: ClassVar[dict] = {"neuron": "plif", "nonlinearity": "step", "ternary": False}
 
 
 @pytest.mark.slow
-class BinaryRoundingSuite(SpikingBertSuite):
+class BinaryRoundingSuite(OtherNeuronsSuite):
+    __test__ = True
     overrides: ClassVar[dict] = {"ternary": False}
 
 
 @pytest.mark.slow
-class CollapsedSuite(SpikingBertSuite):
+class CollapsedSuite(OtherNeuronsSuite):
+    __test__ = True
     overrides: ClassVar[dict] = {"collapsed": True}
 
 
@@ -123,7 +133,8 @@ class SpikingBertRateSuite(SpikingBertSuite):
 
 
 @pytest.mark.slow
-class UnrolledRateSuite(SpikingBertSuite):
+class UnrolledRateSuite(OtherNeuronsSuite):
+    __test__ = True
     overrides: ClassVar[dict] = {
         "architecture": "spikingbert",
         "gradient": "bptt",
