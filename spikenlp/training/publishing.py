@@ -53,10 +53,16 @@ class PublishingTrainer(Trainer):
                 knows, with the metrics of an evaluation of the weights as they are now.
 
         Raises:
-            ValueError: results of another model.
+            ValueError: results of another model; a network that is none of transformers.
         """
         if not self.is_world_process_zero():
             return
+        model = self.accelerator.unwrap_model(self.model)
+        if not hasattr(model, "config"):
+            raise ValueError(
+                f"a model card is of a transformers model, which {type(model).__name__} is not: publish its weights "
+                "by huggingface_hub.upload_folder"
+            )
         results = training_results(self) if results is None else dict(results)
         if finetuned_from is not None:
             results["base_model"] = finetuned_from
@@ -64,7 +70,7 @@ class PublishingTrainer(Trainer):
             results["data"] = dataset
         write_card(
             self.output_dir,
-            self.accelerator.unwrap_model(self.model),
+            model,
             results,
             name=model_name or self.output_dir.name,
             licence=license,

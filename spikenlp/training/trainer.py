@@ -96,6 +96,11 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         config = config_of(self.model)
         check_one_label(config)
         check_penalty(config, args)
+        if args.collapsed and config is None:
+            raise ValueError(
+                f"collapsed=True trains a model of transformers with its own loss, and {type(model).__name__} "
+                "has no config: leave it out"
+            )
         if args.collapsed:
             check_has_twin(config)
         for name, dataset in (("train", self.train_dataset), ("eval", self.eval_dataset)):
@@ -329,7 +334,10 @@ def check_one_label(config: Any) -> None:
 def check_penalty(config: Any, args: SpikingTrainingArguments) -> None:
     """Raises ValueError where spikes are penalised and there are none, or none with a gradient."""
     if args.spike_weight and not has_time_axis(config):
-        raise ValueError(f"spike_weight penalises spikes, and a {config.model_type} sends none")
+        kind = getattr(config, "model_type", "network without a config")
+        raise ValueError(
+            f"spike_weight penalises spikes of spikenlp's models, and a {kind} sends none"
+        )
     if args.spike_weight and getattr(config, "gradient", None) == "implicit":
         raise ValueError(
             "spike_weight penalises the spikes of each time step, which gradient='implicit' has no "

@@ -452,6 +452,19 @@ class Own(torch.nn.Module):
         return {"logits": z.mean(1), "timestep_logits": z}
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"spike_weight": 0.1}, "a network without a config sends none"),
+        ({"collapsed": True}, "Own has no config"),
+    ],
+    ids=str,
+)
+def test_what_is_for_our_own_models_alone_is_refused(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        SpikingTrainer(Own(), make_args(tmp_path, **options), train_dataset=make_data()).train()
+
+
 @pytest.mark.parametrize("loss", ["tmc", "trt"])
 def test_a_network_of_another_library_learns_and_is_evaluated_at_each_step(loss, tmp_path):
     data, model = make_data(), Own()
@@ -472,6 +485,10 @@ def test_a_network_of_another_library_learns_and_is_evaluated_at_each_step(loss,
     right = (logits[:, :3].mean(1).argmax(-1) == torch.tensor(data["labels"][:])).float().mean()
     assert after["eval_accuracy_t3"] == pytest.approx(right.item())
     trainer.save_model()
+    with pytest.raises(
+        ValueError, match="a model card is of a transformers model, which Own is not"
+    ):
+        trainer.create_model_card()
 
 
 def test_the_penalty_of_a_network_of_another_library_is_over_its_own_steps(tmp_path):
