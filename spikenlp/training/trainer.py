@@ -216,14 +216,15 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         return self.compute_loss_func is not None
 
     def add_to_log(self, name: str, value: torch.Tensor) -> None:
-        """Adds the mean of `value` since the last log to what the Trainer logs next."""
+        """Adds the mean of `value` since the last log, over all processes, to what the Trainer logs next."""
         total, count = self._to_log.get(name, (0, 0))
         self._to_log[name] = total + value.detach().float(), count + 1
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
             for name, (total, count) in self._to_log.items():
-                logs[name] = total.item() / count
+                of_all: Any = self.accelerator.reduce(total / count, reduction="mean")
+                logs[name] = of_all.item()
             self._to_log = {}
         super().log(logs, *args, **kwargs)
 

@@ -92,6 +92,11 @@ def test_thetas_are_at_their_bound_by_the_odds_of_their_scope(two):
 
 
 @pytest.mark.slow
+def test_what_is_logged_is_the_mean_over_the_processes(two):
+    assert [results["logged"] for results in two] == [4.0, 4.0]
+
+
+@pytest.mark.slow
 def test_each_epoch_shows_every_row_to_one_process(two):
     epochs = [a + b for a, b in zip(two[0]["rows"], two[1]["rows"], strict=True)]
     assert [sorted(rows) for rows in epochs] == [list(range(32))] * 3

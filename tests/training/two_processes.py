@@ -155,6 +155,15 @@ def rows_of_epochs(folder, epochs):
     return [seen[each * i : each * (i + 1)] for i in range(epochs)]
 
 
+def logged(folder, rank):
+    """The mean that is logged, of two values in the first process and one in the second."""
+    trainer = SpikingTrainer(make_model(), make_args(folder), train_dataset=make_data())
+    for value in ((1.0, 3.0), (6.0,))[rank]:
+        trainer.add_to_log("spikes_per_neuron", torch.tensor(value))
+    trainer.log({"loss": 0.0})
+    return trainer.state.log_history[-1]["spikes_per_neuron"]
+
+
 def main(folder):
     results = {"gradients": gradients(folder, 2)}
     rank = dist.get_rank()
@@ -162,6 +171,7 @@ def main(folder):
         odds: gradient_of_unequal_batches(UNEQUAL, rank, odds) for odds in (True, False)
     }
     results["at_bound"] = at_bound(rank)
+    results["logged"] = logged(folder, rank)
     results["rows"] = rows_of_epochs(folder, epochs=3)
     results["terminated"] = terminated_and_resumed(folder)
     results["world_size"] = dist.get_world_size()
