@@ -348,7 +348,7 @@ def check_penalty(config: Any, args: SpikingTrainingArguments) -> None:
 
 def check_tokenizer_fits(model: nn.Module, tokenizer: Any) -> None:
     """Raises ValueError where a tokenizer has ids that the model's embedding has no row for."""
-    if tokenizer is None or not hasattr(tokenizer, "__len__"):
+    if not hasattr(tokenizer, "__len__") or not hasattr(model, "get_input_embeddings"):
         return
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
