@@ -146,7 +146,8 @@ class SpikeMonitor:
     def spikes_per_neuron(self) -> float:
         """Spikes per neuron and inference over all layers, where a channel is a neuron at each of its
         real positions."""
-        return float(self.rate_by_step.sum())
+        spikes = sum(int((c.positive + c.negative).sum()) for c in self.layers.values())
+        return spikes / self.neurons
 
     @property
     def neurons(self) -> int:
