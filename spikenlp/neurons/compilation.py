@@ -45,10 +45,11 @@ def run_compiled(
     """`function(first, *rest, **static)`, compiled where the first tensor is large enough to gain.
     Dtypes are the loop's own: autocast, which would not stack a bfloat16 state in float16, is off in it.
 
-    The first tensor is [T, ...]; `loop_steps` is how often `function` loops, 1 without a loop; `static` holds
-    the Python values (flags, dtypes) that it is specialised for. Batch and sequence lengths stay symbolic: they cause no recompilation, but for a
-    length of 1 (the first token alone) and under `torch.inference_mode`, which are one more each. A call
-    for which Dynamo would keep more versions of one loop than it does runs eagerly.
+    The first tensor is [T, ...]; `loop_steps` is how often `function` loops, 1 without a loop; `static`
+    holds the Python values (flags, dtypes) that it is specialised for. Batch and sequence lengths stay
+    symbolic: they cause no recompilation, but for a length of 1 (the first token alone) and under
+    `torch.inference_mode`, which are one more each. A call for which Dynamo would keep more versions of
+    one loop than it does runs eagerly.
     """
     with torch.autocast(first.device.type, enabled=False):
         return _run(function, first, *rest, loop_steps=loop_steps, **static)
