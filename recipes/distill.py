@@ -31,7 +31,6 @@ error. results.json holds dev metrics by time step, spikes and energy after each
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -39,28 +38,18 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import distill_phases
 import transformers
-import yaml
-from common import base_model, parse_arguments, prepare
+from common import is_score, parse_arguments, prepare
 from corpus import CorpusArguments
-from evaluation import (
-    dense_trainer,
-    ensemble_scores,
-    evaluate,
-    fine_tune_dense,
-    float32_scores,
-    spending,
-)
+from evaluation import dense_trainer, ensemble_scores, evaluate, float32_scores, spending
 from phases import (
-    OF_TRAINING,
     CollapsedArguments,
+    Job,
     PhaseArguments,
-    Phases,
     RepresentationArguments,
     finish,
     listed,
-    names_of,
-    summary,
 )
 from student import (
     CALIBRATION_BATCH,
@@ -71,43 +60,29 @@ from student import (
     dense_config,
     load,
 )
-from task_data import DataArguments, Inputs, calibration_batches, load_inputs, load_task_data
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    BertForSequenceClassification,
-    PreTrainedModel,
-)
+from task_data import DataArguments, Inputs, load_inputs, load_task_data
+from transformers import AutoConfig, BertForSequenceClassification, PreTrainedModel
 
-from spikenlp import (
-    SpikingBertForSequenceClassification,
-    SpikingTrainer,
-    watchdogs,
-)
-from spikenlp.data import pack
+from spikenlp import SpikingTrainer, watchdogs
 from spikenlp.models.modes import collapsed
-from spikenlp.models.spiking_bert.reconstruction import reconstruct
-from spikenlp.training.distillation import (
-    DistillationArguments,
-    DistillationTrainer,
-    check_shapes,
-    check_teacher,
-)
-from spikenlp.training.publishing import CONFIG_FIELDS
+from spikenlp.training.distillation import DistillationArguments, DistillationTrainer, check_shapes
 from spikenlp.training.trainer import check_penalty
 
-STUDENTS = (
-    *("converted", "general", "internal"),
-    *("collapsed", "reconstructed", "unrolled"),
+KINDS = (
+    distill_phases.Teacher,
+    distill_phases.Converted,
+    distill_phases.General,
+    distill_phases.Internal,
+    distill_phases.Collapsed,
+    distill_phases.Reconstructed,
+    distill_phases.Unrolled,
+    distill_phases.Rival,
 )
-PHASES = ("teacher", *STUDENTS, "rival")
+PHASES = tuple(kind.name for kind in KINDS)
+STUDENTS = tuple(kind.name for kind in KINDS if kind.makes_student)
 USUAL_PHASES = ("teacher", "converted", "collapsed", "unrolled")
-LEARN_ANSWERS = ("collapsed", "unrolled", "rival")
-"""The phases that learn a teacher's answers."""
 COLLAPSED_TIMESTEPS = "random"
 """The usual way of the phase collapsed: docs/distillation.md has what it does to each step."""
-NOT_OF_RIVAL = ("label_smoothing_factor", "spike_weight", "spike_target", "attention_weight")
-"""Training options that are 0 for a dense student."""
 
 
 @dataclass
@@ -139,7 +114,7 @@ class PipelineArguments(
     rival_steps: int = field(default=1500, metadata={"help": "Of the phase rival."})
 
 
-class Pipeline(Phases):
+class Distillation(Job):
     """The phases on one task.
 
     Raises:
@@ -147,7 +122,7 @@ class Pipeline(Phases):
             another order.
     """
 
-    names, students = PHASES, STUDENTS
+    kinds = KINDS
     recorded = (
         "learning_rate",
         "neuron_learning_rate",
@@ -169,9 +144,9 @@ class Pipeline(Phases):
         inputs: Inputs,
         corpus: datasets.DatasetDict | None,
     ):
-        chosen = [p for p in PHASES if p in options.phases or (p == "teacher" and options.teacher)]
-        super().__init__(options, args, chosen, [data_args, corpus_args])
-        self.data_args = data_args
+        chosen = {*options.phases, "teacher"} if options.teacher else set(options.phases)
+        super().__init__(options, args, chosen, [data_args])
+        self.data_args, self.corpus_args = data_args, corpus_args
         self.inputs, self.corpus = inputs, corpus
         self.teacher_path = Path(options.teacher or self.root / "teacher")
         dense_config(options.model_name_or_path)
@@ -179,10 +154,11 @@ class Pipeline(Phases):
         if options.teacher:
             self.check_source(options.teacher)
         config = options.student_config(options.phases)
-        for phase in chosen:
-            check_penalty(config, self.arguments(phase))
-        learning = [p for p in chosen if p in LEARN_ANSWERS and self.arguments(p).logit_weight]
-        if options.further_teachers and not learning:
+        for phase in self.chosen:
+            check_penalty(config, phase.arguments())
+        taught = [p for p in self.chosen if isinstance(p, distill_phases.Taught)]
+        answering = [p for p in taught if p.learns_answers and p.arguments().logit_weight]
+        if options.further_teachers and not answering:
             raise ValueError(
                 "--further_teachers is for the phases collapsed, unrolled and rival, and for --logit_weight "
                 "above 0: leave it out"
@@ -190,170 +166,13 @@ class Pipeline(Phases):
         self.further_teachers = [self.load_teacher(path) for path in options.further_teachers]
         if options.student:
             self.check_source(options.student, spiking_too="rival" not in chosen)
-        self.check_shapes()
+        self.check_shapes(taught)
 
     def source(self) -> str | Path:
         """What the student is converted from."""
-        before_general = self.options.model_name_or_path if "general" in self.chosen else None
+        general = "general" in self.options.phases
+        before_general = self.options.model_name_or_path if general else None
         return self.options.student or before_general or self.teacher_path
-
-    def start_name(self, phase: str) -> str | None:
-        if phase in ("converted", "rival"):
-            source = self.source()
-            return "teacher" if source == self.root / "teacher" else str(source)
-        return super().start_name(phase)
-
-    def models(self, phase: str) -> dict[str, str | Path]:
-        dense = str(self.options.model_name_or_path)
-        if phase == "teacher":
-            return {"start": self.options.teacher or dense}
-        if phase == "converted":
-            return {"start": self.source()}
-        if phase == "reconstructed":
-            return super().models(phase)
-        teacher = dense if phase == "general" else self.teacher_path
-        further = self.options.further_teachers if phase in LEARN_ANSWERS else []
-        named = {f"further teacher {i}": path for i, path in enumerate(further, 1)}
-        start = {"start": self.source()} if phase == "rival" else super().models(phase)
-        return {**start, "teacher": teacher, **named}
-
-    def changed(self, phase: str) -> dict[str, Any]:
-        options, changed = self.options, super().changed(phase)
-        if phase == "teacher":
-            changed["learning_rate"] = options.teacher_learning_rate
-            changed |= {"num_train_epochs": options.teacher_epochs, "max_steps": -1}
-        elif phase in ("general", "internal"):
-            changed["logit_weight"] = 0.0
-            changed["max_steps"] = getattr(options, f"{phase}_steps")
-            for name in ("learning_rate", "attention_weight"):
-                changed[name] = getattr(options, f"{phase}_{name}")
-        elif phase == "rival":
-            changed |= {"collapsed": True, "max_steps": options.rival_steps}
-            changed |= {"learning_rate": options.rival_learning_rate}
-            changed |= dict.fromkeys(NOT_OF_RIVAL, 0.0)
-        if phase != "unrolled" and self.inputs.task.labels is None:
-            changed["temporal_loss"] = "tet"  # to evaluate with; TMC has no loss of a regression
-        return changed
-
-    def bearing(self, phase: str) -> set[str]:
-        if phase == "reconstructed":
-            chosen = {"start", "seed", "model_name_or_path", "tokenizer_name"}
-            return chosen | names_of(DataArguments) | {"reconstruction_batches"}
-        names = super().bearing(phase) | {"teacher"}
-        if phase == "rival":
-            names |= {"student", "logit_weight", "temperature", "hidden_weight", "teacher_layers"}
-            names |= OF_TRAINING - set(NOT_OF_RIVAL)
-        if phase == "teacher":
-            names = names - {"seed"} if self.options.teacher else names | OF_TRAINING
-        if phase == "converted":
-            names |= {"hidden_act"}
-        if phase in LEARN_ANSWERS:
-            names |= {"further_teachers"}
-        if phase in ("general", "internal"):
-            names -= {"temperature"}
-        return names - ({"teacher"} if phase == "general" else names_of(CorpusArguments))
-
-    def facts(self, phase: str) -> dict[str, Any]:
-        """Of the model that a phase left: what its card says beside the figures."""
-        known = {
-            **self.inputs.facts(),
-            "base_model": base_model(self.options.model_name_or_path),
-            "seed": self.args.seed,
-        }
-        if phase in STUDENTS:
-            config = AutoConfig.from_pretrained(self.root / phase)
-            known["config"] = {name: getattr(config, name) for name in CONFIG_FIELDS}
-            record = self.root / "teacher" / "results.json"
-            if record.exists():
-                known["dense"] = json.loads(record.read_text())["dense"]
-        return known
-
-    def run_teacher(self, folder: Path) -> dict[str, Any]:
-        args, inputs, given = self.arguments("teacher"), self.inputs, self.options.teacher
-        if given:
-            self.announce("teacher", given, "nothing")
-            trainer = dense_trainer(self.load_teacher(given), inputs, args)
-            return {"dense": evaluate(trainer, inputs, "dense")}
-        source = self.options.model_name_or_path
-        model, created, dropped = load(
-            BertForSequenceClassification, source, **inputs.label_fields()
-        )
-        self.announce("teacher", source, listed(created), listed(dropped))
-        rate, epochs = args.learning_rate, args.num_train_epochs
-        return {"dense": fine_tune_dense(model, inputs, args, folder, rate, epochs)}
-
-    def run_converted(self, folder: Path) -> dict[str, Any]:
-        options, source = self.options, self.source()
-        teacher = self.load_teacher(self.teacher_path)
-        self.check_source(source, spiking_too=True)
-        batches = calibration_batches(self.inputs, options.calibration_batches, self.args.seed)
-        model, created, dropped = options.make_student(
-            SpikingBertForSequenceClassification,
-            BertForSequenceClassification,
-            source,
-            batches,
-            **self.inputs.label_fields(),
-        )
-        self.announce("converted", source, listed(created), listed(dropped))
-        check_teacher(model, teacher, self.args)
-        args = dataclasses.replace(self.arguments("converted"), hidden_weight=0.0)
-        trainer = self.trainer(model, args, teacher)
-        trainer.save_model()
-        return self.measure(trainer)
-
-    def run_reconstructed(self, folder: Path) -> dict[str, Any]:
-        start, args = self.start("reconstructed"), self.arguments("reconstructed")
-        model = SpikingBertForSequenceClassification.from_pretrained(start)
-        self.options.check_converted(start, model.config)
-        self.announce("reconstructed", start, "nothing; fits the weights to the spikes")
-        number = self.options.reconstruction_batches
-        batches = calibration_batches(self.inputs, number, args.seed)
-        reconstruct(model.to(args.device), batches, target="collapsed")
-        trainer = self.trainer(model, dataclasses.replace(args, hidden_weight=0.0))
-        trainer.save_model()
-        return self.measure(trainer)
-
-    def run_general(self, folder: Path) -> dict[str, Any]:
-        if self.corpus is None:
-            raise ValueError("the phase general needs text: --corpus_files or --corpus_dataset")
-        teacher = AutoModel.from_pretrained(
-            self.options.model_name_or_path, add_pooling_layer=False
-        )
-        text = pack(self.corpus["train"], self.inputs.tokenizer, self.data_args.max_seq_length)
-        return self.train("general", self.arguments("general"), teacher, text)
-
-    def run_internal(self, folder: Path) -> dict[str, Any]:
-        labels = {"label", "labels"} & set(self.inputs.train.column_names)
-        text = self.inputs.train.remove_columns(sorted(labels))
-        return self.train("internal", self.arguments("internal"), data=text)
-
-    def train(
-        self,
-        phase: str,
-        args: DistillationArguments,
-        teacher: PreTrainedModel | None = None,
-        data: datasets.Dataset | None = None,
-    ) -> dict[str, Any]:
-        start = self.start(phase)
-        model = SpikingBertForSequenceClassification.from_pretrained(start)
-        self.options.check_converted(start, model.config)
-        further = self.further_teachers if phase in LEARN_ANSWERS else []
-        trainer = self.trainer(model, args, teacher, data, further)
-        self.announce_training(phase, start, model)
-        training = self.fit(trainer)
-        training["temporal_loss"] = args.temporal_loss if phase == "unrolled" else None
-        return {**self.measure(trainer), "training": training, **self.measure_teachers(trainer)}
-
-    def run_rival(self, folder: Path) -> dict[str, Any]:
-        args, inputs, source = self.arguments("rival"), self.inputs, self.source()
-        model, created, dropped = load(
-            BertForSequenceClassification, source, **inputs.label_fields()
-        )
-        trainer = self.trainer(model, args, further_teachers=self.further_teachers)
-        self.announce("rival", source, listed(created), listed(dropped))
-        training = self.fit(trainer)
-        dense = evaluate(dense_trainer(model, inputs, args), inputs, "dense")
-        return {"dense": dense, "training": training, **self.measure_teachers(trainer)}
 
     def trainer(
         self,
@@ -417,7 +236,7 @@ class Pipeline(Phases):
         self.check_tokenizer(path)
         check_labels(path, config, self.inputs.task)
 
-    def check_shapes(self) -> None:
+    def check_shapes(self, taught: Sequence[distill_phases.Taught]) -> None:
         """Raises ValueError where a student is too deep for its teacher, or has other heads."""
 
         def there(path: str | Path) -> str | Path:
@@ -428,30 +247,32 @@ class Pipeline(Phases):
         made = self.root / "converted"
         done = (made / "results.json").exists()
         student = AutoConfig.from_pretrained(made) if done else bert_config(there(self.source()))
-        for phase in self.chosen:
-            if phase in ("teacher", "converted", "reconstructed"):
-                continue
-            teacher = dense_config(there(self.models(phase)["teacher"]))
-            own = f"{phase}_attention_weight"
+        for phase in taught:
+            teacher = dense_config(there(phase.teacher()))
+            own = f"{phase.name}_attention_weight"
             option = own if hasattr(self.options, own) else "attention_weight"
-            check_shapes(student, teacher, self.arguments(phase), f"--{option}")
-
-    def check_options(self, phase: str) -> None:
-        super().check_options(phase)
-        converted = self.root / "converted" / "arguments.yaml"
-        if phase != "general" or self.options.student or not converted.exists():
-            return
-        done = (self.root / "general" / "results.json").exists()
-        if not done and yaml.safe_load(converted.read_text()).get("start") == "teacher":
-            raise ValueError(
-                f"{converted.parent} was converted from the fine-tuned teacher, but the phase general "
-                f"teaches what {self.options.model_name_or_path} knew before: delete it and run converted "
-                "and general together, or name with --student what the student starts from"
-            )
+            check_shapes(student, teacher, phase.arguments(), f"--{option}")
 
     def check_tokenizer(self, path: str | Path) -> None:
         known_as = self.options.tokenizer_name or self.options.model_name_or_path
         check_tokenizer(path, self.inputs.tokenizer, known_as)
+
+
+def summary(results: dict[str, Any]) -> str:
+    """One row a model: its main metrics at the last step, and step by step; spikes and energy."""
+    lines = []
+    for phase, found in results.items():
+        for name in ("dense", "teachers", "collapsed", "spiking", "spiking_float32"):
+            metrics = found.get(name, {})
+            for key in filter(is_score, metrics):
+                steps = [v for k, v in metrics.items() if k.startswith(f"{key}_t")]
+                by_step = " / ".join(f"{100 * v:.1f}" for v in steps)
+                label = f"{phase}: {name.replace('_', ', ')}"
+                lines.append(f"{label:28} {key:21} {100 * metrics[key]:5.1f}  {by_step}")
+        if "spikes_per_neuron" in found:
+            spikes = found["spikes_per_neuron"]
+            lines.append(f"{phase + ': spikes':28} {spikes:.2f} per neuron and inference")
+    return "\n".join(lines)
 
 
 def distill(argv: list[str]) -> dict[str, Any]:
@@ -465,16 +286,17 @@ def distill(argv: list[str]) -> dict[str, Any]:
     prepare(args)
     with args.main_process_first(desc="data"):
         inputs = load_inputs(options, data_args, *load_task_data(data_args))
-    unrolled = "unrolled" in options.phases
-    if unrolled and inputs.task.labels is None and args.temporal_loss == "tmc":
-        raise ValueError(
-            f"{inputs.task.name} is a regression, which has no confidence for TMC to calibrate: use "
-            "--temporal_loss sdt or tet"
-        )
+    if inputs.task.labels is None and args.temporal_loss == "tmc":
+        if "unrolled" in options.phases:
+            raise ValueError(
+                f"{inputs.task.name} is a regression, which has no confidence for TMC to calibrate: use "
+                "--temporal_loss sdt or tet"
+            )
+        args = dataclasses.replace(args, temporal_loss="tet")  # to evaluate with
     corpus = corpus_args.load_corpus()[0] if "general" in options.phases else None
-    phases = Pipeline(options, data_args, corpus_args, args, inputs, corpus).run()
-    record = {"task": inputs.task.name, "data": inputs.source, **phases}
-    return finish(args, record, summary(phases))
+    found = Distillation(options, data_args, corpus_args, args, inputs, corpus).run()
+    record = {"task": inputs.task.name, "data": inputs.source, **found}
+    return finish(args, record, summary(found))
 
 
 def main() -> None:

@@ -34,11 +34,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import phases
 import torch
 import transformers
 from common import base_model, parse_arguments, prepare
 from corpus import CorpusArguments
-from phases import CollapsedArguments, PhaseArguments, Phases, finish
+from phases import CollapsedArguments, Job, PhaseArguments, finish
 from student import CALIBRATION_BATCH, StudentArguments, check_tokenizer
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, BertModel, DataCollatorWithPadding
@@ -58,9 +59,108 @@ from spikenlp.metrics import accuracy_at, nearest, recall_at, similarity_correla
 from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
 from spikenlp.training import EmbeddingDistillationArguments, EmbeddingDistillationTrainer
 
-PHASES = ("dense", "converted", "collapsed", "unrolled")
 ENERGY_SAMPLES = 32
 EVALUATED = ("stsb", "qqp")
+
+
+class Dense(phases.Phase):
+    """Evaluates the dense encoder."""
+
+    name = "dense"
+    makes_student = False
+    job: EncoderDistillation
+
+    def source(self) -> str | Path:
+        return self.job.dense
+
+    def run(self) -> dict[str, Any]:
+        job = self.job
+        self.announce("nothing")
+        teacher, device = job.load_teacher().to(job.args.device), job.args.device
+
+        def embed(batch: dict[str, Tensor]) -> Tensor:
+            inputs = {k: v.to(device) for k, v in batch.items()}
+            return mean_pool(teacher(**inputs).last_hidden_state, inputs["attention_mask"])[:, None]
+
+        with job.precision(), torch.no_grad():
+            embeddings = embed_in_batches(
+                embed,
+                job.tokenizer,
+                job.evaluation.sentences,
+                job.modules["max_seq_length"],
+                job.args.per_device_eval_batch_size,
+            )
+        return job.evaluation.measure(embeddings)
+
+
+class Converted(phases.Converted):
+    job: EncoderDistillation
+
+    def source(self) -> str | Path:
+        return self.job.options.student or self.job.dense
+
+    def run(self) -> dict[str, Any]:
+        job, options = self.job, self.job.options
+        anew = options.student is None or options.spikes_otherwise(options.student)
+        self.announce(options.created() if anew else "nothing")
+        fields = options.spiking_fields()
+        sentences = job.text[: CALIBRATION_BATCH * options.calibration_batches]
+        if options.student is None:
+            encoder = SentenceEncoder.from_dense(
+                job.dense, calibration=sentences, reconstruct=options.reconstruct, **fields
+            )
+        else:
+            options.check_reconstruct(f"{options.student} is spiking")
+            check_tokenizer(options.student, job.tokenizer, job.dense)
+            encoder = SentenceEncoder.from_pretrained(options.student, **fields)
+            if anew:
+                batches = tokenize(
+                    job.tokenizer, sentences, job.text_args.max_seq_length, CALIBRATION_BATCH
+                )
+                calibrate(encoder.model, batches)
+        if job.args.process_index == 0:
+            encoder.save_pretrained(self.folder)
+        return job.measure(encoder.model)
+
+
+class Taught(phases.Training):
+    """Trains the student towards the dense encoder."""
+
+    job: EncoderDistillation
+
+    def models(self) -> dict[str, str | Path]:
+        return {**super().models(), "teacher": self.job.dense}
+
+    def run(self) -> dict[str, Any]:
+        job, args = self.job, self.arguments()
+        self.announce("nothing")
+        model = AutoModel.from_pretrained(self.source())
+        trainer = EmbeddingDistillationTrainer(
+            model,
+            args,
+            teacher=job.load_teacher(),
+            callbacks=watchdogs(model, args),
+            train_dataset=job.tokenised(),
+            data_collator=DataCollatorWithPadding(job.tokenizer, pad_to_multiple_of=8),
+            processing_class=job.tokenizer,
+        )
+        training = self.fit(trainer)
+        training["sentences"] = len(trainer.train_dataset)
+        if args.process_index == 0:
+            job.encoder(model).save_modules(str(self.folder))
+        return {**job.measure(model), "training": training}
+
+
+class Collapsed(Taught, phases.Collapsed):
+    pass
+
+
+class Unrolled(Taught, phases.Unrolled):
+    pass
+
+
+KINDS = (Dense, Converted, Collapsed, Unrolled)
+PHASES = tuple(kind.name for kind in KINDS)
 
 
 @dataclass
@@ -186,10 +286,10 @@ class Evaluation:
         }
 
 
-class Pipeline(Phases):
+class EncoderDistillation(Job):
     """The phases of one encoder."""
 
-    names, students = PHASES, PHASES[1:]
+    kinds = KINDS
     recorded = (
         "learning_rate",
         "neuron_learning_rate",
@@ -215,68 +315,6 @@ class Pipeline(Phases):
         self.dense = str(options.model_name_or_path)
         self.modules = read_modules(self.dense)
         self.tokenizer = AutoTokenizer.from_pretrained(self.dense)
-
-    def run_dense(self, folder: Path) -> dict[str, Any]:
-        self.announce("dense", self.dense, "nothing")
-        teacher = self.load_teacher().to(self.args.device)
-
-        def embed(batch: dict[str, Tensor]) -> Tensor:
-            inputs = {k: v.to(self.args.device) for k, v in batch.items()}
-            return mean_pool(teacher(**inputs).last_hidden_state, inputs["attention_mask"])[:, None]
-
-        with self.precision(), torch.no_grad():
-            embeddings = embed_in_batches(
-                embed,
-                self.tokenizer,
-                self.evaluation.sentences,
-                self.modules["max_seq_length"],
-                self.args.per_device_eval_batch_size,
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        return self.evaluation.measure(embeddings)
-
-    def run_converted(self, folder: Path) -> dict[str, Any]:
-        options = self.options
-        anew = options.student is None or options.spikes_otherwise(options.student)
-        created = options.created() if anew else "nothing"
-        self.announce("converted", options.student or self.dense, created)
-        fields = options.spiking_fields()
-        sentences = self.text[: CALIBRATION_BATCH * options.calibration_batches]
-        if options.student is None:
-            encoder = SentenceEncoder.from_dense(
-                self.dense, calibration=sentences, reconstruct=options.reconstruct, **fields
-            )
-        else:
-            options.check_reconstruct(f"{options.student} is spiking")
-            check_tokenizer(options.student, self.tokenizer, self.dense)
-            encoder = SentenceEncoder.from_pretrained(options.student, **fields)
-            if anew:
-                batches = tokenize(
-                    self.tokenizer, sentences, self.text_args.max_seq_length, CALIBRATION_BATCH
-                )
-                calibrate(encoder.model, batches)
-        if self.args.process_index == 0:
-            encoder.save_pretrained(folder)
-        return self.measure(encoder.model)
-
-    def train(self, phase: str, args: EmbeddingDistillationArguments) -> dict[str, Any]:
-        start = self.start(phase)
-        self.announce(phase, start, "nothing")
-        model = AutoModel.from_pretrained(start)
-        trainer = EmbeddingDistillationTrainer(
-            model,
-            args,
-            teacher=self.load_teacher(),
-            callbacks=watchdogs(model, args),
-            train_dataset=self.tokenised(),
-            data_collator=DataCollatorWithPadding(self.tokenizer, pad_to_multiple_of=8),
-            processing_class=self.tokenizer,
-        )
-        training = self.fit(trainer)
-        training["sentences"] = len(trainer.train_dataset)
-        if args.process_index == 0:
-            self.encoder(model).save_modules(str(args.output_dir))
-        return {**self.measure(model), "training": training}
 
     def measure(self, model: SpikingBertModel) -> dict[str, Any]:
         """Figures by step, spikes and energy by step, and anytime ranking."""
@@ -370,15 +408,15 @@ def distill_encoder(argv: list[str]) -> dict[str, Any]:
     with args.main_process_first(desc="data"):
         evaluation = Evaluation(text_args.data_dir, text_args.max_eval_samples)
         text = training_text(text_args, evaluation, args.seed)
-    phases = Pipeline(options, text_args, args, text, evaluation).run()
+    found = EncoderDistillation(options, text_args, args, text, evaluation).run()
     record = {
         "base_model": base_model(options.model_name_or_path),
         "text": {"tasks": text_args.text_tasks, "sentences": len(text)},
         "seed": args.seed,
         "config": options.spiking_fields(),
-        **phases,
+        **found,
     }
-    return finish(args, record, summary(phases))
+    return finish(args, record, summary(found))
 
 
 def main() -> None:

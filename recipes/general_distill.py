@@ -31,11 +31,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import phases
 import torch
 import transformers
 from common import base_model, parse_arguments, prepare
 from corpus import BlockArguments, in_batches
-from phases import OF_TEMPORAL_LOSS, CollapsedArguments, PhaseArguments, Phases, finish, listed
+from phases import OF_TEMPORAL_LOSS, CollapsedArguments, Job, PhaseArguments, finish, listed
 from student import (
     CALIBRATION_BATCH,
     ConversionArguments,
@@ -55,11 +56,75 @@ from spikenlp.training import DistillationArguments, DistillationTrainer
 from spikenlp.training.distillation import check_shapes
 from spikenlp.training.trainer import check_penalty, check_tokenizer_fits
 
-PHASES = ("converted", "collapsed", "unrolled")
 ENERGY_BLOCKS = 8
 USELESS = OF_TEMPORAL_LOSS | {"logit_weight", "temperature", "label_smoothing_factor"}
 """Options of `DistillationArguments` that bear on answers, which raw text has none of."""
 USUAL: dict[str, Any] = {"logit_weight": 0.0, "attention_weight": 1.0, "temporal_loss": "sdt"}
+
+
+class Converted(phases.Converted):
+    job: GeneralDistillation
+
+    def source(self) -> str | Path:
+        return self.job.source
+
+    def bearing(self) -> set[str]:
+        return super().bearing() - USELESS | {"hidden_act"}
+
+    def run(self) -> dict[str, Any]:
+        job, options = self.job, self.job.options
+        blocks = job.blocks["train"]
+        count = min(options.calibration_batches * CALIBRATION_BATCH, len(blocks))
+        batches = in_batches(blocks.select(range(count)), job.collator, CALIBRATION_BATCH)
+        model, created, dropped = options.make_student(
+            SpikingBertModel, BertModel, self.source(), batches
+        )
+        self.announce(listed(created), listed(dropped))
+        if job.args.process_index == 0:
+            model.save_pretrained(self.folder)
+            job.tokenizer.save_pretrained(self.folder)
+        return job.measure(model)
+
+
+class Taught(phases.Training):
+    """Trains the student towards the dense encoder."""
+
+    job: GeneralDistillation
+
+    def models(self) -> dict[str, str | Path]:
+        return {**super().models(), "teacher": self.job.dense}
+
+    def bearing(self) -> set[str]:
+        return super().bearing() - USELESS
+
+    def run(self) -> dict[str, Any]:
+        job, args = self.job, self.arguments()
+        model = SpikingBertModel.from_pretrained(self.source())
+        job.options.check_converted(Path(self.source()), model.config)
+        trainer = DistillationTrainer(
+            model,
+            args,
+            teacher=job.teacher,
+            train_dataset=job.blocks["train"],
+            data_collator=job.collator,
+            processing_class=job.tokenizer,
+            callbacks=watchdogs(model, args),
+        )
+        self.announce_training(model)
+        training = self.fit(trainer)
+        return {**job.measure(model), "training": training}
+
+
+class Collapsed(Taught, phases.Collapsed):
+    pass
+
+
+class Unrolled(Taught, phases.Unrolled):
+    pass
+
+
+KINDS = (Converted, Collapsed, Unrolled)
+PHASES = tuple(kind.name for kind in KINDS)
 
 
 @dataclass
@@ -70,7 +135,7 @@ class GeneralArguments(ConversionArguments, CollapsedArguments, PhaseArguments):
     )
 
 
-class Pipeline(Phases):
+class GeneralDistillation(Job):
     """The phases of one encoder.
 
     Raises:
@@ -78,7 +143,7 @@ class Pipeline(Phases):
             has other heads.
     """
 
-    names, students = PHASES, PHASES
+    kinds = KINDS
     recorded = (
         "learning_rate",
         "neuron_learning_rate",
@@ -108,53 +173,11 @@ class Pipeline(Phases):
         self.blocks = blocks.remove_columns("special_tokens_mask")
         self.collator = DataCollatorWithPadding(self.tokenizer, pad_to_multiple_of=8)
         config = options.student_config(options.phases)
-        for phase in options.phases:
-            check_penalty(config, self.arguments(phase))
+        for phase in self.chosen:
+            check_penalty(config, phase.arguments())
         if options.student:
             check_tokenizer(options.student, tokenizer, options.tokenizer_name or self.dense)
         check_shapes(bert_config(self.source), dense_config(self.dense), args, "--attention_weight")
-
-    def start_name(self, phase: str) -> str | None:
-        return self.source if phase == "converted" else super().start_name(phase)
-
-    def models(self, phase: str) -> dict[str, str | Path]:
-        start = self.source if phase == "converted" else self.start(phase)
-        return {"start": start} | ({} if phase == "converted" else {"teacher": self.dense})
-
-    def bearing(self, phase: str) -> set[str]:
-        return super().bearing(phase) - USELESS | (
-            {"hidden_act"} if phase == "converted" else set()
-        )
-
-    def run_converted(self, folder: Path) -> dict[str, Any]:
-        count = min(self.options.calibration_batches * CALIBRATION_BATCH, len(self.blocks["train"]))
-        rows = self.blocks["train"].select(range(count))
-        batches = in_batches(rows, self.collator, CALIBRATION_BATCH)
-        model, created, dropped = self.options.make_student(
-            SpikingBertModel, BertModel, self.source, batches
-        )
-        self.announce("converted", self.source, listed(created), listed(dropped))
-        if self.args.process_index == 0:
-            model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-        return self.measure(model)
-
-    def train(self, phase: str, args: DistillationArguments) -> dict[str, Any]:
-        start = self.start(phase)
-        model = SpikingBertModel.from_pretrained(start)
-        self.options.check_converted(start, model.config)
-        trainer = DistillationTrainer(
-            model,
-            args,
-            teacher=self.teacher,
-            train_dataset=self.blocks["train"],
-            data_collator=self.collator,
-            processing_class=self.tokenizer,
-            callbacks=watchdogs(model, args),
-        )
-        self.announce_training(phase, start, model)
-        training = self.fit(trainer)
-        return {**self.measure(model), "training": training}
 
     def measure(self, model: SpikingBertModel) -> dict[str, Any]:
         """Alignment with the teacher on the validation blocks, spikes and energy by step."""
@@ -231,16 +254,16 @@ def distill_general(argv: list[str]) -> dict[str, Any]:
         corpus, source = text_args.load_corpus()
         tokenizer = options.load_tokenizer(corpus["train"]["text"])
         blocks = text_args.pack(corpus, tokenizer)
-    phases = Pipeline(options, text_args, args, blocks, tokenizer).run()
+    found = GeneralDistillation(options, text_args, args, blocks, tokenizer).run()
     record = {
         "base_model": base_model(options.model_name_or_path),
         "student": base_model(options.student),
         "text": source,
         "blocks": {name: len(split) for name, split in blocks.items()},
         "config": options.spiking_fields(),
-        **phases,
+        **found,
     }
-    return finish(args, record, summary(phases))
+    return finish(args, record, summary(found))
 
 
 def main() -> None:

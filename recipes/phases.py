@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +15,6 @@ from common import (
     STEPS,
     all_options,
     check_same_options,
-    is_score,
     weights_digest,
     write_text,
 )
@@ -110,193 +109,135 @@ class PhaseArguments:
         return found
 
 
-class Phases:
-    """Runs the methods `run_NAME(folder)` of the phases that are `chosen`, in the order of `names`.
+class Phase:
+    """One phase of a job: what its model is made of, which options bear on it, what it does.
 
-    A phase leaves its model, in results.json what its method returned, and in arguments.yaml its options in
-    its folder. One that is done is not repeated. Each begins with the seed set, whatever ran before it. A
-    subclass says in `train(phase, args)` how a student is trained.
-
-    Args:
-        further: other options that bear on the phases, such as those of the data.
+    It leaves its model, in results.json what `run` returned, and in arguments.yaml its options in a folder
+    of its own.
     """
 
-    names: ClassVar[tuple[str, ...]]
-    students: ClassVar[tuple[str, ...]]
-    """The phases that leave a student for the next one."""
-    recorded: ClassVar[tuple[str, ...]]
-    """Training arguments that the record of a phase holds."""
+    name: ClassVar[str]
+    makes_student: ClassVar[bool] = True
+    """Whether a later phase goes on from its model."""
 
-    def __init__(
-        self,
-        options: Any,
-        args: DistillationArguments,
-        chosen: Sequence[str],
-        further: Sequence[Any] = (),
-    ):
-        assert args.output_dir is not None  # TrainingArguments fills it in
-        self.options, self.args, self.chosen, self.further = options, args, chosen, further
-        self.root = Path(args.output_dir)
-        self.own = options.by_phase(type(args))
+    def __init__(self, job: Job):
+        self.job = job
+        self.folder = job.root / self.name
 
     def run(self) -> dict[str, Any]:
-        """What each phase found, in this call or an earlier one.
+        raise NotImplementedError
+
+    def source(self) -> str | Path:
+        """What its model is made of: the folder of the last phase before it that left a student, or is to
+        leave one.
 
         Raises:
-            ValueError: a chosen phase that is done, or has a checkpoint, was given other options, or came
-                from other weights than there are now; a phase that needs a student comes before all
-                that make one; `phase_options` that do nothing.
+            ValueError: there is none.
         """
-        self.check_phase_options()
-        for phase in self.chosen:
-            self.check_options(phase)
-        found: dict[str, Any] = {}
-        for phase in self.names:
-            record = self.root / phase / "results.json"
-            if phase in self.chosen:
-                self.check_weights(phase)
-            if record.exists():
-                found[phase] = json.loads(record.read_text())
-            elif phase in self.chosen:
-                self.write_options(phase)
-                set_seed(self.args.seed)
-                found[phase] = getattr(self, f"run_{phase}")(self.root / phase)
-                found[phase] |= {**self.facts(phase), "run": run_record()}
-                if self.args.process_index == 0:
-                    write_text(record, json.dumps(found[phase], indent=1) + "\n")
-        return found
-
-    def facts(self, phase: str) -> dict[str, Any]:
-        """What the record of a phase says beside what was found."""
-        return {}
-
-    def start(self, phase: str) -> Path:
-        """The folder of the last phase before `phase` that left a student, or is to leave one."""
-        earlier = self.students[: self.students.index(phase)]
-        for name in reversed(earlier):
-            if name in self.chosen or (self.root / name / "results.json").exists():
-                return self.root / name
+        phases = self.job.phases
+        earlier = [phase for phase in phases[: phases.index(self)] if phase.makes_student]
+        for phase in reversed(earlier):
+            if phase in self.job.chosen or phase.done:
+                return phase.folder
+        names = ", ".join(phase.name for phase in earlier)
         raise ValueError(
-            f"the phase {phase} needs a student, and none of the phases {', '.join(earlier)} was run "
-            f"in {self.root}: add converted to --phases"
+            f"the phase {self.name} needs a student, and none of the phases {names} was run "
+            f"in {self.job.root}: add converted to --phases"
         )
 
-    def start_name(self, phase: str) -> str | None:
-        return self.start(phase).name if phase in self.students[1:] else None
+    def models(self) -> dict[str, str | Path]:
+        """The models that bear on what it leaves."""
+        return {"start": self.source()}
 
-    def arguments(self, phase: str) -> DistillationArguments:
-        """The usual options as a phase takes them."""
-        return dataclasses.replace(self.args, **(self.changed(phase) | self.own.get(phase, {})))
+    def changed(self) -> dict[str, Any]:
+        """In what its training arguments differ from the usual ones."""
+        return {"output_dir": str(self.folder), "collapsed_timesteps": "fixed"}
 
-    def changed(self, phase: str) -> dict[str, Any]:
-        """In what a phase's options differ from the usual ones."""
-        changed: dict[str, Any] = {"output_dir": str(self.root / phase)}
-        if phase == "collapsed":
-            options = self.options
-            changed |= {
-                "collapsed": True,
-                "max_steps": options.collapsed_steps,
-                "learning_rate": options.collapsed_learning_rate,
-                "neuron_learning_rate": options.collapsed_neuron_learning_rate,
-                "label_smoothing_factor": 0.0,
-            }
-        else:
-            changed["collapsed_timesteps"] = "fixed"
-        if phase == "unrolled":
-            changed["collapsed"] = False
-        return changed
+    def arguments(self) -> DistillationArguments:
+        """The usual training arguments as it takes them."""
+        own = self.job.own.get(self.name, {})
+        return dataclasses.replace(self.job.args, **(self.changed() | own))
 
-    def bearing(self, phase: str) -> set[str]:
-        """Names of the options that bear on what a phase leaves."""
-        names = {"start", "seed", "model_name_or_path", "tokenizer_name"}
-        names |= {name for part in self.further for name in names_of(part)}
-        if phase == "converted":
-            names |= names_of(StudentArguments) | {"student"}
-        elif phase in self.students:
-            names |= OF_TRAINING | names_of(self.args) - names_of(TrainingArguments)
-            names -= {"teacher_cache_gb"}
-            if phase != "unrolled":
-                names -= OF_TEMPORAL_LOSS
-            unused = "label_smoothing_factor" if phase == "collapsed" else "collapsed_timesteps"
-            names -= {unused}
-        return names
+    def bearing(self) -> set[str]:
+        """Names of the options that bear on what it leaves."""
+        of_data = {name for part in self.job.further for name in names_of(part)}
+        return of_data | {"start", "seed", "model_name_or_path", "tokenizer_name"}
 
-    def models(self, phase: str) -> dict[str, str | Path]:
-        """The models that bear on what a phase leaves."""
-        return {"start": self.start(phase)} if phase in self.students[1:] else {}
+    def facts(self) -> dict[str, Any]:
+        """What its record says beside what was found."""
+        return {}
 
-    def weights(self, phase: str) -> dict[str, str]:
-        """Digests of the models of a phase, so far as they are in folders."""
-        digests = {name: weights_digest(path) for name, path in self.models(phase).items()}
+    @property
+    def record(self) -> Path:
+        return self.folder / "results.json"
+
+    @property
+    def done(self) -> bool:
+        return self.record.exists()
+
+    def parts(self) -> tuple[Any, ...]:
+        """All its options."""
+        source = Path(self.source())
+        start = Start(source.name if source.parent == self.job.root else str(source))
+        return start, self.job.options, *self.job.further, self.arguments()
+
+    def weights(self) -> dict[str, str]:
+        """Digests of its models, so far as they are in folders."""
+        digests = {name: weights_digest(path) for name, path in self.models().items()}
         return {name: digest for name, digest in digests.items() if digest is not None}
 
-    def parts(self, phase: str) -> tuple[Any, ...]:
-        start = Start(self.start_name(phase))
-        return start, self.options, *self.further, self.arguments(phase)
-
-    def taken_over(self, phase: str) -> bool:
-        """Whether a phase is done or goes on from a checkpoint, with a record to check it by."""
-        folder = self.root / phase
-        if self.args.process_index > 0 or not (folder / "arguments.yaml").exists():
+    def taken_over(self) -> bool:
+        """Whether it is done or goes on from a checkpoint, with a record to check it by."""
+        if self.job.args.process_index > 0 or not (self.folder / "arguments.yaml").exists():
             return False
-        return (folder / "results.json").exists() or last_checkpoint(str(folder)) is not None
+        return self.done or last_checkpoint(str(self.folder)) is not None
 
-    def check_weights(self, phase: str) -> None:
-        """Raises ValueError where `phase` came from other weights than there are now. Of what was run
-        before they were recorded it is not known."""
-        folder = self.root / phase
-        if not self.taken_over(phase):
+    def check_weights(self) -> None:
+        """Raises ValueError where it came from other weights than there are now. Of what was run before they
+        were recorded it is not known."""
+        if not self.taken_over():
             return
-        recorded = yaml.safe_load((folder / "arguments.yaml").read_text()).get("weights", {})
-        for name, digest in self.weights(phase).items():
+        recorded = yaml.safe_load((self.folder / "arguments.yaml").read_text()).get("weights", {})
+        for name, digest in self.weights().items():
             if recorded.get(name, digest) != digest:
                 raise ValueError(
-                    f"{folder} came from other weights of its {name}, {self.models(phase)[name]}, than "
+                    f"{self.folder} came from other weights of its {name}, {self.models()[name]}, than "
                     "there are now: delete it, and the folders of the phases that went on from it, to "
                     "run them again"
                 )
 
-    def check_options(self, phase: str) -> None:
-        """Raises ValueError where `phase` was run with other options; of one that goes on from a
-        checkpoint the number of steps may change."""
-        folder, parts = self.root / phase, self.parts(phase)
-        if not self.taken_over(phase):
+    def check_options(self) -> None:
+        """Raises ValueError where it was run with other options; where it goes on from a checkpoint the
+        number of steps may change."""
+        parts = self.parts()
+        if not self.taken_over():
             return
-        counting = self.bearing(phase)
-        if not (folder / "results.json").exists():
+        counting = self.bearing()
+        if not self.done:
             counting -= STEPS
-        elif parts[-1].max_steps > 0:
+        elif self.arguments().max_steps > 0:
             counting.discard("num_train_epochs")
-        check_same_options(folder, parts, ignored=all_options(parts).keys() - counting)
+        check_same_options(self.folder, parts, ignored=all_options(parts).keys() - counting)
 
-    def check_phase_options(self) -> None:
-        """Raises ValueError where one is for no phase, does nothing in it, has an option there already, or does
-        not change what is trained."""
-        for phase, own in self.own.items():
-            if phase not in self.names:
-                raise ValueError(f"--phase_options: {phase!r} is none of {', '.join(self.names)}")
-            changed = self.changed(phase).keys()
-            fixed = OF_TEMPORAL_LOSS | {"collapsed", "seed"} | changed
-            if changed & STEPS:
-                fixed |= STEPS
-            if refused := sorted(own.keys() - (self.bearing(phase) - fixed)):
-                raise ValueError(
-                    f"--phase_options {phase}.{refused[0]}: it does nothing in this phase, has an option of its "
-                    "own (see --help), or is one for the whole job"
-                )
+    def check_own_options(self) -> None:
+        """Raises ValueError where one of `phase_options` does nothing in it, has an option there already, or
+        does not change what is trained."""
+        changed = self.changed().keys()
+        fixed = OF_TEMPORAL_LOSS | {"collapsed", "seed"} | changed
+        if changed & STEPS:
+            fixed |= STEPS
+        given = self.job.own.get(self.name, {}).keys()
+        if refused := sorted(given - (self.bearing() - fixed)):
+            raise ValueError(
+                f"--phase_options {self.name}.{refused[0]}: it does nothing in this phase, has an option of its "
+                "own (see --help), or is one for the whole job"
+            )
 
-    def write_options(self, phase: str) -> None:
-        if self.args.process_index == 0:
-            folder = self.root / phase
-            folder.mkdir(parents=True, exist_ok=True)
-            record = {**all_options(self.parts(phase)), "weights": self.weights(phase)}
-            write_text(folder / "arguments.yaml", yaml.safe_dump(record))
-
-    def run_collapsed(self, folder: Path) -> dict[str, Any]:
-        return self.train("collapsed", self.arguments("collapsed"))
-
-    def run_unrolled(self, folder: Path) -> dict[str, Any]:
-        return self.train("unrolled", self.arguments("unrolled"))
+    def write_options(self) -> None:
+        if self.job.args.process_index == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            record = {**all_options(self.parts()), "weights": self.weights()}
+            write_text(self.folder / "arguments.yaml", yaml.safe_dump(record))
 
     def fit(self, trainer: SpikingTrainer) -> dict[str, Any]:
         """Trains on from the last checkpoint, if there is one, and saves; what the record says of it,
@@ -309,19 +250,132 @@ class Phases:
         return {
             "steps": trainer.state.global_step,
             "seconds": None if resume else trained.metrics["train_runtime"],
-            **{name: getattr(args, name) for name in self.recorded},
+            **{name: getattr(args, name) for name in self.job.recorded},
         }
 
-    def announce_training(self, phase: str, start: Path, model: PreTrainedModel) -> None:
+    def announce_training(self, model: PreTrainedModel) -> None:
         """Of a student whose trainer has made what it learns beside the student."""
         projections = getattr(model, PROJECTIONS, ())
         created = f"{len(projections)} projections of hidden states" if projections else "nothing"
         dropped = "the projections, when it ends" if projections else "nothing"
-        self.announce(phase, start, created, dropped)
+        self.announce(created, dropped)
 
-    def announce(self, phase: str, loaded: Any, created: str, dropped: str = "nothing") -> None:
-        if self.args.process_index == 0:
-            print(f"phase {phase}: loads {loaded}; creates {created}; drops {dropped}", flush=True)
+    def announce(self, created: str, dropped: str = "nothing") -> None:
+        if self.job.args.process_index == 0:
+            said = f"loads {self.source()}; creates {created}; drops {dropped}"
+            print(f"phase {self.name}: {said}", flush=True)
+
+
+class Converted(Phase):
+    """Makes the student."""
+
+    name = "converted"
+
+    def bearing(self) -> set[str]:
+        return super().bearing() | names_of(StudentArguments) | {"student"}
+
+
+class Training(Phase):
+    """Trains the student."""
+
+    def bearing(self) -> set[str]:
+        of_distillation = names_of(self.job.args) - names_of(TrainingArguments)
+        unused = OF_TEMPORAL_LOSS | {"teacher_cache_gb", "collapsed_timesteps"}
+        return super().bearing() | OF_TRAINING | of_distillation - unused
+
+
+class Collapsed(Training):
+    """Trains the student without the time loop."""
+
+    name = "collapsed"
+
+    def changed(self) -> dict[str, Any]:
+        options, changed = self.job.options, super().changed()
+        del changed["collapsed_timesteps"]
+        return changed | {
+            "collapsed": True,
+            "max_steps": options.collapsed_steps,
+            "learning_rate": options.collapsed_learning_rate,
+            "neuron_learning_rate": options.collapsed_neuron_learning_rate,
+            "label_smoothing_factor": 0.0,
+        }
+
+    def bearing(self) -> set[str]:
+        return super().bearing() - {"label_smoothing_factor"} | {"collapsed_timesteps"}
+
+
+class Unrolled(Training):
+    """Trains the student over its time steps."""
+
+    name = "unrolled"
+
+    def changed(self) -> dict[str, Any]:
+        return super().changed() | {"collapsed": False}
+
+    def bearing(self) -> set[str]:
+        return super().bearing() | OF_TEMPORAL_LOSS
+
+
+class Job:
+    """Runs those phases of `kinds` that are `chosen` by name, in that order.
+
+    One that is done is not repeated. Each begins with the seed set, whatever ran before it.
+
+    Args:
+        further: other options that bear on the phases, such as those of the data.
+    """
+
+    kinds: ClassVar[tuple[type[Phase], ...]]
+    recorded: ClassVar[tuple[str, ...]]
+    """Training arguments that the record of a phase holds."""
+
+    def __init__(
+        self,
+        options: Any,
+        args: DistillationArguments,
+        chosen: Collection[str],
+        further: Sequence[Any] = (),
+    ):
+        assert args.output_dir is not None  # TrainingArguments fills it in
+        self.options, self.args, self.further = options, args, further
+        self.root = Path(args.output_dir)
+        self.own = options.by_phase(type(args))
+        self.phases = [kind(self) for kind in self.kinds]
+        self.chosen = [phase for phase in self.phases if phase.name in chosen]
+
+    def run(self) -> dict[str, Any]:
+        """What each phase found, in this call or an earlier one.
+
+        Raises:
+            ValueError: a chosen phase that is done, or has a checkpoint, was given other options, or came
+                from other weights than there are now; a phase that needs a student comes before all
+                that make one; `phase_options` that do nothing.
+        """
+        self.check_phase_options()
+        for phase in self.chosen:
+            phase.check_options()
+        found: dict[str, Any] = {}
+        for phase in self.phases:
+            if phase in self.chosen:
+                phase.check_weights()
+            if phase.done:
+                found[phase.name] = json.loads(phase.record.read_text())
+            elif phase in self.chosen:
+                phase.write_options()
+                set_seed(self.args.seed)
+                found[phase.name] = {**phase.run(), **phase.facts(), "run": run_record()}
+                if self.args.process_index == 0:
+                    write_text(phase.record, json.dumps(found[phase.name], indent=1) + "\n")
+        return found
+
+    def check_phase_options(self) -> None:
+        """Raises ValueError where one of `phase_options` is for no phase, or not for that one."""
+        names = [phase.name for phase in self.phases]
+        for name in self.own:
+            if name not in names:
+                raise ValueError(f"--phase_options: {name!r} is none of {', '.join(names)}")
+        for phase in self.phases:
+            phase.check_own_options()
 
 
 def finish(args: DistillationArguments, record: dict[str, Any], printed: str) -> dict[str, Any]:
@@ -336,20 +390,3 @@ def finish(args: DistillationArguments, record: dict[str, Any], printed: str) ->
 
 def listed(names: list[str]) -> str:
     return ", ".join(names) or "nothing"
-
-
-def summary(results: dict[str, Any]) -> str:
-    """One row a model: its main metrics at the last step, and step by step; spikes and energy."""
-    lines = []
-    for phase, found in results.items():
-        for name in ("dense", "teachers", "collapsed", "spiking", "spiking_float32"):
-            metrics = found.get(name, {})
-            for key in filter(is_score, metrics):
-                steps = [v for k, v in metrics.items() if k.startswith(f"{key}_t")]
-                by_step = " / ".join(f"{100 * v:.1f}" for v in steps)
-                label = f"{phase}: {name.replace('_', ', ')}"
-                lines.append(f"{label:28} {key:21} {100 * metrics[key]:5.1f}  {by_step}")
-        if "spikes_per_neuron" in found:
-            spikes = found["spikes_per_neuron"]
-            lines.append(f"{phase + ': spikes':28} {spikes:.2f} per neuron and inference")
-    return "\n".join(lines)

@@ -39,10 +39,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "recipes"))
 
 import distill  # noqa: E402
+import phases  # noqa: E402
 import sweep_energy  # noqa: E402
 from common import parse_arguments  # noqa: E402
 from evaluation import float32_scores  # noqa: E402
-from phases import Phases  # noqa: E402
 from shrink import ShrinkArguments, shrink  # noqa: E402
 from student import load  # noqa: E402
 from task_data import (  # noqa: E402
@@ -107,25 +107,40 @@ def prepared(done, folder, *phases):
     return folder
 
 
-class Drawing(Phases):
-    """Phases that draw a number; the weights of the student are its time steps."""
+class Drawing(phases.Training):
+    """Draws a number; the weights of the student are its time steps."""
 
-    names = students = ("converted", "collapsed", "unrolled")
+    def run(self):
+        shutil.copy(self.source() / WEIGHTS, self.folder)
+        return {"drawn": torch.rand(()).item(), "rate": self.arguments().learning_rate}
 
-    def run_converted(self, folder):
-        save_file({"t": torch.tensor(self.options.num_timesteps or 0)}, folder / WEIGHTS)
+
+class DrawingConverted(phases.Converted):
+    def source(self):
+        return self.job.options.model_name_or_path
+
+    def run(self):
+        save_file({"t": torch.tensor(self.job.options.num_timesteps or 0)}, self.folder / WEIGHTS)
         return {"drawn": torch.rand(()).item()}
 
-    def train(self, phase, args):
-        shutil.copy(self.start(phase) / WEIGHTS, args.output_dir)
-        return {"drawn": torch.rand(()).item(), "rate": args.learning_rate}
+
+class DrawingCollapsed(Drawing, phases.Collapsed):
+    pass
+
+
+class DrawingUnrolled(Drawing, phases.Unrolled):
+    pass
+
+
+class DrawingJob(phases.Job):
+    kinds = (DrawingConverted, DrawingCollapsed, DrawingUnrolled)
 
 
 def draw(folder, words="", phases="converted collapsed unrolled"):
     kinds = (distill.PipelineArguments, DataArguments, distill.DistillationArguments)
     argv = f"--model_name_or_path dense --use_cpu True --phases {phases} {words}".split()
     options, data, args = parse_arguments(argv, kinds, output_dir=str(folder))
-    return Drawing(options, args, options.phases, [data]).run()
+    return DrawingJob(options, args, options.phases, [data]).run()
 
 
 @pytest.mark.parametrize(
@@ -252,7 +267,7 @@ def test_what_came_from_the_same_weights_is_taken_over(tmp_path):
 
 def test_what_was_run_before_weights_were_recorded_is_taken_over(tmp_path):
     first = draw(tmp_path)
-    for phase in Drawing.names:
+    for phase in first:
         record = tmp_path / phase / "arguments.yaml"
         content = yaml.safe_load(record.read_text())
         assert len(content.pop("weights")) == (phase != "converted")
@@ -306,7 +321,7 @@ def test_students_of_another_teacher_than_there_is_now_are_refused(
 def test_a_phase_draws_the_same_whatever_ran_before_it(tmp_path):
     whole = draw(tmp_path / "whole")
     torch.manual_seed(99)
-    for phase in Drawing.names:
+    for phase in whole:
         apart = draw(tmp_path / "apart", phases=phase)
     assert apart == whole
 
@@ -598,15 +613,15 @@ def test_a_spiking_student_is_calibrated_anew_for_another_number_of_steps_alone(
     trained = done[0] / "unrolled"
     before = load_file(trained / WEIGHTS)
     argv = [*options[0], "--teacher", str(done[0] / "teacher"), "--student", str(trained)]
-    for steps, phases in (("2", ["converted"]), ("1", ["converted", "unrolled"])):
+    for steps, chosen in (("2", ["converted"]), ("1", ["converted", "unrolled"])):
         out = tmp_path / steps
-        change = ["--num_timesteps", steps, "--output_dir", str(out), "--phases", *phases]
+        change = ["--num_timesteps", steps, "--output_dir", str(out), "--phases", *chosen]
         found = distill.distill([*argv, *change])
         taken = load_file(out / "converted" / WEIGHTS)
         changed = {name for name, value in taken.items() if not torch.equal(value, before[name])}
         assert changed == {name for name in before if steps == "1" and "amplitude" in name}
-        assert f"accuracy_t{steps}" in found[phases[-1]]["spiking"]
-        assert f"accuracy_t{int(steps) + 1}" not in found[phases[-1]]["spiking"]
+        assert f"accuracy_t{steps}" in found[chosen[-1]]["spiking"]
+        assert f"accuracy_t{int(steps) + 1}" not in found[chosen[-1]]["spiking"]
 
 
 @pytest.mark.slow
