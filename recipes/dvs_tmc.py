@@ -43,6 +43,8 @@ from spikenlp.provenance import run_record
 
 FRAMES = 10
 FRAME_SIZE = 48
+WITHOUT_SIDES = ("cifar10_dvs", "n_caltech101")
+"""Events whose classes stay what they are when they are mirrored; a hand's side, or a digit, does not."""
 
 
 @dataclass
@@ -67,7 +69,13 @@ class EventArguments(SplitArguments):
         default="sum", metadata={"help": "Events of merged pixels are summed, or frames resized."}
     )
     binary: bool = field(default=False, metadata={"help": "Frames of 0 and 1 in place of counts."})
-    flip: bool = field(default=True, metadata={"help": "Mirror half of the training samples."})
+    flip: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Mirror half of the training samples (default: of cifar10_dvs and n_caltech101, whose classes "
+            "have no sides)."
+        },
+    )
     roll: int = field(
         default=5, metadata={"help": "Roll training samples by up to so many pixels."}
     )
@@ -104,8 +112,9 @@ def load_event_data(model_args: VisionModelArguments, data_args: EventArguments)
             sources[split], to_frames, cache_dir=data_args.cache_dir, **augmentation
         )
 
+    flip = data_args.events in WITHOUT_SIDES if data_args.flip is None else data_args.flip
     plain, test = framed("train"), framed("test")
-    augmented = framed("train", flip=data_args.flip, roll=data_args.roll)
+    augmented = framed("train", flip=flip, roll=data_args.roll)
     kept, held_out = carve_validation(
         sources["train"].labels,
         data_args.validation_fraction,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spikenlp.analysis.tracing import Product, Trace, trace
-from spikenlp.analysis.watching import Sent, frames_of
+from spikenlp.analysis.watching import Sent, frames_of, named_inputs
 
 
 @dataclass(frozen=True)
@@ -226,6 +226,7 @@ def energy_report(
             a function that is not counted (named: einsum, ...); an attention mask that is not [B, L].
     """
     constants = constants or EnergyConstants()
+    batch = named_inputs(model, batch)
     seen = trace(model, batch)
     if not any(product.macs.any() for product in seen.products):
         raise ValueError(f"{type(model).__name__} makes no matrix product in this batch")
@@ -315,6 +316,7 @@ def energy_by_step(
     """`energy_report` of the model stopped after 1, ..., T steps: it has then done what one of so many
     steps does. T is the number of the batch's frames, or else the model's `config.num_timesteps`, which is
     T again afterwards."""
+    batch = named_inputs(model, batch)
     frames = frames_of(batch)
     if isinstance(batch, Mapping) and frames is not None:
         return [

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from spikenlp.analysis.spikes import SpikeCounts
-from spikenlp.analysis.watching import frames_of, unrolled
+from spikenlp.analysis.watching import frames_of, named_inputs, unrolled
 from spikenlp.losses.temporal import gradient_scaling_factor
 from spikenlp.models.modes import evaluating
 from spikenlp.models.over_time import NONLINEARITIES, OverTime
@@ -53,7 +53,7 @@ def temporal_similarity(
     Args:
         model: any module; it runs in eval mode.
         batch: a dict of its inputs [B, ...] (padding, `attention_mask` [B, L], is left out), or its
-            one input [T, B, ...].
+            one input, [B, ...] of a transformers model and [T, B, ...] of another module.
         layers: names of modules that give [T, B, ..., D], or maps [T, B, D, H, W] (or a tuple that
             starts with it); by default the encoder's layers, or the stages of a vision model.
 
@@ -77,6 +77,7 @@ def temporal_similarity(
         )
     if unknown := sorted(set(layers) - set(modules)):
         raise ValueError(f"{type(model).__name__} has no module {unknown}")
+    batch = named_inputs(model, batch)
     frames = frames_of(batch)
     steps = getattr(config, "num_timesteps", None) if frames is None else frames.shape[1]
     over_time = NONLINEARITIES[getattr(config, "nonlinearity", "step")]

@@ -34,7 +34,14 @@ from spikenlp.analysis.following import (
     follow_axes,
 )
 from spikenlp.analysis.operations import ELEMENTWISE, LAYERS, MATMULS
-from spikenlp.analysis.watching import Sent, refuse_collapsed, unrolled, watch_masks, watch_neurons
+from spikenlp.analysis.watching import (
+    Sent,
+    named_inputs,
+    refuse_collapsed,
+    unrolled,
+    watch_masks,
+    watch_neurons,
+)
 from spikenlp.models.modes import evaluating, exclusive
 from spikenlp.neurons.modules import SpikingNeuron
 
@@ -477,8 +484,7 @@ def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Trace:
         raise ValueError(
             "operations cannot be followed through a compiled model: give the one that was compiled"
         )
-    if isinstance(model, PreTrainedModel) and isinstance(batch, Tensor):
-        batch = {model.main_input_name: batch}
+    batch = named_inputs(model, batch)
     given = batch if isinstance(batch, Mapping) else {"": batch}
     inputs = {
         k: v.clone() if isinstance(v, Tensor) else v for k, v in given.items() if k != "labels"

@@ -65,6 +65,13 @@ def refuse_collapsed(model: nn.Module) -> None:
         )
 
 
+def named_inputs(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Mapping[str, Any] | Tensor:
+    """`batch`, where it is the one input [B, ...] of a transformers model by that input's name."""
+    if isinstance(model, PreTrainedModel) and isinstance(batch, Tensor):
+        return {model.main_input_name: batch}
+    return batch
+
+
 def frames_of(batch: Any) -> Tensor | None:
     """The frames [B, T, C, H, W] of a batch of a vision model, which bring their own T; else None."""
     pixels = batch.get("pixel_values") if isinstance(batch, Mapping) else None

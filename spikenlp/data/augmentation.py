@@ -304,7 +304,8 @@ class MixupDataset(Dataset):
     """Images for training, each mixed with another one drawn anew each time, and so their labels.
 
     `[i]` is {"pixel_values": float32 [C, H, W], "labels": float32 [num_labels], which sums to 1}; every
-    temporal loss takes such labels. No benchmark of TMC uses mixup; QKFormer's authors do on CIFAR.
+    temporal loss takes such labels, SpikingTrainer with them; a model's own loss, transformers', takes
+    them for several labels at once. No benchmark of TMC uses mixup; QKFormer's authors do on CIFAR.
 
     Args:
         rows: a data set of {"pixel_values", "labels": class}, e.g. `spikenlp.data.images.ImageDataset`.

@@ -170,7 +170,13 @@ def advance(model: SpikingBertForSequenceClassification, state: AnytimeState) ->
 
 
 def check_steps(model: SpikingBertForSequenceClassification) -> None:
-    """Raises ValueError where `model` does not run step by step: collapsed, or architecture="spikingbert"."""
+    """Raises ValueError where `model` does not run step by step: of another family, collapsed, or of
+    architecture="spikingbert"."""
+    if model.config.model_type != "spiking_bert":
+        raise ValueError(
+            f"{type(model).__name__} does not run step by step: only SpikingBertForSequenceClassification "
+            "does. Call the model, whose timestep_logits are of every step"
+        )
     if model.config.collapsed:
         raise ValueError(
             "the model is collapsed, which has no time steps: set model.config.collapsed = False"

@@ -27,11 +27,12 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from spikenlp.losses.collectives import logsumexp_over_processes, sum_over_processes
 
@@ -47,7 +48,7 @@ def sdt_loss(timestep_logits: Tensor, labels: Tensor, *, label_smoothing: float 
 
     Args:
         timestep_logits: z, [B, T, C].
-        labels: y, int64 [B] in [0, C), -100 is ignored; or probabilities [B, C]; with C = 1, float
+        labels: y, integers [B] in [0, C), -100 is ignored; or probabilities [B, C]; with C = 1, float
             targets [B].
         label_smoothing: in [0, 1), of the cross entropy.
 
@@ -213,12 +214,31 @@ def trt_weight_penalty(
     Returns:
         Scalar, differentiable in the weights.
     """
-    total: Tensor | float = 0.0
-    for w in weights:
+    penalties = [_WeightPenalty.apply(w, steps, growth) for w in weights]
+    return torch.stack(penalties).sum() * (strength / steps)
+
+
+class _WeightPenalty(torch.autograd.Function):
+    """The sum over t and w of w^2 / (1 + a_t (|w| + 1e-5)), a_t = exp(delta t) - 1: keeps w alone for its
+    gradient, whatever T is."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, steps: int, growth: float) -> Tensor:
+        ctx.save_for_backward(w)
+        ctx.slopes = [math.expm1(growth * t) for t in range(1, steps + 1)]
         size = w.abs() + 1e-5
-        for t in range(1, steps + 1):
-            total = total + (w.square() / (1 + math.expm1(growth * t) * size)).sum()
-    return torch.as_tensor(total) * (strength / steps)
+        terms = [(w.square() / (1 + a * size)).sum() for a in ctx.slopes]
+        return torch.stack(terms).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (w,) = ctx.saved_tensors
+        size, found = w.abs() + 1e-5, torch.zeros_like(w)
+        for a in ctx.slopes:
+            divisor = 1 + a * size
+            found += (2 * w - a * w * w.abs() / divisor) / divisor
+        return gradient * found, None, None
 
 
 def gradient_scaling_factor(
@@ -380,7 +400,7 @@ def _checked_labels(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
             valid.all(), "labels that are probabilities must be >= 0 and sum to 1 over the classes"
         )
         return labels, torch.ones_like(valid)
-    labels = labels.float() if classes == 1 else labels
+    labels = labels.float() if classes == 1 else labels.long()
     kept = labels != IGNORE_INDEX
     labels = labels.where(kept, 0)
     if classes == 1:

@@ -17,7 +17,7 @@ from spikenlp.losses import trt_weight_penalty
 from spikenlp.losses.spikes import count_spikes
 from spikenlp.losses.temporal import IGNORE_INDEX
 from spikenlp.metrics import calibration_by_timestep, scores_by_timestep
-from spikenlp.models.modes import check_has_twin, collapsed, has_time_axis
+from spikenlp.models.modes import check_has_twin, collapsed
 from spikenlp.neurons import SpikingNeuron
 from spikenlp.training.arguments import SpikingTrainingArguments
 from spikenlp.training.checkpoints import ResumableTrainer
@@ -96,6 +96,11 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         config = config_of(self.model)
         check_one_label(config)
         check_penalty(config, args)
+        neurons = (m for m in cast(nn.Module, self.model).modules() if isinstance(m, SpikingNeuron))
+        if args.spike_weight and next(neurons, None) is None:
+            raise ValueError(
+                f"spike_weight penalises the spikes of spikenlp.neurons, and {type(model).__name__} holds none"
+            )
         if args.collapsed and config is None:
             raise ValueError(
                 f"collapsed=True trains a model of transformers with its own loss, and {type(model).__name__} "
@@ -185,9 +190,13 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         if ignore_keys is None:
             ignored = getattr(config_of(self.model), "keys_to_ignore_at_inference", ())
             ignore_keys = [k for k in ignored if k not in ("timestep_logits", *TIMESTEP_LOGITS)]
-        found: tuple[Any, ...] = super().prediction_step(
-            model, inputs, prediction_loss_only, ignore_keys
-        )
+        in_order = model.register_forward_hook(_predictions_first)
+        try:
+            found: tuple[Any, ...] = super().prediction_step(
+                model, inputs, prediction_loss_only, ignore_keys
+            )
+        finally:
+            in_order.remove()
         loss, logits, labels = found
         if (
             self._of_spans and logits is not None
@@ -318,6 +327,20 @@ def _swapped(predictions: Any) -> Any:
     return predictions.swapaxes(1, 2)
 
 
+def _predictions_first(model: nn.Module, args: Any, outputs: Any) -> Any:
+    """Outputs in the order in which `predictions` has them, whatever else a model gives and in whatever order."""
+    if not isinstance(outputs, dict):
+        return outputs
+    steps = outputs.get("timestep_logits") is not None
+    if steps and outputs.get("logits") is None:
+        raise ValueError(
+            f"{type(model).__name__} gives timestep_logits without logits: give their mean over the steps as "
+            "logits"
+        )
+    first = ("loss", "logits", "timestep_logits") if steps else ()
+    return {name: outputs[name] for name in (*first, *outputs) if name in outputs}
+
+
 def config_of(model: Any) -> Any:
     """The config of a transformers model; None of another `nn.Module`."""
     return getattr(model, "config", None)
@@ -333,12 +356,7 @@ def check_one_label(config: Any) -> None:
 
 
 def check_penalty(config: Any, args: SpikingTrainingArguments) -> None:
-    """Raises ValueError where spikes are penalised and there are none, or none with a gradient."""
-    if args.spike_weight and not has_time_axis(config):
-        kind = getattr(config, "model_type", "network without a config")
-        raise ValueError(
-            f"spike_weight penalises spikes of spikenlp's models, and a {kind} sends none"
-        )
+    """Raises ValueError where spikes are penalised that have no gradient."""
     if args.spike_weight and getattr(config, "gradient", None) == "implicit":
         raise ValueError(
             "spike_weight penalises the spikes of each time step, which gradient='implicit' has no "

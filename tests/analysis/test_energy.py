@@ -17,6 +17,7 @@ from spikenlp.analysis import (
     SpikeMonitor,
     assert_spiking,
     describe_spikes,
+    energy_by_step,
     energy_report,
 )
 from spikenlp.analysis.watching import watch_neurons
@@ -402,8 +403,13 @@ def test_counts_of_a_vgg(frames):
     assert found.products_ratio() == pytest.approx(
         sum(layer.energy for layer in found.layers) / found.energies["dense, float32"]
     )
-    if not frames:
-        assert energy_report(model, x).to_dict() == found.to_dict()
+    pixels = batch["pixel_values"]
+    assert energy_report(model, pixels).to_dict() == found.to_dict()
+    by_step = [report.to_dict() for report in energy_by_step(model, pixels)]
+    assert by_step == [report.to_dict() for report in energy_by_step(model, batch)]
+    assert [report["num_timesteps"] for report in by_step] == list(
+        range(1, found.num_timesteps + 1)
+    )
 
 
 def test_sums_of_spikes_are_billed_by_their_spikes():

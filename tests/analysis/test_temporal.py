@@ -111,6 +111,8 @@ def test_stages_of_a_vision_model_are_compared_pixel_by_pixel(name, frames):
     handle.remove()
     stream = sent["y"].detach().double()
     found = temporal_similarity(model, {"pixel_values": pixels})
+    for layer, by_tensor in temporal_similarity(model, pixels).items():
+        np.testing.assert_array_equal(by_tensor, found[layer])
     assert list(found) == [
         f"{model.base_model_prefix}.stages.{i}" for i in range(len(model.config.depths))
     ]

@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification
+from spikenlp import (
+    SpikingBertConfig,
+    SpikingBertForSequenceClassification,
+    SpikingVGGConfig,
+    SpikingVGGForImageClassification,
+)
 from spikenlp.analysis import SpikeMonitor, energy_report
 from spikenlp.inference import ExitPolicy, advance, anytime, early_exit, start
 from tests.conftest import TINY_DENSE
@@ -283,6 +288,11 @@ def test_a_state_of_another_model_or_batch_is_refused(batches):
     assert advance(model, fewer).timestep_logits.shape == (4, 2, 2)
 
 
+def image_model():
+    config = SpikingVGGConfig(hidden_sizes=[4], depths=[1], image_size=8, num_channels=1)
+    return SpikingVGGForImageClassification(config).eval()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -303,6 +313,7 @@ def test_a_state_of_another_model_or_batch_is_refused(batches):
             lambda b: advance(make(architecture="spikingbert"), start(make(), b)),
             "architecture='default'",
         ),
+        (lambda b: early_exit(image_model(), b, 0.9), "only SpikingBertForSequenceClassification"),
         (lambda b: anytime(make(num_labels=1), b), "num_labels=1"),
         (
             lambda b: early_exit(make(problem_type="multi_label_classification"), b, 0.9),

@@ -630,6 +630,24 @@ def test_the_weight_penalty_of_trt_against_a_loop():
     )
 
 
+def test_the_weight_penalty_of_trt_keeps_the_weights_alone():
+    kept = []
+    weight = torch.randn(5, 3, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: kept.append(x.numel()) or x, lambda x: x
+    ):
+        trt_weight_penalty([weight], 100).backward()
+    assert sum(kept) == weight.numel()
+
+
+@pytest.mark.parametrize("name", ["sdt", "tet", "tmc", "trt"])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_classes_may_be_of_any_integer_type(name, dtype):
+    z, labels = torch.randn(3, 4, 5), torch.tensor([0, 4, 2])
+    loss = TEMPORAL_LOSSES[name]
+    assert loss(z, labels.to(dtype)) == loss(z, labels)
+
+
 @pytest.mark.parametrize("name", ["sdt", "tet", "tmc", "trt"])
 @pytest.mark.parametrize(
     ("z", "labels", "message"),

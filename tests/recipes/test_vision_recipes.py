@@ -265,6 +265,9 @@ def test_events_of_a_recording_set_follow_its_split(tmp_path):
     assert data.config_fields == {"num_channels": 2, "image_size": 16, "num_timesteps": 3}
     assert len(data.labels) == 11
     assert len(list((tmp_path / "cache").rglob("*.npz"))) == 16, "prepared"
+    assert not data.train.dataset.flip, "a mirrored left hand is a right one, another class"
+    mirrored = dvs_tmc.load_event_data(*arguments("dvs", *options, "--flip", "True")[:2])
+    assert mirrored.train.dataset.flip
 
 
 @pytest.mark.parametrize(

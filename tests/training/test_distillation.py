@@ -124,7 +124,7 @@ def test_a_dense_student_learns_by_the_same_loss(tmp_path):
     [
         ({"collapsed_timesteps": "random"}, "is for a spiking model"),
         ({"attention_weight": 1.0}, "no attention scores to train"),
-        ({"spike_weight": 0.1}, "a bert sends none"),
+        ({"spike_weight": 0.1}, "BertForSequenceClassification holds none"),
     ],
     ids=str,
 )

@@ -29,6 +29,7 @@ from spikenlp import (
     SpikingVGGForImageClassification,
 )
 from spikenlp.losses import TEMPORAL_LOSSES, get_temporal_loss, trt_weight_penalty
+from spikenlp.neurons import LIF
 from spikenlp.training import TemporalLossFunction
 from tests.conftest import TINY_DENSE
 
@@ -455,7 +456,7 @@ class Own(torch.nn.Module):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"spike_weight": 0.1}, "a network without a config sends none"),
+        ({"spike_weight": 0.1}, "Own holds none"),
         ({"collapsed": True}, "Own has no config"),
     ],
     ids=str,
@@ -489,6 +490,70 @@ def test_a_network_of_another_library_learns_and_is_evaluated_at_each_step(loss,
         ValueError, match="a model card is of a transformers model, which Own is not"
     ):
         trainer.create_model_card()
+
+
+@pytest.mark.parametrize(
+    "order",
+    [("logits", "membrane", "timestep_logits"), ("timestep_logits", "membrane", "logits")],
+    ids=" ".join,
+)
+def test_the_figures_of_a_network_do_not_depend_on_the_order_of_its_outputs(order, tmp_path):
+    class Reordered(Own):
+        def forward(self, input_ids):
+            outputs = super().forward(input_ids)
+            outputs["membrane"] = self.embed(input_ids)
+            return {name: outputs[name] for name in order}
+
+    data, args = make_data(), make_args(tmp_path)
+    own, reordered = (
+        SpikingTrainer(model, args, eval_dataset=data) for model in (Own(), Reordered())
+    )
+    expected, found = (
+        {k: v for k, v in trainer.evaluate().items() if k.startswith(("eval_loss_t", "eval_ece"))}
+        for trainer in (own, reordered)
+    )
+    assert len(expected) > 10
+    assert found == expected
+    without_labels = data.remove_columns("labels")
+    for array, wanted in zip(
+        reordered.predict(without_labels).predictions[:2],
+        own.predict(without_labels).predictions,
+        strict=True,
+    ):
+        np.testing.assert_array_equal(array, wanted)
+
+
+def test_steps_without_their_mean_are_refused_in_evaluation(tmp_path):
+    class StepsAlone(Own):
+        def forward(self, input_ids):
+            return {"timestep_logits": super().forward(input_ids)["timestep_logits"]}
+
+    trainer = SpikingTrainer(StepsAlone(), make_args(tmp_path), eval_dataset=make_data())
+    with pytest.raises(ValueError, match="StepsAlone gives timestep_logits without logits"):
+        trainer.evaluate()
+
+
+def test_spikes_of_neurons_in_a_network_of_another_library_are_penalised(tmp_path):
+    class Spiking(Own):
+        def __init__(self):
+            super().__init__()
+            self.neuron = LIF()
+
+        def forward(self, input_ids):
+            current = 3 * self.embed(input_ids).transpose(0, 1)  # a step for each token
+            z = self.head(self.neuron(current)).transpose(0, 1)
+            return {"logits": z.mean(1), "timestep_logits": z}
+
+    def spikes_after(weight):
+        model = Spiking()
+        args = make_args(tmp_path, spike_weight=weight, max_steps=60, learning_rate=3e-2)
+        trainer = SpikingTrainer(model, args, train_dataset=make_data())
+        trainer.train()
+        with torch.no_grad():
+            current = 3 * model.embed(torch.tensor(make_data()["input_ids"][:])).transpose(0, 1)
+            return model.neuron(current).mean().item()
+
+    assert spikes_after(3.0) < 0.8 * spikes_after(0.0)
 
 
 def test_the_penalty_of_a_network_of_another_library_is_over_its_own_steps(tmp_path):

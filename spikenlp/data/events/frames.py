@@ -38,7 +38,8 @@ class ToFrames:
 
     Raises:
         ValueError: an option out of range; when called, no event at all, events outside the sensor
-            or out of order, or without the fields x, y, t and p.
+            or out of order, or without the fields x, y, t and p; frames larger than the sensor with
+            `resize="sum"`.
 
     >>> from spikenlp.data.events import ToFrames, make_events
     >>> events = make_events(x=[0, 3, 3], y=[0, 1, 1], t=[0, 5, 9], p=[0, 1, 1])
@@ -73,6 +74,12 @@ class ToFrames:
         rows, columns = self.frame_size or (height, width)
         x, y = events["x"].astype(np.int64), events["y"].astype(np.int64)
         summed = self.resize == "sum"
+        if summed and (rows > height or columns > width):
+            raise ValueError(
+                f"frame_size {(rows, columns)} is larger than the sensor, {(height, width)}: with "
+                'resize="sum" pixels between the sensor\'s would never get an event. Give a smaller '
+                'frame_size, or resize="bilinear"'
+            )
         if summed:
             x, y, height, width = x * columns // width, y * rows // height, rows, columns
         slices = self._slices(events["t"])

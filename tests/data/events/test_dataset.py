@@ -103,7 +103,7 @@ def test_a_damaged_file_is_made_again(tmp_path):
 
 def fill(folder):
     while True:
-        data = FrameDataset(SOURCE, ToFrames(40, frame_size=(96, 96)), cache_dir=folder)
+        data = FrameDataset(SOURCE, ToFrames(2560, by="time"), cache_dir=folder)
         for path in folder.rglob("*.npz"):
             path.unlink()
         data.prepare()
@@ -119,8 +119,8 @@ def test_a_kill_leaves_whole_files_only(tmp_path):
         child.join()
         for path in tmp_path.rglob("[0-9]*.npz"):
             with np.load(path) as kept:
-                assert kept["frames"].shape == (40, 2, 96, 96)
-    data = FrameDataset(SOURCE, ToFrames(40, frame_size=(96, 96)), cache_dir=tmp_path)
+                assert kept["frames"].shape == (2560, 2, 12, 12)
+    data = FrameDataset(SOURCE, ToFrames(2560, by="time"), cache_dir=tmp_path)
     assert sum(item["pixel_values"].sum() for item in data) == sum(len(e) for e, _ in SOURCE)
 
 
