@@ -109,7 +109,7 @@ def main() -> None:
     results |= {"task": args.task_name, "samples": len(ones), "forms": {}}
     for weights, config in (("float32", None), ("int8", spikenlp.Int8Config())):
         model: Any = AutoModelForSequenceClassification.from_pretrained(
-            args.checkpoint, quantization_config=config
+            args.checkpoint, quantization_config=config, dtype=torch.float32
         ).eval()
         path = args.output_dir / weights / "model.safetensors"
         model.save_pretrained(path.parent)

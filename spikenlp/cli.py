@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import argparse
 import copy
+import csv
 import importlib.metadata
 import importlib.util
 import json
 import platform
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +197,7 @@ def _image_batches(args: argparse.Namespace, config: SpikingVisionConfig) -> lis
     if split is None:
         raise ValueError(f"{args.data} has no test or validation split beside train")
     names = label_names(splits["train"])
-    ids = _ids(config)
+    ids = _ids(config, names)
     if unknown := [name for name in names if name not in ids]:
         raise ValueError(f"{args.data} has classes {unknown}, the model's are {list(ids)}")
     if args.normalisation is None:
@@ -220,9 +222,24 @@ def _image_batches(args: argparse.Namespace, config: SpikingVisionConfig) -> lis
     return batches
 
 
-def _ids(config: PreTrainedConfig) -> dict[str, Any]:
-    """Name or id of a class -> its id."""
-    return {str(i): i for i in config.id2label or {}} | (config.label2id or {})
+def _ids(config: PreTrainedConfig, given: Collection[str]) -> dict[str, Any]:
+    """Class as it is written -> its id: by name or by id, whichever all of `given` are.
+
+    Raises:
+        ValueError: some of `given` may be a name as well as the id of another class, and the others do not
+            tell.
+    """
+    names: dict[str, Any] = config.label2id or {}
+    ids = {str(i): i for i in config.id2label or {}}
+    by_name, by_id = set(given) <= names.keys(), set(given) <= ids.keys()
+    if by_name != by_id:
+        return names if by_name else ids
+    if either := sorted(k for k in set(given) & names.keys() & ids.keys() if names[k] != ids[k]):
+        raise ValueError(
+            f"the labels {either} are names of the model's classes ({names}) and ids of others: write them "
+            "so that they can be told apart"
+        )
+    return ids | names
 
 
 def _labelled_texts(
@@ -253,11 +270,11 @@ def _labelled_texts(
 
 READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", {"keep_default_na": False}),
-    ".tsv": ("csv", {"keep_default_na": False, "delimiter": "\t"}),
+    ".tsv": ("csv", {"keep_default_na": False, "delimiter": "\t", "quoting": csv.QUOTE_NONE}),
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
 }
-"""Ending of a file -> how `datasets` reads it."""
+"""Ending of a file -> how `datasets` reads it. As in GLUE's files, quotation marks of a .tsv are text."""
 
 
 def _own_data(
@@ -287,7 +304,7 @@ def _own_data(
             "--label_column"
         )
     rows = split[: args.max_samples]
-    ids = _ids(config)
+    ids = _ids(config, {str(label) for label in rows[label_column]})
     for i, values in enumerate(zip(*(rows[column] for column in columns), strict=True), 1):
         if None in values:
             raise ValueError(f"{path}, row {i} has no {columns[values.index(None)]!r}")

@@ -81,7 +81,7 @@ def model_card(
     pipeline = _pipeline(model)
     dataset = recorded.hub_dataset(results)
     vision = isinstance(model, SpikingVisionPreTrainedModel)
-    task_type = "image-classification" if vision else "text-classification"
+    task_type = pipeline or ("image-classification" if vision else "text-classification")
     measured = recorded.eval_results(results, task_type)
     spikes, drivers = describe(model)
     data = ModelCardData(

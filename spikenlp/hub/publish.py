@@ -29,6 +29,8 @@ PUBLIC = (
     "generation_config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
     f"{REMOTE_MODULE}.py",
     "tokenizer*.json",
     "tokenizer.model",
@@ -56,7 +58,10 @@ PUBLIC = (
 )
 API = HfApi()
 """One for all uploads: those in the background wait for each other."""
-RESUMABLE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
+RESUMABLE = (
+    *("optimizer.pt", "scheduler.pt", "scaler.pt"),
+    *("rng_state*.pth", "order_rng_state_*.pth"),
+)
 """What a run needs to go on, for Trainer's hub strategies that upload checkpoints."""
 RECORDS = ("results.json", "arguments.yaml", "trainer_state.json")
 """What a run wrote about itself; it is scrubbed."""

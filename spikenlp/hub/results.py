@@ -203,6 +203,8 @@ def steps_table(results: Mapping[str, Any]) -> str:
         return ""
     names = [*task_metrics(results["spiking"]), *(k for k in metrics if k.endswith(CALIBRATION))]
     energy = results.get("energy_microjoules", {})
+    if not names:
+        return ""
     steps = len(metrics[names[0]])
     header = ["", *names, *(["energy (µJ)"] if energy else [])]
     rows = [

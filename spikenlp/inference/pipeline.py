@@ -28,7 +28,8 @@ class SpikingTextClassificationPipeline(TextClassificationPipeline):
 
     Args:
         early_exit: a threshold in [0, 1], thresholds by step, an `ExitPolicy`, or True: the policy
-            beside the checkpoint (`early_exit.json`). Also at each call. Without it all T steps run.
+            beside the checkpoint (`early_exit.json`). Also at each call. Without it, or with False, all T
+            steps run.
 
     Others as in `TextClassificationPipeline`. Scores are those of the policy's temperature.
 
@@ -52,7 +53,9 @@ class SpikingTextClassificationPipeline(TextClassificationPipeline):
         preprocess, forward, postprocess = super()._sanitize_parameters(
             function_to_apply, top_k, **kwargs
         )
-        if early_exit is not None and early_exit is not False:
+        if early_exit is False:
+            forward["policy"] = ExitPolicy()
+        elif early_exit is not None:
             if early_exit is True:
                 path = self.model.config._name_or_path
                 if not path:

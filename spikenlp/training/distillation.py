@@ -36,6 +36,7 @@ from spikenlp.training.teacher_cache import (
     ask,
     bytes_needed,
     check_deterministic,
+    collates_alike,
 )
 from spikenlp.training.trainer import SpikingTrainer, check_tokenizer_fits
 
@@ -206,7 +207,13 @@ class DistillationTrainer(SpikingTrainer):
         states = config.num_hidden_layers + 1 if args.hidden_weight else 0
         classes = config.num_labels if args.logit_weight else 0
         needed = bytes_needed(data, states, config.hidden_size, classes)
-        return needed <= args.teacher_cache_gb * 1e9
+        if needed > args.teacher_cache_gb * 1e9:
+            return False
+        columns = set(data.column_names)
+        if args.remove_unused_columns:
+            self._set_signature_columns_if_needed()
+            columns &= set(self._signature_columns or ())
+        return collates_alike(data.select_columns(sorted(columns)), self.data_collator)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

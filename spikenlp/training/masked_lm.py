@@ -23,6 +23,21 @@ from spikenlp.training.loss_function import TemporalLossFunction
 from spikenlp.training.trainer import SpikingTrainer
 
 
+class MaskedLMLossFunction(TemporalLossFunction):
+    """A temporal loss of the logits of masked tokens alone, [N, T, V], or of their mean, [N, V]."""
+
+    def __call__(
+        self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        if labels is not None:
+            labels = labels[labels != IGNORE_INDEX]
+            if len(labels) == 0 and not self._joins_processes:
+                return 0 * outputs.logits.sum()
+        if outputs.get("timestep_logits") is None:
+            outputs = {"timestep_logits": outputs.logits[:, None]}
+        return super().__call__(outputs, labels, num_items_in_batch)
+
+
 class MaskedLMTrainer(SpikingTrainer):
     """`SpikingTrainer` for `SpikingBertForMaskedLM`, on batches with `labels` [B, L], -100 where unmasked.
 
@@ -41,6 +56,7 @@ class MaskedLMTrainer(SpikingTrainer):
     """
 
     args: SpikingTrainingArguments
+    loss_function = MaskedLMLossFunction
 
     def __init__(
         self,
@@ -51,11 +67,7 @@ class MaskedLMTrainer(SpikingTrainer):
         super().__init__(model, args, **kwargs)
         self.preprocess_logits_for_metrics = token_scores
         self.compute_metrics = masked_lm_metrics
-        if not self.args.collapsed:
-            self.compute_loss_func = MaskedLMLossFunction(
-                self.args.temporal_loss, **self.args.temporal_loss_options()
-            )
-        elif self.args.label_smoothing_factor:
+        if self.args.collapsed and self.args.label_smoothing_factor:
             raise ValueError(
                 "label_smoothing_factor must be 0 with collapsed=True in masked language modelling, got "
                 f"{self.args.label_smoothing_factor}"
@@ -76,21 +88,6 @@ class MaskedLMTrainer(SpikingTrainer):
         return super().compute_loss(model, {**inputs, **asked}, return_outputs, num_items_in_batch)
 
 
-class MaskedLMLossFunction(TemporalLossFunction):
-    """A temporal loss of the logits of masked tokens alone, [N, T, V], or of their mean, [N, V]."""
-
-    def __call__(
-        self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        if labels is not None:
-            labels = labels[labels != IGNORE_INDEX]
-            if len(labels) == 0 and not self._joins_processes:
-                return 0 * outputs.logits.sum()
-        if outputs.get("timestep_logits") is None:
-            outputs = {"timestep_logits": outputs.logits[:, None]}
-        return super().__call__(outputs, labels, num_items_in_batch)
-
-
 @torch.no_grad()
 def token_scores(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
     """What an evaluation keeps of a batch: sums over each sequence's masked tokens.
@@ -102,6 +99,11 @@ def token_scores(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
     Returns:
         float32 [B, T, 2]: cross entropy of the running mean at each step, and tokens predicted right.
     """
+    if labels is None:
+        raise ValueError(
+            "masked language models are scored on the tokens that labels mark as masked, and the batch has none: "
+            "use DataCollatorForLanguageModeling"
+        )
     steps = logits[-1] if isinstance(logits, tuple) else logits
     masked = labels != IGNORE_INDEX
     if steps.dim() == 2:

@@ -58,6 +58,8 @@ class PublishingTrainer(Trainer):
         if not self.is_world_process_zero():
             return
         model = self.accelerator.unwrap_model(self.model)
+        if hasattr(model, "get_base_model"):  # with adapters of peft
+            model = model.get_base_model()
         if not hasattr(model, "config"):
             raise ValueError(
                 f"a model card is of a transformers model, which {type(model).__name__} is not: publish its weights "
@@ -90,7 +92,7 @@ class PublishingTrainer(Trainer):
 
         Raises:
             PermissionError: the Hub does not take the token.
-            ValueError: a file would give away a secret or a path of this machine.
+            ValueError: a file would give away a secret or a path of this machine; no weights were saved.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token if token is not None else self.args.hub_token
@@ -148,7 +150,9 @@ class PublishingTrainer(Trainer):
         copy = tempfile.mkdtemp()
         job = None
         try:
-            stage(folder, copy, also)
+            names = stage(folder, copy, also)
+            if not any(name.endswith(".safetensors") for name in names):
+                raise ValueError(f"{folder} has no weights to push (*.safetensors)")
             job = upload(
                 copy,
                 self.hub_model_id,

@@ -52,6 +52,14 @@ def ask(teachers: Sequence[Any], inputs: Mapping[str, Tensor], hidden: bool) -> 
     return outputs
 
 
+def collates_alike(dataset: Dataset, collator: Any) -> bool:
+    """Whether `collator` makes the same of rows each time; one that masks or drops tokens at random does not."""
+    count = min(len(dataset), ASKED_AT_ONCE)
+    rows = [dataset[i * len(dataset) // count] for i in range(count)]
+    once, again = collator(rows), collator(rows)
+    return all(torch.equal(once[k], again[k]) for k in once if isinstance(once[k], Tensor))
+
+
 class TeacherCache:
     """Logits and hidden states of a teacher for each row of `dataset`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sized
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
     """
 
     args: SpikingTrainingArguments
+    loss_function: ClassVar[type[TemporalLossFunction]] = TemporalLossFunction
 
     def __init__(
         self,
@@ -77,9 +78,7 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
                 "metrics at each time step need the logits: leave preprocess_logits_for_metrics out"
             )
         if not args.collapsed:  # where Trainer takes the model's own loss
-            kwargs["compute_loss_func"] = TemporalLossFunction(
-                args.temporal_loss, **args.temporal_loss_options()
-            )
+            kwargs["compute_loss_func"] = self._loss_of(args)
         metrics = TimestepMetrics(compute_metrics)
         kwargs["compute_metrics"] = lambda prediction: metrics(_with_steps_first(prediction))
         self._to_log: dict[str, tuple[torch.Tensor, int]] = {}
@@ -117,7 +116,18 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
     def _watchdogs(self) -> list[Watchdog]:
         return [c for c in self.callback_handler.callbacks if isinstance(c, Watchdog)]
 
+    @classmethod
+    def _loss_of(cls, args: SpikingTrainingArguments) -> TemporalLossFunction:
+        return cls.loss_function(args.temporal_loss, **args.temporal_loss_options())
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(trial)
+        if not self.args.collapsed:  # a trial may change the options of the loss
+            self.compute_loss_func = self._loss_of(self.args)
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.args.collapsed:
+            self.compute_loss_func = self._loss_of(self.args)
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -146,6 +156,8 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
     ) -> Any:
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.args.collapsed:
+            check_distributions(inputs.get("labels"))
         config = config_of(self.accelerator.unwrap_model(model))
         mode = collapsed(config) if self.args.collapsed else nullcontext()
         penalised = self.args.spike_weight > 0
@@ -346,13 +358,24 @@ def config_of(model: Any) -> Any:
     return getattr(model, "config", None)
 
 
+SEVERAL_LABELS = (
+    "the temporal losses are for one label a sample, and this model is for several at once "
+    "(problem_type='multi_label_classification'): train it with its own loss, transformers' Trainer"
+)
+
+
 def check_one_label(config: Any) -> None:
     """Raises ValueError where a temporal loss has no form: several labels at once."""
     if getattr(config, "problem_type", None) == "multi_label_classification":
-        raise ValueError(
-            "the temporal losses are for one label a sample, and this model is for several at once "
-            "(problem_type='multi_label_classification'): train it with its own loss, transformers' Trainer"
-        )
+        raise ValueError(SEVERAL_LABELS)
+
+
+def check_distributions(labels: Any) -> None:
+    """Raises ValueError where floats [B, C] are no distributions, by which transformers knows several labels."""
+    if labels is None or labels.dim() < 2 or labels.shape[-1] < 2 or not labels.is_floating_point():
+        return
+    if not torch.isclose(labels.sum(-1), labels.new_ones(()), atol=1e-2).all():
+        raise ValueError(SEVERAL_LABELS)
 
 
 def check_penalty(config: Any, args: SpikingTrainingArguments) -> None:
@@ -382,6 +405,7 @@ def _loss(logits_array: Any, labels_array: Any) -> float:
     if logits.shape[-1] == 1:
         return F.mse_loss(logits.squeeze(-1), labels.float().reshape(logits.shape[:-1])).item()
     if labels.shape == logits.shape:  # distributions over the classes
+        check_distributions(labels)
         return F.cross_entropy(logits.flatten(0, -2), labels.float().flatten(0, -2)).item()
     return F.cross_entropy(
         logits.flatten(0, -2), labels.flatten().long(), ignore_index=IGNORE_INDEX

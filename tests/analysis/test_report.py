@@ -17,7 +17,7 @@ from spikenlp import (
 from spikenlp.analysis import EnergyConstants, SpikeMonitor, describe_spikes, energy_report
 from spikenlp.analysis import report as module
 from spikenlp.analysis.report import report
-from spikenlp.cli import main
+from spikenlp.cli import _ids, main
 from spikenlp.data import wordpiece_tokenizer
 from spikenlp.data.augmentation import ImageTransform
 from spikenlp.data.images import MEAN_STD
@@ -333,6 +333,26 @@ def test_the_report_of_own_data(checkpoint, tmp_path, capsys, kind):
     pair = ["--text_columns", "review", "other", "--out", str(tmp_path / "pair.html")]
     main([*command, *pair, "--max_samples", "3"])
     assert strict_json(tmp_path / "pair.json")["samples"] == 3
+
+
+def test_quotation_marks_of_a_tsv_are_text(checkpoint, tmp_path):
+    data = tmp_path / "quotes.tsv"
+    data.write_text('text\tlabel\n"a fine\tfine\nfilm" he said\tdull\n')
+    options = ["--data", str(data), "--text_columns", "text", "--label_column", "label"]
+    main(["report", str(checkpoint / "model"), *options, "--out", str(tmp_path / "page.html")])
+    assert strict_json(tmp_path / "page.json")["samples"] == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [("123", [0, 1, 2]), ("012", [0, 1, 2]), ("13", [0, 2])]
+)
+def test_classes_whose_names_are_numbers_are_read_one_way(given, expected):
+    names = dict(enumerate("123"))
+    config = SpikingBertConfig(id2label=names, label2id={v: k for k, v in names.items()})
+    found = _ids(config, set(given))
+    assert [found[label] for label in given] == expected
+    with pytest.raises(ValueError, match=r"the labels \['1', '2'\] are names"):
+        _ids(config, {"1", "2"})
 
 
 @pytest.mark.parametrize(

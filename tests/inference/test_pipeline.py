@@ -60,6 +60,12 @@ def test_without_early_exit_it_is_the_ordinary_pipeline(folder):
         assert answer["score"] == pytest.approx(other["score"], abs=1e-6)
 
 
+def test_false_at_a_call_runs_all_steps(folder):
+    pipe = classify(folder, early_exit=0.0)
+    assert [answer["steps"] for answer in pipe(TEXTS)] == [1] * 4
+    assert [answer["steps"] for answer in pipe(TEXTS, early_exit=False)] == [5] * 4
+
+
 def test_by_class_and_at_each_call(folder):
     pipe = pipeline(
         "text-classification",

@@ -5,6 +5,7 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 
 from spikenlp import SpikingBertForSequenceClassification, SpikingTrainer
+from spikenlp.hub.publish import stage
 from spikenlp.losses.spikes import count_spikes
 from tests.training.test_trainer import make_args, make_data, make_model
 
@@ -48,6 +49,24 @@ def test_adapters_are_trained_resumed_loaded_and_merged(tmp_path, options):
     merged = loaded.merge_and_unload()
     assert type(merged) is SpikingBertForSequenceClassification
     torch.testing.assert_close(merged(**inputs).timestep_logits, expected, **close)
+
+
+def test_adapters_are_published_with_a_card_of_their_model(tmp_path):
+    trainer = train(tmp_path / "run", adapted())
+    trainer.save_model()
+    trainer.create_model_card()
+    staged = stage(tmp_path / "run", tmp_path / "staged")
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= set(staged)
+    card = (tmp_path / "staged" / "README.md").read_text()
+    assert "`SpikingBertForSequenceClassification` of spikenlp" in card
+
+
+def test_a_folder_without_weights_is_not_pushed(tmp_path):
+    trainer = train(tmp_path / "run", make_model())
+    trainer.hub_model_id = "who/what"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="has no weights to push"):
+        trainer._upload(tmp_path / "empty", None, True)
 
 
 def test_neurons_learn_beside_the_adapters(tmp_path):

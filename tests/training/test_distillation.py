@@ -218,6 +218,28 @@ def test_a_teacher_is_not_asked_beforehand_about_rows_that_come_once(dense, batc
     assert [asked.count(i) for i in range(4)] == [4, 1, 4, 1]
 
 
+def test_a_teacher_of_batches_drawn_at_random_sees_what_the_student_sees(dense, batches, tmp_path):
+    seen = {"teacher": [], "student": []}
+
+    def masked(rows):
+        ids = torch.tensor([row["input_ids"] for row in rows])
+        ids = ids.where(torch.rand(ids.shape) > 0.3, 4)
+        rest = {n: torch.tensor([r[n] for r in rows]) for n in rows[0] if n != "input_ids"}
+        return rest | {"input_ids": ids}
+
+    teacher, model = make_teacher(), make_student(dense, batches)
+    for name, one in (("teacher", teacher), ("student", model)):
+        one.register_forward_pre_hook(
+            lambda m, args, kwargs, name=name: seen[name].append(kwargs["input_ids"]),
+            with_kwargs=True,
+        )
+    trainer = make_trainer(tmp_path, model, teacher, max_steps=6)
+    trainer.data_collator = masked
+    trainer.train()
+    assert len(seen["teacher"]) == len(seen["student"]) == 6
+    assert all(map(torch.equal, seen["teacher"], seen["student"]))
+
+
 def test_a_cached_teacher_is_asked_with_what_it_takes_alone(dense, batches, tmp_path):
     def collate(rows):
         return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}

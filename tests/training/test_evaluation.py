@@ -13,6 +13,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.trainer_utils import HPSearchBackend
 
 from spikenlp import (
     SpikingBertConfig,
@@ -24,7 +25,7 @@ from spikenlp import (
 from spikenlp.data import wordpiece_tokenizer
 from spikenlp.training.trainer import TimestepMetrics
 from tests.conftest import TINY_DENSE
-from tests.training.test_trainer import make_args
+from tests.training.test_trainer import make_args, make_data
 
 LENGTHS = [9, 3, 12, 5, 7]
 STEPS, LABELS = 2, 3
@@ -219,3 +220,45 @@ def test_what_has_no_temporal_loss_or_metric_is_refused(
 def test_metrics_of_batches_are_refused(tmp_path):
     with pytest.raises(ValueError, match="batch_eval_metrics"):
         make_args(tmp_path, batch_eval_metrics=True)
+
+
+def test_a_card_of_an_evaluation_without_scores_has_no_table(tmp_path):
+    data = make_data()
+    trainer = SpikingTrainer(
+        make_model(SpikingBertForSequenceClassification, num_labels=1),
+        make_args(tmp_path, temporal_loss="sdt"),
+        train_dataset=data,
+        eval_dataset=data,
+    )
+    trainer.train()
+    trainer.evaluate()
+    trainer.create_model_card()
+    assert "| step 1 |" not in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("call", ["train", "evaluate"])
+def test_several_labels_at_once_are_refused_without_a_time_axis_too(call, tmp_path):
+    labels = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]] * 4)
+    data = make_data(8).remove_columns("labels").add_column("labels", labels.tolist())
+    model = make_model(SpikingBertForSequenceClassification, num_labels=3)
+    args = make_args(tmp_path, collapsed=True)
+    trainer = SpikingTrainer(model, args, train_dataset=data, eval_dataset=data)
+    with pytest.raises(ValueError, match="several at once"):
+        getattr(trainer, call)()
+
+
+def test_a_trial_trains_with_its_own_loss(tmp_path):
+    def first_loss(**options):
+        trainer.hp_search_backend = HPSearchBackend.WANDB
+        trainer._hp_search_setup(options)
+        trainer.train()
+        return trainer.state.log_history[0]["loss"]
+
+    args = make_args(tmp_path, logging_steps=1, theta_weight="0")
+    model_class = SpikingBertForSequenceClassification
+    trainer = SpikingTrainer(
+        args=args, model_init=lambda: make_model(model_class), train_dataset=make_data()
+    )
+    trials = [first_loss(theta_weight=weight) for weight in ("0", "100")]
+    assert trials[1] > 2 * trials[0]
+    assert first_loss(temporal_loss="sdt") != pytest.approx(trials[1])

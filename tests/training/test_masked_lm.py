@@ -178,3 +178,10 @@ def test_processes_that_wait_for_each_other_need_a_masked_token(tmp_path):
     trainer = make_trainer(tmp_path, rows=rows, per_device_train_batch_size=4, theta_scope="global")
     with pytest.raises(ValueError, match="no sample to learn from"):
         trainer.train()
+
+
+def test_what_has_no_labels_has_no_scores(tmp_path):
+    rows = make_rows()
+    trainer = make_trainer(tmp_path, rows=rows)
+    with pytest.raises(ValueError, match="scored on the tokens that labels mark"):
+        trainer.predict(Dataset.from_dict({"input_ids": rows["input_ids"].tolist()}))

@@ -348,6 +348,8 @@ class SpikingBertPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
             convert_dense_bert,
         )
 
+        if isinstance(dtype, str):
+            dtype = dense.dtype if dtype == "auto" else getattr(torch, dtype)
         if reconstruct:
             if calibration is None:
                 raise ValueError("reconstruct=True needs calibration data: a few hundred sentences")
@@ -358,7 +360,7 @@ class SpikingBertPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
         if batches is not None and reconstruct:
             reconstruction.reconstruct(model, batches)
         if dtype is not None:
-            model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+            model.to(dtype)
         return model
 
 
