@@ -121,13 +121,12 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         return cls.loss_function(args.temporal_loss, **args.temporal_loss_options())
 
     def _hp_search_setup(self, trial: Any) -> None:
+        """Called at the start of each training, with a trial or None: either may find other options of the loss."""
         super()._hp_search_setup(trial)
-        if not self.args.collapsed:  # a trial may change the options of the loss
+        if not self.args.collapsed:
             self.compute_loss_func = self._loss_of(self.args)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.args.collapsed:
-            self.compute_loss_func = self._loss_of(self.args)
         try:
             return super().train(*args, **kwargs)
         finally:

@@ -23,6 +23,7 @@ from spikenlp import (
     SpikingTrainer,
 )
 from spikenlp.data import wordpiece_tokenizer
+from spikenlp.losses import get_temporal_loss
 from spikenlp.training.trainer import TimestepMetrics
 from tests.conftest import TINY_DENSE
 from tests.training.test_trainer import make_args, make_data
@@ -247,18 +248,21 @@ def test_several_labels_at_once_are_refused_without_a_time_axis_too(call, tmp_pa
         getattr(trainer, call)()
 
 
-def test_a_trial_trains_with_its_own_loss(tmp_path):
-    def first_loss(**options):
-        trainer.hp_search_backend = HPSearchBackend.WANDB
-        trainer._hp_search_setup(options)
-        trainer.train()
-        return trainer.state.log_history[0]["loss"]
-
+def test_a_trial_and_changed_options_train_with_their_own_loss(tmp_path):
     args = make_args(tmp_path, logging_steps=1, theta_weight="0")
     model_class = SpikingBertForSequenceClassification
     trainer = SpikingTrainer(
         args=args, model_init=lambda: make_model(model_class), train_dataset=make_data()
     )
-    trials = [first_loss(theta_weight=weight) for weight in ("0", "100")]
-    assert trials[1] > 2 * trials[0]
-    assert first_loss(temporal_loss="sdt") != pytest.approx(trials[1])
+    steps, labels = torch.randn(3, 2, 2), torch.tensor([0, 1, 1])
+    trainer.hp_search_backend = HPSearchBackend.WANDB
+    for options in ({"theta_weight": "0"}, {"theta_weight": "100"}, {"temporal_loss": "sdt"}):
+        trainer._hp_search_setup(options)  # what Trainer.train does with a trial
+        expected = get_temporal_loss(args.temporal_loss, **args.temporal_loss_options())
+        found = trainer.compute_loss_func({"timestep_logits": steps}, labels)
+        assert found == expected(steps, labels)
+    losses = []
+    for args.temporal_loss, args.theta_weight in (("tmc", "0"), ("tmc", "100")):
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[1] > 2 * losses[0]
