@@ -13,7 +13,9 @@ from PIL import Image as PILImage
 
 from spikenlp import (
     SpikingBertConfig,
+    SpikingBertForMaskedLM,
     SpikingBertForSequenceClassification,
+    SpikingBertForTokenClassification,
     SpikingBertModel,
     SpikingVGGConfig,
     SpikingVGGModel,
@@ -102,6 +104,17 @@ def test_the_card_survives_the_hubs_parser_and_holds_the_run(model):
         assert said in card.text
     assert "yan2025tmc" in card.text
     assert "wang2020minilm" in card.text
+
+
+def test_figures_are_of_the_task_of_the_head():
+    config = SpikingBertConfig(**TINY_DENSE, num_timesteps=2)
+    figures = {"spiking": {"accuracy": 0.5, "accuracy_t1": 0.25, "accuracy_t2": 0.5}}
+    for kind, task in (
+        (SpikingBertForMaskedLM, "fill-mask"),
+        (SpikingBertForTokenClassification, "token-classification"),
+    ):
+        card = model_card(kind(config), figures, name="ann/tiny")
+        assert {result.task_type for result in card.data.eval_results} == {task}
 
 
 def test_its_field_spikes_is_what_describe_spikes_sees(model):

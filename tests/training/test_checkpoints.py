@@ -11,12 +11,14 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from spikenlp import SpikingTrainer
+from spikenlp.hub.publish import RESUMABLE, stage
 from spikenlp.training import (
     CheckpointError,
     TrainingTerminated,
     checkpoint_problem,
     last_checkpoint,
 )
+from spikenlp.training.checkpoints import ORDER
 from tests.training.test_trainer import make_args, make_data, make_model
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "logging_steps": 1}
@@ -289,3 +291,14 @@ def test_same_seed_and_threads_give_bit_equal_weights_on_cpu(tmp_path):
         other = trainer(tmp_path / "other", seed=1)
         other.train()
     assert weights(tmp_path / "other" / "checkpoint-4") != found[0]
+
+
+def test_a_checkpoint_on_the_hub_has_all_that_a_run_goes_on_from(tmp_path):
+    args = make_args(
+        tmp_path, save_strategy="steps", save_steps=1, train_sampling_strategy="group_by_length"
+    )
+    SpikingTrainer(make_model(), args, train_dataset=make_data()).train()
+    saved = {path.name for path in (tmp_path / "checkpoint-1").iterdir()}
+    assert ORDER.format(0) in saved
+    staged = stage(tmp_path / "checkpoint-1", tmp_path / "staged", RESUMABLE)
+    assert saved - set(staged) == {"training_args.bin"}

@@ -1,5 +1,7 @@
 """A dense BERT made spiking: weights by name, amplitudes by calibration, spikes that flow."""
 
+import copy
+
 import pytest
 import torch
 from transformers import (
@@ -314,6 +316,12 @@ def test_a_finished_model_is_of_the_dtype_that_was_asked_for(dense, batches, dty
     for name, value in expected.state_dict().items():
         cast = value.bfloat16() if value.is_floating_point() else value
         assert torch.equal(found.state_dict()[name], cast), name
+
+
+def test_the_dtype_may_be_that_of_the_dense_model(dense, batches):
+    convert = SpikingBertForSequenceClassification.from_dense
+    assert convert(dense, calibration=batches, dtype="auto").dtype == torch.float32
+    assert convert(copy.deepcopy(dense).bfloat16(), dtype="auto").dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
