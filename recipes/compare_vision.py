@@ -29,6 +29,7 @@ import dvs_tmc
 import image_tmc
 import numpy as np
 import transformers
+import vision
 from common import check_same_options, parse_arguments, write_text
 from compare_losses import LOSSES, WINDOW, compare, markdown, options_of, parse_own
 from torch.utils.data import Subset
@@ -51,12 +52,12 @@ LOOKED_INTO = 128
 def arguments_of(kind: str, options: list[str], out: Path, seed: int) -> tuple[Any, ...]:
     """Of the model, the data and the training of one run."""
     defaults = {
-        **image_tmc.VISION_DEFAULTS,
+        **vision.VISION_DEFAULTS,
         "model": "spiking_vgg" if kind == "dvs" else "spiking_resnet",
     }
     return parse_arguments(
         [*options, "--seed", str(seed), "--output_dir", str(out)],
-        (image_tmc.VisionModelArguments, KINDS[kind][0], SpikingTrainingArguments),
+        (vision.VisionModelArguments, KINDS[kind][0], SpikingTrainingArguments),
         **defaults,
     )
 
@@ -68,7 +69,7 @@ def run_one(kind: str, options: list[str], out: Path, seed: int) -> dict[str, An
     if done.exists():
         check_same_options(out, arguments, ignored={"output_dir", "disable_tqdm"})
         return json.loads(done.read_text())
-    found = image_tmc.run(*arguments, load_data=load_data)
+    found = vision.run(*arguments, load_data=load_data)
     if found["config"]["neuron"] != "relu":
         found |= look_into(out, load_data(*arguments[:2]))
     write_text(done, json.dumps(found, indent=1) + "\n")
@@ -81,7 +82,7 @@ def spread(test: Any) -> Subset:
     return Subset(test, indices.tolist())
 
 
-def look_into(out: Path, data: image_tmc.VisionData) -> dict[str, Any]:
+def look_into(out: Path, data: vision.VisionData) -> dict[str, Any]:
     """Firing rate and energy by time step, how alike the steps are, and how much the loss swung."""
     model = transformers.AutoModelForImageClassification.from_pretrained(out).eval()
     few = spread(data.test)

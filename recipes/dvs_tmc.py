@@ -23,7 +23,8 @@ from typing import Any, Literal
 import numpy as np
 import transformers
 from common import parse_arguments, save_records, summary
-from image_tmc import (
+from torch.utils.data import Subset
+from vision import (
     SUBSET_SEED,
     VISION_DEFAULTS,
     SplitArguments,
@@ -32,7 +33,6 @@ from image_tmc import (
     run,
     some,
 )
-from torch.utils.data import Subset
 
 from spikenlp import SpikingTrainingArguments
 from spikenlp.data import carve_validation

@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT / "recipes"))
 import compare_vision  # noqa: E402
 import dvs_tmc  # noqa: E402
 import image_tmc  # noqa: E402
+import vision  # noqa: E402
 from common import parse_arguments  # noqa: E402
 
 from tests.data.events.test_recordings import (  # noqa: E402
@@ -92,8 +93,8 @@ def images_in(folder, splits, size=8):
 
 def arguments(kind, *options):
     cls = {"image": image_tmc.ImageArguments, "dvs": dvs_tmc.EventArguments}[kind]
-    kinds = (image_tmc.VisionModelArguments, cls, SpikingTrainingArguments)
-    return parse_arguments([str(o) for o in options], kinds, **image_tmc.VISION_DEFAULTS)
+    kinds = (vision.VisionModelArguments, cls, SpikingTrainingArguments)
+    return parse_arguments([str(o) for o in options], kinds, **vision.VISION_DEFAULTS)
 
 
 def image_data(*options):
@@ -118,15 +119,15 @@ def test_a_benchmarks_config_is_the_published_network(name, tmp_path):
     side = (kind == "image" and data_args.image_size) or usual
     fields = {"num_channels": 2 if kind == "dvs" else 3, "image_size": side}
     names = [str(i) for i in range(labels)]
-    data = image_tmc.VisionData("", [], [], [], [], names, fields)
+    data = vision.VisionData("", [], [], [], [], names, fields)
     if (
         "hst" in name
     ):  # a learning rate for weights that are trained: there is no start without them
         with pytest.raises(FileNotFoundError, match="path/to/checkpoint"):
-            image_tmc.build_model(model_args, data, training_args, {})
+            vision.build_model(model_args, data, training_args, {})
         model_args.model_name_or_path = None
     with torch.device("meta"):
-        model = image_tmc.build_model(model_args, data, training_args, {})
+        model = vision.build_model(model_args, data, training_args, {})
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert model.config.neuron in ("lif", "if")
     assert model.config.num_timesteps == model_args.num_timesteps
@@ -294,7 +295,7 @@ def test_events_become_the_frames_that_the_model_is_for(options, shape, tmp_path
     data = dvs_tmc.load_event_data(model_args, data_args)
     assert data.test[0]["pixel_values"].shape == shape
     with torch.device("meta") if model_args.model_name_or_path is None else torch.device("cpu"):
-        config = image_tmc.build_model(model_args, data, training_args, {}).config
+        config = vision.build_model(model_args, data, training_args, {}).config
     assert (config.num_timesteps, 2, config.image_size, config.image_size) == shape
 
 
@@ -354,9 +355,9 @@ def test_all_folds_are_run_in_folders_of_their_own_and_averaged(tmp_path, monkey
 )
 def test_options_that_do_not_fit_are_refused(options, message):
     model_args, _, training_args = arguments("image", "--use_cpu", "True", *options)
-    data = image_tmc.VisionData("", [], [], [], [], ["a", "b"], {})
+    data = vision.VisionData("", [], [], [], [], ["a", "b"], {})
     with pytest.raises(ValueError, match=message):
-        image_tmc.build_model(model_args, data, training_args, {})
+        vision.build_model(model_args, data, training_args, {})
 
 
 @pytest.mark.parametrize(
@@ -377,9 +378,9 @@ def test_weights_of_one_neuron_are_no_start_for_another(saved, asked, message, t
         SpikingVGGForImageClassification(config).save_pretrained(path)
     options = ["--use_cpu", "True", "--model_name_or_path", path, "--neuron", asked]
     model_args, _, training_args = arguments("image", *options)
-    data = image_tmc.VisionData("", [], [], [], [], ["a", "b"], {})
+    data = vision.VisionData("", [], [], [], [], ["a", "b"], {})
     with pytest.raises(ValueError, match=message):
-        image_tmc.build_model(model_args, data, training_args, {})
+        vision.build_model(model_args, data, training_args, {})
 
 
 def test_a_conversion_keeps_the_shape_of_its_network(tmp_path):
@@ -389,9 +390,9 @@ def test_a_conversion_keeps_the_shape_of_its_network(tmp_path):
     options = ["--use_cpu", "True", "--model_name_or_path", tmp_path, "--neuron", "rounding"]
     fields = '{"hidden_sizes": [4], "depths": [2], "num_timesteps": 3}'
     model_args, _, training_args = arguments("image", *options, "--model_config", fields)
-    data = image_tmc.VisionData("", [], [], [], [], ["a", "b"], {})
+    data = vision.VisionData("", [], [], [], [], ["a", "b"], {})
     with pytest.raises(ValueError, match=r"has depths \[1\], not \[2\]: a conversion changes"):
-        image_tmc.build_model(model_args, data, training_args, {})
+        vision.build_model(model_args, data, training_args, {})
 
 
 @pytest.mark.parametrize(("neuron", "asked"), [("relu", "rounding"), ("lif", "lif")])
@@ -401,9 +402,9 @@ def test_a_model_of_other_labels_is_refused(neuron, asked, tmp_path):
     SpikingVGGForImageClassification(config).save_pretrained(tmp_path)
     options = ["--use_cpu", "True", "--model_name_or_path", tmp_path, "--neuron", asked]
     model_args, _, training_args = arguments("image", *options)
-    data = image_tmc.VisionData("the digits", [], [], [], [], ["a", "b"], {})
+    data = vision.VisionData("the digits", [], [], [], [], ["a", "b"], {})
     with pytest.raises(ValueError, match="has 3 labels, the digits 2"):
-        image_tmc.build_model(model_args, data, training_args, {})
+        vision.build_model(model_args, data, training_args, {})
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path):
@@ -411,9 +412,9 @@ def test_a_model_of_another_kind_is_refused(tmp_path):
     model_args, _, training_args = arguments(
         "image", "--use_cpu", "True", "--model_name_or_path", tmp_path
     )
-    data = image_tmc.VisionData("", [], [], [], [], ["a", "b"], {})
+    data = vision.VisionData("", [], [], [], [], ["a", "b"], {})
     with pytest.raises(ValueError, match="is a vit: choose from spiking_resnet"):
-        image_tmc.build_model(model_args, data, training_args, {})
+        vision.build_model(model_args, data, training_args, {})
 
 
 def test_simulated_events_fill_the_sensor_and_recordings_48_pixels(tmp_path):
@@ -442,9 +443,9 @@ def test_all_folds_at_once_are_for_the_recipe_alone(tmp_path):
 
 
 def test_a_subset_is_the_same_each_time():
-    assert image_tmc.some(range(5), None) == image_tmc.some(range(5), 9) == [0, 1, 2, 3, 4]
-    drawn = image_tmc.some(range(100, 200), 10)
-    assert drawn == sorted(set(drawn)) == image_tmc.some(range(100, 200), 10)
+    assert vision.some(range(5), None) == vision.some(range(5), 9) == [0, 1, 2, 3, 4]
+    drawn = vision.some(range(100, 200), 10)
+    assert drawn == sorted(set(drawn)) == vision.some(range(100, 200), 10)
     assert drawn != list(range(100, 110))
 
 
