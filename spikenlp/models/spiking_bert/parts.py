@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -159,9 +159,12 @@ class SpikingSelfAttention(SpikingBlock):
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        heads = [self.split_heads(x) for x in (query, key, value)]
+        if self.training and self.config._attn_implementation == "sdpa" and on_cpu_in_half(heads):
+            attention = in_float32(attention)
         context, weights = attention(
             self,
-            *(self.split_heads(x) for x in (query, key, value)),
+            *heads,
             mask,
             dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
             scaling=self.scaling,
@@ -170,3 +173,30 @@ class SpikingSelfAttention(SpikingBlock):
         if weights is not None:
             weights = weights.unflatten(0, query.shape[:2])
         return context.reshape(query.shape), weights
+
+
+def on_cpu_in_half(tensors: Sequence[Tensor]) -> bool:
+    return all(x.device.type == "cpu" and x.dtype.itemsize < 4 for x in tensors)
+
+
+def in_float32(attention: Callable[..., Any]) -> Callable[..., Any]:
+    """Attention that computes in float32 inside: PyTorch's backward of its fused one takes up to ten times as long
+    on CPU in half precision (`benchmarks/attention.py`)."""
+
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        if mask is not None and mask.is_floating_point():
+            mask = mask.float()
+        with torch.autocast("cpu", enabled=False):
+            context, weights = attention(
+                module, query.float(), key.float(), value.float(), mask, **kwargs
+            )
+        return context.to(value.dtype), weights
+
+    return attend

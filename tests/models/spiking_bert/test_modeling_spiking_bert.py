@@ -320,6 +320,33 @@ def test_bfloat16(batches):
     assert outputs.logits.isfinite().all()
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_on_cpu_attention_is_trained_in_float32_whatever_the_precision(
+    batches, training, autocast, monkeypatch
+):
+    fused, seen = torch.nn.functional.scaled_dot_product_attention, []
+
+    def watched(query, key, value, **kwargs):
+        seen.append(
+            torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else key.dtype
+        )
+        return fused(query, key, value, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    model = make().train(training)
+    model = model if autocast else model.bfloat16()
+    mask = torch.zeros(8, 1, 12, 12, dtype=torch.bfloat16)
+    mask[:, :, :, -2:] = torch.finfo(torch.bfloat16).min
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = model(batches[0]["input_ids"], attention_mask=mask).timestep_logits
+    logits.float().sum().backward()
+    assert set(seen) == {torch.float32 if training else torch.bfloat16}
+    gradient = model.bert.encoder.layer[0].attention.self.key.weight.grad
+    assert gradient.isfinite().all()
+    assert gradient.any()
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
