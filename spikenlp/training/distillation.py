@@ -182,7 +182,7 @@ class DistillationTrainer(SpikingTrainer):
                 self.data_collator,
                 logits=self.args.logit_weight > 0,
                 hidden=self.args.hidden_weight > 0,
-                context=self.compute_loss_context_manager(),
+                context=self.accelerator.autocast(),
             )
         if self._projections is None:
             return super().train(*args, **kwargs)
@@ -325,7 +325,8 @@ class DistillationTrainer(SpikingTrainer):
         for one in self._teachers:
             check_deterministic(one)
         inputs = {k: v for k, v in inputs.items() if k != "labels"}
-        with attention_scores(self.teacher, self.args.attention_weight > 0) as scores:
+        scored = attention_scores(self.teacher, self.args.attention_weight > 0)
+        with scored as scores, self.accelerator.autocast():
             outputs = ask(self._teachers, inputs, self.args.hidden_weight > 0)
         return {**outputs, "attention_scores": scores}
 

@@ -70,7 +70,7 @@ class TeacherCache:
         teachers: in eval mode, see `ask`; their inputs are what `collator` makes of the columns that the
             first one's forward takes, labels left out.
         logits, hidden: whether logits, hidden states are kept.
-        context: what the teacher runs in (autocast).
+        context: what the teachers run in (autocast).
 
     Raises:
         ValueError: a teacher, or a dropout within it, in training mode.

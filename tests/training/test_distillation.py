@@ -197,6 +197,21 @@ def test_a_teacher_that_is_asked_once_teaches_the_same(
 
 
 @pytest.mark.parametrize("gigabytes", [0.0, 1.0], ids=["asked", "cached"])
+@pytest.mark.parametrize(("bf16", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_teachers_are_asked_in_the_precision_of_the_training(
+    dense, batches, tmp_path, gigabytes, bf16, expected
+):
+    teachers, seen = [make_teacher(), make_teacher(2)], []
+    for teacher in teachers:
+        teacher.classifier.register_forward_hook(lambda *call: seen.append(call[-1].dtype))
+    options = {"teacher_cache_gb": gigabytes, "max_steps": 5, "bf16": bf16}
+    make_trainer(
+        tmp_path, make_student(dense, batches), *teachers[:1], teachers[1:], **options
+    ).train()
+    assert set(seen) == {expected}
+
+
+@pytest.mark.parametrize("gigabytes", [0.0, 1.0], ids=["asked", "cached"])
 def test_a_dropout_within_the_teacher_that_was_left_on_is_named(
     dense, batches, tmp_path, gigabytes
 ):
