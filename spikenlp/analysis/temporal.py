@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from spikenlp.analysis.spikes import SpikeCounts
-from spikenlp.analysis.watching import frames_of, named_inputs, unrolled
+from spikenlp.analysis.watching import frames_of, named_inputs, samples_of, unrolled
 from spikenlp.losses.temporal import gradient_scaling_factor
 from spikenlp.models.modes import evaluating
 from spikenlp.models.over_time import NONLINEARITIES, OverTime
@@ -82,7 +82,7 @@ def temporal_similarity(
     steps = getattr(config, "num_timesteps", None) if frames is None else frames.shape[1]
     over_time = NONLINEARITIES[getattr(config, "nonlinearity", "step")]
     inputs = {k: v for k, v in batch.items() if k != "labels"} if isinstance(batch, Mapping) else {}
-    samples = batch.shape[1] if isinstance(batch, Tensor) else len(next(iter(inputs.values())))
+    samples = batch.shape[1] if isinstance(batch, Tensor) else samples_of(model, inputs)
     mask = inputs.get("attention_mask")
     if mask is not None and mask.dim() != 2:
         raise ValueError(f"attention_mask must be [B, L], got shape {tuple(mask.shape)}")

@@ -38,6 +38,8 @@ from spikenlp.analysis.watching import (
     Sent,
     named_inputs,
     refuse_collapsed,
+    refuse_padded_first_token,
+    samples_of,
     unrolled,
     watch_masks,
     watch_neurons,
@@ -477,7 +479,8 @@ def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Trace:
 
     Raises:
         ValueError: a model without neurons; a collapsed one, which has no time steps; one that
-            torch.compile made; what `record` refuses.
+            torch.compile made; a classifier of sequences whose first token, which it reads, is padding; what
+            `record` refuses.
     """
     refuse_collapsed(model)
     if hasattr(model, "_orig_mod"):
@@ -489,13 +492,16 @@ def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Trace:
     inputs = {
         k: v.clone() if isinstance(v, Tensor) else v for k, v in given.items() if k != "labels"
     }
-    samples = batch.shape[1] if isinstance(batch, Tensor) else len(next(iter(inputs.values())))
+    refuse_padded_first_token(model, inputs.get("attention_mask"))
+    samples = batch.shape[1] if isinstance(batch, Tensor) else samples_of(model, inputs)
     with evaluating(model), _recording(model, samples, None) as recorder:
         if isinstance(batch, Tensor):
             recorder.place(inputs[""], time=0, sample=1)
             model(inputs[""])
         else:
             for x in _tensors(inputs.values()):
+                if len(x) != samples:
+                    continue
                 # [B, L], [B, L, D], or frames [B, T, C, H, W]
                 dims = {2: {"position": 1}, 3: {"position": 1}, 5: {"time": 1}}.get(x.dim(), {})
                 recorder.place(x, sample=0, **dims)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spikenlp.models.over_time import increments
+from spikenlp.models.spiking_bert import SpikingBertForSequenceClassification
 from spikenlp.neurons import NeuronState, RoundingIF
 from spikenlp.neurons.dynamics import SMALLEST_SCALE, sent_amplitude
 from spikenlp.neurons.modules import SpikingNeuron
@@ -65,11 +66,34 @@ def refuse_collapsed(model: nn.Module) -> None:
         )
 
 
+def refuse_padded_first_token(model: nn.Module, mask: Tensor | None) -> None:
+    """Of a classifier of sequences, which reads that one, and computes it alone in its last layer."""
+    reads_it = isinstance(model, SpikingBertForSequenceClassification)
+    if reads_it and mask is not None and mask.dim() == 2 and not bool(mask[:, 0].all()):
+        raise ValueError(
+            "attention_mask is 0 at a first token, which the classifier reads: pad on the right "
+            "(tokenizer.padding_side = 'right')"
+        )
+
+
 def named_inputs(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Mapping[str, Any] | Tensor:
     """`batch`, where it is the one input [B, ...] of a transformers model by that input's name."""
     if isinstance(model, PreTrainedModel) and isinstance(batch, Tensor):
         return {model.main_input_name: batch}
     return batch
+
+
+def samples_of(model: nn.Module, inputs: Mapping[str, Any]) -> int:
+    """B of inputs [B, ...], beside which there may be some that hold for the whole batch: position ids [1, L]."""
+    for name in (getattr(model, "main_input_name", ""), "inputs_embeds"):
+        if inputs.get(name) is not None:
+            return len(inputs[name])
+    return max(len(x) for x in inputs.values() if isinstance(x, Tensor))
+
+
+def compiled(model: nn.Module) -> bool:
+    """Whether torch.compile made `model`, or a part of it."""
+    return any(hasattr(m, "_orig_mod") or m._compiled_call_impl for m in model.modules())
 
 
 def frames_of(batch: Any) -> Tensor | None:
@@ -177,6 +201,8 @@ def watch_neurons(model: nn.Module, observe: Callable[[Sent], None], *, real: Te
         return watched
 
     with ExitStack() as stack:
+        if compiled(model):  # what torch.compile made before calls no hook that is new
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(watch_masks(model, lambda found: mask.__setitem__(0, found)))
         handles = [model.register_forward_pre_hook(begin)]
         handles += [n.register_forward_hook(hook(k), with_kwargs=True) for k, n in neurons.items()]

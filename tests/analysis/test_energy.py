@@ -471,6 +471,23 @@ def test_a_monitor_counts_channels_of_feature_maps():
     assert counts.sites == 2 * 64
 
 
+def test_padding_at_the_token_that_a_classifier_reads_is_refused(batches):
+    batch = {
+        "input_ids": batches[0]["input_ids"],
+        "attention_mask": batches[0]["attention_mask"].flip(1),
+    }
+    with pytest.raises(ValueError, match="pad on the right"):
+        energy_report(bert(), batch)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_inputs_of_the_whole_batch_may_stand_beside_it(batches, first):
+    model, batch = bert(), dict(batches[0])
+    positions = {"position_ids": torch.arange(batch["input_ids"].shape[1])[None]}
+    given = {**positions, **batch} if first else {**batch, **positions}
+    assert energy_report(model, given).energies == energy_report(model, batch).energies
+
+
 def test_a_compiled_model_is_refused(batches):
     with pytest.raises(ValueError, match="compiled"):
         energy_report(torch.compile(bert()), batches[0])

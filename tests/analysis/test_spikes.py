@@ -110,6 +110,23 @@ def test_padding_is_left_out_in_a_wrapper(batches):
         assert found.elementwise == cost.elementwise
 
 
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_model_that_ran_compiled_is_counted(batches, wrapped):
+    model, batch = bert(), batches[0]
+    expected = watch(model, batch)
+    if wrapped:
+        running = torch.compile(model, backend="eager")
+    else:
+        running = model
+        running.compile(backend="eager")
+    with torch.no_grad():
+        running(**batch)
+    found = watch(running, batch)
+    assert len(found) == len(expected)
+    for name, counts in found.items():
+        assert torch.equal(counts.positive, expected[name.removeprefix("_orig_mod.")].positive)
+
+
 def test_a_mask_that_does_not_say_where_padding_is_is_refused(batches):
     ids = batches[0]["input_ids"]
     batch = {"input_ids": ids, "attention_mask": torch.ones(8, 1, 12, 12, dtype=torch.bool)}
