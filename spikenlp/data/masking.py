@@ -15,12 +15,12 @@ DRAWS = 1000
 
 @dataclass
 class ReproducibleMasking(DataCollatorForLanguageModeling):
-    """transformers' collator, whose draws depend on the batch and on `seed` alone.
+    """transformers' collator, whose draws depend on the batch, on `seed` and on the epoch of a training alone.
 
     A run that is resumed masks what the uninterrupted one does (the Trainer collates a batch ahead, so that
     the global generator of a checkpoint has moved on already), and each evaluation sees the same masks. In
-    training they still change from epoch to epoch, as the batches do. At least one token of a batch is
-    masked.
+    training by ResumableTrainer, SpikingTrainer and MaskedLMTrainer they change from epoch to epoch. At least one
+    token of a batch is masked.
 
     >>> collate = ReproducibleMasking(tokenizer, mlm_probability=0.15, seed=0)
     >>> sorted(collate([blocks[0], blocks[1]]))
@@ -36,7 +36,11 @@ class ReproducibleMasking(DataCollatorForLanguageModeling):
             raise ValueError("seed must be an integer, got None")
 
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
-        digest = self.seed % 2**32
+        return self.in_epoch(examples, 0)
+
+    def in_epoch(self, examples: list[Any], epoch: int) -> dict[str, Any]:
+        """What a call gives in an epoch of training, from 0; the first is masked as in evaluation."""
+        digest = (self.seed + 1_000_003 * epoch) % 2**32
         for example in examples:
             digest = zlib.crc32(torch.tensor(example["input_ids"]).numpy().tobytes(), digest)
         self.generator = torch.Generator().manual_seed(digest)

@@ -40,8 +40,15 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
+from spikenlp.data.masking import ReproducibleMasking
 from spikenlp.losses.collectives import several_processes
-from spikenlp.training.seeding import Indices, SeededBatches, draws_samples
+from spikenlp.training.seeding import (
+    CollatorOfEpoch,
+    Indices,
+    MaskedByEpoch,
+    SeededBatches,
+    draws_samples,
+)
 
 INCOMPLETE = "incomplete"
 """Folder of an output folder in which a checkpoint is written."""
@@ -239,18 +246,25 @@ class ResumableTrainer(Trainer):
             return super().train(folder, *args, **kwargs)
 
     def _get_dataloader(self, dataset: Any, description: str, *args: Any, **kwargs: Any) -> Any:
-        if description != "Training" or not draws_samples(dataset):
+        if description != "Training":
             return super()._get_dataloader(dataset, description, *args, **kwargs)
-        collator = self.data_collator
-        removing = self._get_collator_with_removed_columns(collator, description=description)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self.data_collator = SeededBatches(dataset, removing, seed)
-        self.remove_callback(SeededBatches)
-        self.add_callback(self.data_collator)
+        usual = self.data_collator
         try:
-            return super()._get_dataloader(Indices(dataset), description, *args, **kwargs)
+            if isinstance(usual, ReproducibleMasking):
+                self.data_collator = self._told_epochs(MaskedByEpoch(usual))
+            if draws_samples(dataset):
+                removing = self._get_collator_with_removed_columns(self.data_collator, description)
+                seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+                self.data_collator = self._told_epochs(SeededBatches(dataset, removing, seed))
+                dataset = Indices(dataset)
+            return super()._get_dataloader(dataset, description, *args, **kwargs)
         finally:
-            self.data_collator = collator
+            self.data_collator = usual
+
+    def _told_epochs(self, collator: CollatorOfEpoch) -> Any:
+        self.remove_callback(type(collator))
+        self.add_callback(collator)
+        return collator
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         if isinstance(train_dataset, Indices):

@@ -19,6 +19,8 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from spikenlp.data.masking import ReproducibleMasking
+
 
 def draws_samples(data: Any) -> bool:
     """Whether the samples of a data set may have a random part: a torch `Dataset` with a length, or one of
@@ -41,14 +43,10 @@ class Indices(Dataset):
         return index
 
 
-class SeededBatches(TrainerCallback):
-    """A collator of indices: takes the samples and collates them, torch, numpy and `random` seeded for that.
+class CollatorOfEpoch(TrainerCallback):
+    """A collator that, as a callback, knows the epoch, which processes that load share."""
 
-    As a callback it knows the epoch, which processes that load share.
-    """
-
-    def __init__(self, data: Any, collator: Callable[[list[Any]], Any], seed: int):
-        self.data, self.collator, self.seed = data, collator, seed
+    def __init__(self) -> None:
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def on_epoch_begin(
@@ -59,6 +57,25 @@ class SeededBatches(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         self._epoch.fill_(int(state.epoch or 0))
+
+
+class MaskedByEpoch(CollatorOfEpoch):
+    """`masking`, otherwise in each epoch."""
+
+    def __init__(self, masking: ReproducibleMasking):
+        super().__init__()
+        self.masking = masking
+
+    def __call__(self, examples: list[Any]) -> Any:
+        return self.masking.in_epoch(examples, int(self._epoch))
+
+
+class SeededBatches(CollatorOfEpoch):
+    """A collator of indices: takes the samples and collates them, torch, numpy and `random` seeded for that."""
+
+    def __init__(self, data: Any, collator: Callable[[list[Any]], Any], seed: int):
+        super().__init__()
+        self.data, self.collator, self.seed = data, collator, seed
 
     def __call__(self, indices: Sequence[int]) -> Any:
         drawn_from = np.array([self.seed, int(self._epoch), *indices], np.int64)

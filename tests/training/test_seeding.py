@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
+from spikenlp.data import ReproducibleMasking, wordpiece_tokenizer
 from spikenlp.training import ResumableTrainer
 from spikenlp.training.seeding import draws_samples, seeded
 from tests.training.test_trainer import make_args
@@ -115,3 +116,59 @@ def test_outside_nothing_was_drawn():
     assert draw() == expected != inside
     with seeded(5):
         assert draw() == inside
+
+
+class Masked(nn.Module):
+    """Keeps which tokens each batch has masked."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.seen = {True: [], False: []}
+
+    def forward(self, input_ids, labels, attention_mask=None):
+        self.seen[self.training].append(labels.clone())
+        return {"loss": self.weight.square(), "logits": labels}
+
+
+@pytest.mark.parametrize("as_torch", [True, False])
+@pytest.mark.parametrize("size", [1, 4])
+def test_blocks_are_masked_anew_in_each_epoch_and_alike_in_each_evaluation(
+    tmp_path, size, as_torch
+):
+    tokenizer = wordpiece_tokenizer([" ".join(f"word{i}" for i in range(100))])
+    rows = [{"input_ids": [2, *range(5 + 9 * i, 35 + 9 * i), 3]} for i in range(4)]
+    data = datasets.Dataset.from_list(rows)
+    collator = ReproducibleMasking(tokenizer, mlm_probability=0.3, seed=0)
+
+    def masks(folder):
+        model = Masked()
+        args = make_args(
+            folder,
+            num_train_epochs=3,
+            max_steps=-1,
+            per_device_train_batch_size=size,
+            train_sampling_strategy="sequential",
+            eval_strategy="epoch",
+            dataloader_pin_memory=False,
+        )
+        given = {"train_dataset": Rowwise(rows) if as_torch else data, "eval_dataset": data}
+        trainer = ResumableTrainer(model, args, data_collator=collator, **given)
+        trainer.train()
+        return [torch.cat(model.seen[training]).reshape(-1, 4, 32) for training in (True, False)]
+
+    trained, evaluated = masks(tmp_path)
+    assert len({tuple(mask.flatten().tolist()) for mask in trained}) == 3
+    assert len(evaluated) == 3
+    assert all(torch.equal(mask, evaluated[0]) for mask in evaluated)
+
+
+class Rowwise(Dataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
