@@ -19,6 +19,7 @@ from transformers import (
 
 from spikenlp import SpikingBertConfig
 from spikenlp.data import TextTask, wordpiece_tokenizer
+from spikenlp.data.tasks import check_label_order
 from spikenlp.models.spiking_bert import SpikingBertPreTrainedModel
 from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
 
@@ -271,17 +272,12 @@ def load(kind: type[Model], path: str | Path, **fields: Any) -> tuple[Model, lis
 
 def check_labels(path: str | Path, config: PreTrainedConfig, task: TextTask) -> None:
     """Raises ValueError where a model has the task's labels in another order, or a head of another number."""
-    names = [name.lower() for name in task.labels or ()]
-    found = [config.id2label[i].lower() for i in sorted(config.id2label)]
-    if found != names and sorted(found) == sorted(names):
-        raise ValueError(
-            f"{path} has the labels {found}, {task.name} {names}: their order must be the same"
-        )
-    wanted = len(names) or 1
+    check_label_order(path, config, task)
+    found, wanted = config.num_labels, len(task.labels or ()) or 1
     classifies = "SequenceClassification" in (config.architectures or [""])[0]
-    if classifies and len(found) != wanted:
+    if classifies and found != wanted:
         raise ValueError(
-            f"{path} has {len(found)} labels, {task.name} {wanted}: give a model of this task, or fine-tune "
+            f"{path} has {found} labels, {task.name} {wanted}: give a model of this task, or fine-tune "
             "that one on it"
         )
 

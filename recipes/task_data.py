@@ -10,9 +10,15 @@ from typing import Any
 import datasets
 import torch
 from student import CALIBRATION_BATCH, StudentArguments
-from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+)
 
 from spikenlp.data import TASKS, TextTask, demo_question_pairs, get_task, load_task
+from spikenlp.data.tasks import check_label_order
 from spikenlp.metrics import glue_metrics
 
 
@@ -174,6 +180,7 @@ def labelled_batches(checkpoint: Path, data_args: DataArguments, size: int) -> l
     inputs = load_inputs(model_args, data_args, *load_pairs(data_args))
     if inputs.task.labels is None:
         raise ValueError(f"{inputs.task.name} is a regression, which has no confidence to stop at")
+    check_label_order(checkpoint, AutoConfig.from_pretrained(checkpoint), inputs.task)
     split = next(iter(inputs.evaluation.values()))
     names = [k for k in (*inputs.tokenizer.model_input_names, "label") if k in split.column_names]
     rows = [{k: row[k] for k in names} for row in split]

@@ -251,6 +251,7 @@ def _labelled_texts(
         ValueError: options or data that do not fit each other or the model.
     """
     from spikenlp.data import get_task, load_task
+    from spikenlp.data.tasks import check_label_order
 
     if args.data is not None:
         if args.data_dir or args.dataset:
@@ -262,6 +263,7 @@ def _labelled_texts(
         raise ValueError(
             f"{task.name} is {classes}, and {args.model} tells {config.num_labels} classes apart"
         )
+    check_label_order(args.model, config, task)
     splits = load_task(task.name, data_dir=args.data_dir, dataset=args.dataset)
     split = next(data for name, data in splits.items() if name.startswith("validation"))
     rows = split[: args.max_samples]
@@ -321,15 +323,15 @@ def compare_reports(args: argparse.Namespace) -> str:
     lines = []
     width = max(len(path.stem) for path in args.reports)
     for path in args.reports:
-        values = json.loads(path.read_text())
         try:
+            values = json.loads(path.read_text())
             steps = range(1, len(values["accuracy"]) + 1)
             accuracy = " ".join(f"{100 * a:5.1f}" for a in values["accuracy"])
             ece = " ".join(f"{values['calibration'][f'ece_t{t}']:.3f}" for t in steps)
             scores = "".join(f"  {k} {v[-1]:.3f}" for k, v in values.get("scores", {}).items())
             energy = values["energy_microjoules"]["spiking, float32"][-1]
             ratio = values["energy"]["ratios"]["spiking, float32 / dense, float32"]
-        except (TypeError, KeyError, IndexError) as error:
+        except (TypeError, ValueError, LookupError) as error:
             raise ValueError(f"{path} is not what `spikenlp report` wrote") from error
         lines.append(
             f"{path.stem:{width}}  accuracy {accuracy}{scores}  ECE {ece}  {energy:.1f} uJ "

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from datasets import DatasetDict
+from transformers import PreTrainedConfig
 
 from spikenlp.data.glue import GLUE_TASKS, GlueTask, load_glue, task_key
 from spikenlp.data.topics import TOPIC_TASKS, TopicTask, load_topics
@@ -25,6 +26,16 @@ def get_task(name: str | None) -> TextTask:
     if key not in TASKS:
         raise ValueError(f"unknown task {name!r}: choose from {', '.join(TASKS)}")
     return TASKS[key]
+
+
+def check_label_order(path: str | Path, config: PreTrainedConfig, task: TextTask) -> None:
+    """Raises ValueError where the model at `path` has the task's labels in another order."""
+    names = [name.lower() for name in task.labels or ()]
+    found = [str(name).lower() for _, name in sorted(dict(config.id2label or {}).items())]
+    if found != names and sorted(found) == sorted(names):
+        raise ValueError(
+            f"{path} has the labels {found}, {task.name} {names}: their order must be the same"
+        )
 
 
 def load_task(

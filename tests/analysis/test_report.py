@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pandas
 import pytest
@@ -265,6 +266,9 @@ def test_the_commands_report_and_compare(model, labelled, tmp_path, capsys):
         (tmp_path / "c.json").write_text(json.dumps(content))
         with pytest.raises(SystemExit, match="not what `spikenlp report` wrote"):
             main(["compare", str(tmp_path / "c.json")])
+    (tmp_path / "c.json").write_text("not json")
+    with pytest.raises(SystemExit, match=r"c\.json is not what `spikenlp report` wrote"):
+        main(["compare", str(tmp_path / "a.json"), str(tmp_path / "c.json")])
 
 
 @pytest.fixture(scope="module")
@@ -300,6 +304,18 @@ def test_the_report_of_a_checkpoint_on_a_glue_task(checkpoint, tmp_path, capsys)
     ):
         with pytest.raises(SystemExit, match=message):
             main([*command, "--task_name", task, "--out", out])
+
+
+def test_a_classifier_with_the_labels_of_a_task_in_another_order_is_refused(checkpoint, tmp_path):
+    swapped = {
+        "id2label": {0: "positive", 1: "negative"},
+        "label2id": {"positive": 0, "negative": 1},
+    }
+    shutil.copytree(checkpoint / "model", tmp_path / "model")
+    bert(vocab_size=40, max_position_embeddings=12, **swapped).save_pretrained(tmp_path / "model")
+    command = ["report", str(tmp_path / "model"), "--data_dir", str(checkpoint)]
+    with pytest.raises(SystemExit, match="their order must be the same"):
+        main([*command, "--task_name", "sst2", "--out", str(tmp_path / "page.html")])
 
 
 TEXTS = ["a fine film", "a dull, dull film", "NA", "1984"]

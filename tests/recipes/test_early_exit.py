@@ -22,6 +22,17 @@ def test_demo_pairs_are_of_no_other_task(tmp_path):
         labelled_batches(tmp_path, DataArguments(task_name="sst2"), 4)
 
 
+def test_labels_in_another_order_are_refused(tmp_path):
+    tokenizer = wordpiece_tokenizer(demo_question_pairs()["validation"]["question1"])
+    swapped = {"id2label": {0: "duplicate", 1: "not_duplicate"}}
+    SpikingBertForSequenceClassification(
+        SpikingBertConfig(**{**TINY_DENSE, "vocab_size": len(tokenizer)}, **swapped)
+    ).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="their order must be the same"):
+        labelled_batches(tmp_path, DataArguments(task_name="qqp"), 4)
+
+
 def test_two_checkpoints_on_demo_pairs(tmp_path):
     pytest.importorskip("matplotlib")
     pairs = demo_question_pairs()["validation"]
