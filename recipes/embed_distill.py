@@ -46,7 +46,7 @@ from transformers import AutoModel, AutoTokenizer, BertModel, DataCollatorWithPa
 
 from spikenlp import SpikingBertModel, watchdogs
 from spikenlp.analysis import energy_by_step, microjoules
-from spikenlp.data import DuplicateQuestions, distinct_sentences, load_task
+from spikenlp.data import DuplicateQuestions, distinct_sentences, get_task, load_task
 from spikenlp.embeddings import (
     AnytimeIndex,
     SentenceEncoder,
@@ -364,7 +364,8 @@ class EncoderDistillation(Job):
 def training_text(text_args: SentenceArguments, evaluation: Evaluation, seed: int) -> list[str]:
     """Different sentences in a random order, those of the evaluation left out."""
     found: list[str] = []
-    for name in text_args.text_tasks:
+    for given in text_args.text_tasks:
+        name = get_task(given).name
         splits = load_task(name, data_dir=text_args.data_dir)
         used = [split for key, split in splits.items() if key == "train" or name not in EVALUATED]
         found += distinct_sentences(name, used, without=evaluation.sentences)

@@ -84,12 +84,17 @@ class ExitPolicy:
 
         Raises:
             OSError: there is none.
-            ValueError: a file of another format.
+            ValueError: a damaged file, or one of another format.
         """
         from transformers.utils import cached_file
 
         path = cached_file(str(folder), FILE, **hub_options)
-        values = json.loads(Path(str(path)).read_text())
+        try:
+            values = dict(json.loads(Path(str(path)).read_text()))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{FILE} in {folder} is not what ExitPolicy.save wrote: {error}"
+            ) from error
         found = values.pop("format", None)
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if found != FORMAT or unknown:

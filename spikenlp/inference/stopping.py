@@ -94,10 +94,11 @@ def collect_answers(
         if (
             wanted.is_floating_point()
             or wanted.dim() != 1
+            or wanted.numel() == 0
             or not (int(wanted.min()) >= 0 and int(wanted.max()) < model.config.num_labels)
         ):
             raise ValueError(
-                f"labels must be integers [B] in [0, {model.config.num_labels}), got {wanted}"
+                f"labels must be integers [B] in [0, {model.config.num_labels}), B > 0, got {wanted}"
             )
         state = start(model, batch, count_energy=energy)
         by_step = []

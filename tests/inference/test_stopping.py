@@ -155,6 +155,8 @@ def test_answers_are_the_model_s(batches):
     some = answers.select(np.arange(3))
     assert (len(some), some.energy.shape) == (3, (3, 4))
     assert collect_answers(model, data[:1], num_timesteps=2).num_timesteps == 2
+    with pytest.raises(ValueError, match="B > 0"):
+        collect_answers(model, [{name: values[:0] for name, values in data[0].items()}])
 
 
 def test_a_policy_travels_with_its_checkpoint(tmp_path):
@@ -166,6 +168,10 @@ def test_a_policy_travels_with_its_checkpoint(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
     with pytest.raises(ValueError, match="format 2"):
         ExitPolicy.load(tmp_path)
+    for damaged in ('{"format": 1, "thr', "[1]"):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match=r"early_exit\.json in .* is not what"):
+            ExitPolicy.load(tmp_path)
     with pytest.raises(OSError, match=r"early_exit\.json"):
         ExitPolicy.load(tmp_path / "..")
 

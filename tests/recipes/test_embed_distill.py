@@ -150,6 +150,8 @@ def test_evaluated_sentences_are_not_trained_on(options):
     assert set(train) & set(text)
     assert embed_distill.training_text(arguments, evaluation, seed=1) == text
     assert embed_distill.training_text(arguments, evaluation, seed=2) != text
+    arguments.text_tasks = ["QQP", "STS-B"]
+    assert embed_distill.training_text(arguments, evaluation, seed=1) == text
 
 
 @pytest.mark.parametrize("leave_out", [0, 2])

@@ -53,8 +53,8 @@ def convert_dense_bert(
     dense: PreTrainedModel | str,
     calibration: Iterable[Mapping[str, Tensor]] | None,
     config_overrides: dict[str, Any],
-) -> Any:
-    """See `SpikingBertPreTrainedModel.from_dense`."""
+) -> tuple[Any, torch.dtype]:
+    """The model (see `SpikingBertPreTrainedModel.from_dense`) and the dtype of the dense one."""
     absent: set[str] = set()
     if not isinstance(dense, PreTrainedModel):
         dense, absent = load_dense_bert(dense, spiking_class)
@@ -78,7 +78,7 @@ def convert_dense_bert(
         )
         calibration = random_token_batches(model.config)
     calibrate(model, calibration)
-    return model
+    return model, dense.dtype
 
 
 def spiking_config(dense: PreTrainedConfig, overrides: dict[str, Any]) -> SpikingBertConfig:
@@ -94,7 +94,8 @@ def load_dense_bert(
     """The dense twin of `spiking_class` (BertForX for SpikingBertForX), loaded from `path`; and the names of
     its weights that are not there, as those of a head may be."""
     config = AutoConfig.from_pretrained(path)
-    head = spiking_class.__name__.removeprefix("SpikingBert")
+    named = next(kind for kind in spiking_class.__mro__ if kind.__module__.startswith("spikenlp."))
+    head = named.__name__.removeprefix("SpikingBert")
     if config.model_type in FAMILY:
         auto_class = getattr(transformers, f"AutoModel{head.removeprefix('Model')}")
         roberta, info = auto_class.from_pretrained(path, output_loading_info=True)

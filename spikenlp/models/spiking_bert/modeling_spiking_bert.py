@@ -332,7 +332,7 @@ class SpikingBertPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
                 amplitudes come from the weights alone, on random tokens, and a warning says so.
             reconstruct: then fit the weights, too, to the spikes that reach them on these batches
                 (`spikenlp.models.reconstruction`), without training. Better the more sentences there are.
-            dtype: of the finished model; it is computed with float32.
+            dtype: of the finished model, or its name, or "auto" for that of `dense`; it is computed with float32.
             config_overrides: fields of `SpikingBertConfig`, e.g. `num_timesteps=8`, or `num_labels=5` for a
                 head that `dense` does not have.
 
@@ -348,19 +348,20 @@ class SpikingBertPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
             convert_dense_bert,
         )
 
-        if isinstance(dtype, str):
-            dtype = dense.dtype if dtype == "auto" else getattr(torch, dtype)
+        named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        if dtype not in (None, "auto") and not isinstance(named, torch.dtype):
+            raise ValueError(f"dtype must be one of torch's, its name or 'auto', got {dtype!r}")
         if reconstruct:
             if calibration is None:
                 raise ValueError("reconstruct=True needs calibration data: a few hundred sentences")
             asked = {"architecture": "default", "collapsed": False} | config_overrides
             reconstruction.check_config(asked["architecture"], asked["collapsed"])
         batches = None if calibration is None else as_batches(calibration)
-        model = convert_dense_bert(cls, dense, batches, config_overrides)
+        model, dtype_of_dense = convert_dense_bert(cls, dense, batches, config_overrides)
         if batches is not None and reconstruct:
             reconstruction.reconstruct(model, batches)
         if dtype is not None:
-            model.to(dtype)
+            model.to(dtype_of_dense if dtype == "auto" else named)
         return model
 
 
@@ -509,7 +510,10 @@ class SpikingBertForMaskedLM(SpikingBertPreTrainedModel):
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.cls.predictions.decoder = new_embeddings
-        self.cls.predictions.bias = new_embeddings.bias
+        bias = new_embeddings.bias
+        if not self.config.tie_word_embeddings:  # a file holds what two names share once
+            bias = nn.Parameter(bias.detach().clone())
+        self.cls.predictions.bias = bias
 
     @can_return_tuple
     def forward(

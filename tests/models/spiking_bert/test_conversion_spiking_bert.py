@@ -318,10 +318,32 @@ def test_a_finished_model_is_of_the_dtype_that_was_asked_for(dense, batches, dty
         assert torch.equal(found.state_dict()[name], cast), name
 
 
-def test_the_dtype_may_be_that_of_the_dense_model(dense, batches):
+def test_the_dtype_may_be_that_of_the_dense_model(dense, batches, tmp_path):
     convert = SpikingBertForSequenceClassification.from_dense
     assert convert(dense, calibration=batches, dtype="auto").dtype == torch.float32
-    assert convert(copy.deepcopy(dense).bfloat16(), dtype="auto").dtype == torch.bfloat16
+    low = copy.deepcopy(dense).bfloat16()
+    assert convert(low, dtype="auto").dtype == torch.bfloat16
+    low.save_pretrained(tmp_path)
+    assert convert(str(tmp_path), dtype="auto").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "Tensor"])
+def test_a_dtype_that_torch_does_not_have_is_named(dense, dtype):
+    with pytest.raises(ValueError, match=f"one of torch's, its name or 'auto', got '{dtype}'"):
+        SpikingBertForSequenceClassification.from_dense(dense, dtype=dtype)
+
+
+class Derived(SpikingBertForSequenceClassification):
+    """As a user derives one."""
+
+
+def test_a_derived_class_converts_what_its_base_does(dense, batches, tmp_path):
+    dense.save_pretrained(tmp_path)
+    for given in (dense, str(tmp_path)):
+        found = Derived.from_dense(given, calibration=batches)
+        assert type(found) is Derived
+        expected = SpikingBertForSequenceClassification.from_dense(given, calibration=batches)
+        assert torch.equal(found(**batches[0]).logits, expected(**batches[0]).logits)
 
 
 @pytest.mark.parametrize(

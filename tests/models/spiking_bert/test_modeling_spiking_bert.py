@@ -303,6 +303,16 @@ def test_mlm_weights_are_tied_after_resizing_the_embedding(batches):
     assert model(**batches[0]).logits.shape == (8, 12, 130)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_masked_lm_with_added_tokens_is_saved_and_loaded(batches, tmp_path, tied):
+    model = make(SpikingBertForMaskedLM, tie_word_embeddings=tied)
+    model.resize_token_embeddings(130)
+    torch.nn.init.normal_(model.cls.predictions.decoder.bias)
+    model.save_pretrained(tmp_path)
+    loaded = SpikingBertForMaskedLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded(**batches[0]).logits, model(**batches[0]).logits)
+
+
 def test_regression_and_multi_label_losses(batches):
     regression = make(num_labels=1)
     loss = regression(**batches[0], labels=torch.linspace(0, 5, 8)).loss
