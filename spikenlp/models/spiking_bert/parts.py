@@ -180,7 +180,7 @@ def on_cpu_in_half(tensors: Sequence[Tensor]) -> bool:
 
 
 def in_float32(attention: Callable[..., Any]) -> Callable[..., Any]:
-    """Attention that computes in float32 inside: PyTorch's backward of its fused one takes up to ten times as long
+    """Attention that computes in float32 inside: PyTorch's backward of its fused one takes several times as long
     on CPU in half precision (`benchmarks/attention.py`)."""
 
     def attend(
