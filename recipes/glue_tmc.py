@@ -62,7 +62,6 @@ from spikenlp import (
     SpikingTrainingArguments,
     watchdogs,
 )
-from spikenlp.data import get_task
 from spikenlp.losses import few_class_weight
 from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
 from spikenlp.provenance import run_record
@@ -186,7 +185,6 @@ def run(
 ) -> dict[str, Any]:
     """The whole job; returns what results.json holds."""
     prepare(training_args)
-    get_task(data_args.task_name)
     with training_args.main_process_first(desc="data"):
         data, source = load_data(data_args)
         inputs = load_inputs(model_args, data_args, data, source)

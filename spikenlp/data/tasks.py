@@ -1,4 +1,5 @@
-"""The table of the text classification tasks: GLUE's nine, and topics (R8, R52, 20 Newsgroups)."""
+"""The table of the text classification tasks: GLUE's nine, and topics (R8, R52, 20 Newsgroups). One's own are in
+`spikenlp.data.own`."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ from datasets import DatasetDict
 from transformers import PreTrainedConfig
 
 from spikenlp.data.glue import GLUE_TASKS, GlueTask, load_glue, task_key
+from spikenlp.data.own import OwnTask
 from spikenlp.data.topics import TOPIC_TASKS, TopicTask, load_topics
 
-TextTask: TypeAlias = GlueTask | TopicTask
-"""What both kinds have: name, text_columns, labels (None for regression), metrics."""
+TextTask: TypeAlias = GlueTask | TopicTask | OwnTask
+"""What all kinds have: name, text_columns, labels (None for regression), metrics."""
 TASKS: dict[str, TextTask] = {**GLUE_TASKS, **TOPIC_TASKS}
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.stats import ConstantInputWarning, pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from spikenlp.data.tasks import get_task
+from spikenlp.data.tasks import TextTask, get_task
 from spikenlp.losses.temporal import IGNORE_INDEX
 
 
@@ -43,17 +43,17 @@ class GlueMetric(evaluate.Metric):
         )
 
     def _compute(self, *, predictions: Any, references: Any) -> dict[str, float]:
-        return _scores(self.config_name, np.asarray(predictions), np.asarray(references))
+        return _scores(get_task(self.config_name), np.asarray(predictions), np.asarray(references))
 
 
-def glue_metrics(task_name: str) -> Callable[[np.ndarray, np.ndarray], dict[str, float]]:
+def glue_metrics(task: str | TextTask) -> Callable[[np.ndarray, np.ndarray], dict[str, float]]:
     """Scores of a task as a function of logits [N, C] and labels [N], -100 of which are left out.
 
     Raises:
         ValueError: an unknown task; when called, logits that are not finite, of another number of classes
             than the task has, no labels, or for a correlation fewer than two.
     """
-    task = get_task(task_name)
+    task = get_task(task) if isinstance(task, str) else task
     classes, fewest = (1, 2) if task.labels is None else (len(task.labels), 1)
 
     def metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -72,7 +72,7 @@ def glue_metrics(task_name: str) -> Callable[[np.ndarray, np.ndarray], dict[str,
             )
         logits, labels = logits[kept], labels[kept]
         predictions = logits[:, 0] if task.labels is None else logits.argmax(1)
-        return _scores(task.name, predictions, labels)
+        return _scores(task, predictions, labels)
 
     return metrics
 
@@ -104,7 +104,5 @@ SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 """Name -> score of (references, predictions)."""
 
 
-def _scores(task_name: str, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-    return {
-        name: float(SCORES[name](references, predictions)) for name in get_task(task_name).metrics
-    }
+def _scores(task: TextTask, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    return {name: float(SCORES[name](references, predictions)) for name in task.metrics}

@@ -2,6 +2,7 @@
 this one, whose imports are made."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from spikenlp.data import demo_question_pairs, wordpiece_tokenizer
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "recipes"))
 
+import distill  # noqa: E402
 import glue_tmc  # noqa: E402
 import qqp_tmc  # noqa: E402
 
@@ -151,6 +153,70 @@ def test_real_files_dense_first_and_yaml(qqp_files, dense_model, tmp_path):
         *QUICK,
     )
     assert json.loads((again / "results.json").read_text())["config"]["num_timesteps"] == 2
+
+
+@pytest.fixture(scope="module")
+def own_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own")
+    for split in ("train", "validation"):
+        rows = demo_question_pairs()[split].select(range(96))
+        records = [
+            {
+                "title": row["question1"],
+                "body": row["question2"],
+                "stars": ("low", "mid", "top")[i % 3],
+            }
+            for i, row in enumerate(rows)
+        ]
+        lines = [json.dumps(record) for record in records]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("recipe", [glue_tmc, distill])
+def test_own_data_train_a_classifier_of_their_classes(recipe, own_files, dense_model, tmp_path):
+    options = [
+        "--task_name",
+        "own_data",
+        "--data_dir",
+        own_files,
+        "--model_name_or_path",
+        dense_model,
+    ]
+    options += ["--text_columns", "title", "body", "--label_column", "stars"]
+    options += ["--class_names", "top", "mid", "low", "--num_timesteps", "2", *QUICK]
+    if recipe is distill:
+        options += ["--teacher_epochs", "1", "--collapsed_steps", "2"]
+    run_here(recipe, *options, "--output_dir", tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["task"], results["data"]) == ("own_data", f"the files in {own_files.name}")
+    scores = results["unrolled" if recipe is distill else "spiking"]
+    scores = scores.get("spiking", scores)
+    assert {"accuracy", "macro_f1", "accuracy_t1", "macro_f1_t2"} <= scores.keys()
+    folder = tmp_path / "unrolled" if recipe is distill else tmp_path
+    answer = pipeline("text-classification", str(folder), top_k=None)(
+        {"text": "a", "text_pair": "b"}
+    )
+    assert {label["label"] for label in answer} == {"top", "mid", "low"}
+    config = json.loads((folder / "config.json").read_text())
+    assert config["id2label"] == {"0": "top", "1": "mid", "2": "low"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task_name", "own_data"], "give --data_dir and no --dataset"),
+        (["--task_name", "own_data", "--data_dir", "{}"], r"no column \['text', 'label'\]"),
+        (
+            ["--task_name", "sst2", "--label_column", "x"],
+            "--label_column is for --task_name own_data",
+        ),
+    ],
+)
+def test_options_of_own_data_are_for_them(options, message, own_files, dense_model, tmp_path):
+    options = [option.format(own_files) for option in options]
+    options += ["--model_name_or_path", dense_model, "--output_dir", tmp_path, *QUICK]
+    assert re.search(message, refused(glue_tmc, *options))
 
 
 @pytest.mark.slow

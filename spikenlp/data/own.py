@@ -1,0 +1,141 @@
+"""One's own texts, or pairs of texts, and their classes, in tables."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
+from datasets.exceptions import DatasetsError
+
+READERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".csv": ("csv", {"keep_default_na": False}),
+    ".tsv": ("csv", {"keep_default_na": False, "delimiter": "\t", "quoting": csv.QUOTE_NONE}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+}
+"""Ending of a file -> how `datasets` reads it. As in GLUE's files, quotation marks of a .tsv are text."""
+SPLITS = {"train": "train", "validation": "validation", "dev": "validation", "test": "test"}
+"""Name of a file -> split."""
+OWN_DATA = "own_data"
+
+
+@dataclass(frozen=True)
+class OwnTask:
+    """What tells a task apart, as `TextTask` has it."""
+
+    text_columns: tuple[str, ...]
+    labels: tuple[str, ...]
+    name: str = OWN_DATA
+    metrics: tuple[str, ...] = ("accuracy", "macro_f1")
+
+
+def read_table(path: Path, text_columns: Sequence[str], label_column: str) -> Dataset:
+    """The one or two `text_columns` and the `label_column` of a table.
+
+    Raises:
+        ValueError: another kind of file, one that cannot be read or lacks a column or a value, other than one
+            or two columns of text.
+        FileNotFoundError: there is none.
+    """
+    if path.suffix not in READERS:
+        raise ValueError(f"a table must end with one of {', '.join(READERS)}, got {path}")
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    if len(text_columns) not in (1, 2):
+        raise ValueError(f"--text_columns takes one or two, got {list(text_columns)}")
+    reader, options = READERS[path.suffix]
+    try:
+        rows = load_dataset(reader, data_files=str(path), split="train", **options)
+    except (DatasetsError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error.__cause__ or error}") from error
+    columns = [*text_columns, label_column]
+    if missing := [column for column in columns if column not in rows.column_names]:
+        raise ValueError(
+            f"{path} has no column {missing}, but {rows.column_names}: name --text_columns and "
+            "--label_column"
+        )
+    rows = rows.select_columns(columns)
+    for column in columns:
+        if None in rows[column]:
+            raise ValueError(f"{path}, row {list(rows[column]).index(None) + 1} has no {column!r}")
+    return rows
+
+
+def load_own(
+    data_dir: str | Path,
+    *,
+    text_columns: Sequence[str] = ("text",),
+    label_column: str = "label",
+    class_names: Sequence[str] | None = None,
+) -> DatasetDict:
+    """Loads train, validation (or dev) and test, so far as they are there, from a folder of tables.
+
+    Args:
+        data_dir: with train.csv, or .tsv, .json, .jsonl, and the like of the other splits.
+        class_names: in the order of their ids. Default: the labels of train, sorted.
+
+    Returns:
+        Splits with `text_columns` and `label`, a ClassLabel.
+
+    Raises:
+        ValueError: as `read_table`; no train, or a split in two files; labels that are no classes, or that the
+            classes do not hold.
+        FileNotFoundError: no folder.
+    """
+    if "label" in text_columns:
+        raise ValueError("a column of text cannot be called 'label', as the classes are: rename it")
+    folder = Path(data_dir)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}")
+    found = sorted(p for p in folder.iterdir() if p.stem in SPLITS and p.suffix in READERS)
+    paths = {SPLITS[path.stem]: path for path in found}
+    if len(paths) < len(found):
+        raise ValueError(f"{folder} has a split twice: {[path.name for path in found]}")
+    if "train" not in paths:
+        raise ValueError(f"{folder} has no train file: train{', train'.join(READERS)}")
+    tables = {
+        split: read_table(paths[split], text_columns, label_column)
+        for split in dict.fromkeys(SPLITS.values())
+        if split in paths
+    }
+    names = classes_of(tables["train"][label_column], paths["train"], class_names)
+    features = Features(
+        {column: Value("string") for column in text_columns} | {"label": ClassLabel(names=names)}
+    )
+    return DatasetDict(
+        {
+            split: Dataset.from_dict(
+                {column: list(map(str, rows[column])) for column in text_columns}
+                | {"label": ids(rows[label_column], names, paths[split])},
+                features=features,
+            )
+            for split, rows in tables.items()
+        }
+    )
+
+
+def classes_of(labels: Sequence[Any], path: Path, given: Sequence[str] | None) -> list[str]:
+    """`given`, or the different labels, sorted; whole numbers by size."""
+    if any(isinstance(label, float) for label in labels):
+        raise ValueError(f"{path} has numbers with a fraction for labels, which are no classes")
+    whole = all(isinstance(label, int) for label in labels)
+    names = [str(x) for x in sorted(set(labels) if whole else set(map(str, labels)))]
+    if given is not None:
+        names = list(given)
+    if len(set(names)) < max(2, len(names)) or "" in names:
+        raise ValueError(
+            f"{path} needs two classes or more, each with a name of its own, got {names}"
+        )
+    return names
+
+
+def ids(labels: Sequence[Any], names: Sequence[str], path: Path) -> list[int]:
+    known = {name: i for i, name in enumerate(names)}
+    for i, label in enumerate(labels, 1):
+        if str(label) not in known:
+            raise ValueError(f"{path}, row {i}: label {label!r} is none of the classes {names}")
+    return [known[str(label)] for label in labels]

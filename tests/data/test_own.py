@@ -1,0 +1,92 @@
+"""One's own tables: their formats, classes and what is refused."""
+
+import json
+
+import pandas
+import pytest
+
+from spikenlp.data.own import load_own
+
+ROWS = [("so dull", "low"), ("NA", "high"), ("1984", "mid"), ("a fine film", "high")]
+
+
+def write(path, rows, columns=("text", "label")):
+    records = [dict(zip(columns, row, strict=True)) for row in rows]
+    if path.suffix == ".json":
+        path.write_text(json.dumps(records))
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    else:
+        separator = "\t" if path.suffix == ".tsv" else ","
+        pandas.DataFrame(records).to_csv(path, sep=separator, index=False)
+
+
+@pytest.mark.parametrize("kind", [".csv", ".tsv", ".json", ".jsonl"])
+def test_splits_texts_and_classes(tmp_path, kind):
+    write(tmp_path / f"train{kind}", ROWS)
+    write(tmp_path / f"dev{kind}", ROWS[2:])
+    write(tmp_path / "test.csv", ROWS[:1])
+    (tmp_path / "notes.txt").write_text("of another kind")
+    data = load_own(tmp_path)
+    assert list(data) == ["train", "validation", "test"]
+    assert data["train"]["text"] == [text for text, _ in ROWS]
+    assert data["train"].features["label"].names == ["high", "low", "mid"]
+    assert [data[split]["label"][:] for split in data] == [[1, 0, 2, 0], [2, 0], [1]]
+
+
+def test_classes_in_a_given_order_and_columns_of_other_names(tmp_path):
+    rows = [(text, text.upper(), "x", label) for text, label in ROWS]
+    for name in ("train.csv", "validation.csv"):
+        write(tmp_path / name, rows, ("first", "second", "further", "stars"))
+    order = ["low", "mid", "high", "highest"]
+    options = {"text_columns": ["first", "second"], "label_column": "stars"}
+    data = load_own(tmp_path, class_names=order, **options)
+    assert data["train"].column_names == ["first", "second", "label"]
+    assert data["validation"].features["label"].names == order
+    assert data["validation"]["label"][:] == [0, 2, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"), [((10, 9, -1), ["-1", "9", "10"]), ((True, False), ["False", "True"])]
+)
+def test_numbers_are_ordered_by_size(tmp_path, labels, names):
+    write(tmp_path / "train.jsonl", [("a text", label) for label in labels])
+    assert load_own(tmp_path)["train"].features["label"].names == names
+
+
+@pytest.mark.parametrize(
+    ("train", "options", "message"),
+    [
+        (ROWS, {"text_columns": ["review"]}, r"train.csv has no column \['review'\], but \['text'"),
+        (ROWS, {"text_columns": ["label"]}, "cannot be called 'label'"),
+        (ROWS, {"text_columns": []}, "takes one or two"),
+        (ROWS, {"class_names": ["low", "high"]}, "row 3: label 'mid' is none of the classes"),
+        (ROWS, {"class_names": ["low", "mid", "high", "mid"]}, "each with a name of its own"),
+        (ROWS[:1], {}, r"two classes or more.*got \['low'\]"),
+        ([("a", "good"), ("b", "")], {}, "each with a name of its own"),
+        ([("a", 0.5), ("b", 1.0)], {}, "a fraction for labels"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, train, options, message):
+    write(tmp_path / "train.csv", train)
+    with pytest.raises(ValueError, match=message):
+        load_own(tmp_path, **options)
+
+
+def test_files_that_are_missing_or_too_many_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        load_own(tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"no train file: train\.csv, train\.tsv"):
+        load_own(tmp_path)
+    for name in ("train.csv", "dev.csv", "validation.tsv"):
+        write(tmp_path / name, ROWS)
+    with pytest.raises(ValueError, match=r"a split twice: .*'validation\.tsv'"):
+        load_own(tmp_path)
+    (tmp_path / "dev.csv").unlink()
+    write(tmp_path / "validation.tsv", [("a", "low"), ("b", "other")])
+    with pytest.raises(ValueError, match=r"validation\.tsv, row 2: label 'other'"):
+        load_own(tmp_path)
+    write(tmp_path / "train.json", [("a", "low"), (None, "high")])
+    (tmp_path / "train.csv").unlink()
+    with pytest.raises(ValueError, match=r"train\.json, row 2 has no 'text'"):
+        load_own(tmp_path)
