@@ -19,8 +19,8 @@ sys.path.insert(0, str(ROOT / "recipes"))
 import compare_losses  # noqa: E402
 import compare_vision  # noqa: E402
 import evaluation  # noqa: E402
-import image_tmc  # noqa: E402
 import mlm  # noqa: E402
+import vision  # noqa: E402
 from common import parse_arguments  # noqa: E402
 from compare_losses import LOSSES, compare, markdown  # noqa: E402
 
@@ -194,7 +194,7 @@ def test_a_record_holds_no_speed_and_no_prefix():
     expected = {"accuracy": 0.5, "loss": 0.5}
     of_mnli = {f"{part}_{k}": 0.5 for part in ("matched", "mismatched") for k in expected}
     assert evaluation.evaluate(trainer, inputs, "dense") == of_mnli
-    assert image_tmc.score(trainer, [], "test") == mlm.evaluate(trainer) == expected
+    assert vision.score(trainer, [], "test") == mlm.evaluate(trainer) == expected
 
 
 def parsed(folder, text, *words):
