@@ -500,8 +500,6 @@ def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Trace:
             model(inputs[""])
         else:
             for x in _tensors(inputs.values()):
-                if len(x) != samples:
-                    continue
                 # [B, L], [B, L, D], or frames [B, T, C, H, W]
                 dims = {2: {"position": 1}, 3: {"position": 1}, 5: {"time": 1}}.get(x.dim(), {})
                 recorder.place(x, sample=0, **dims)
