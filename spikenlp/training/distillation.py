@@ -3,8 +3,10 @@
     loss = (1 - a) task + a soft + b hidden + c scores
 
 task: the temporal loss on z_t (collapsed: the model's own loss). soft: cross entropy of the running mean of
-z_t at each step, which is the model's answer there, against the teacher's distribution. hidden, scores: see
-`spikenlp.losses.distillation`. A batch without labels, raw text, has the last two only.
+z_t at each step, which is the model's answer there, against the teacher's distribution: over the classes of a
+sequence or of each token that has a label, for each of several labels at once over its being there or not, over
+the tokens at which a span starts, and ends. hidden, scores: see `spikenlp.losses.distillation`. A batch without
+labels, raw text, has the last two only.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from datasets import Dataset
@@ -28,8 +30,16 @@ from spikenlp.losses.distillation import (
 )
 from spikenlp.losses.temporal import IGNORE_INDEX
 from spikenlp.models.modes import has_time_axis
-from spikenlp.models.over_time import running_mean
+from spikenlp.training.answers import (
+    answer_size,
+    answers_by_step,
+    choices,
+    head_of,
+    per_token,
+)
 from spikenlp.training.arguments import SpikingTrainingArguments
+from spikenlp.training.several_labels import has_several_labels
+from spikenlp.training.spans import POSITIONS, span_labels
 from spikenlp.training.teacher_cache import (
     ROW,
     TeacherCache,
@@ -111,10 +121,11 @@ class DistillationTrainer(SpikingTrainer):
     """`SpikingTrainer` with a teacher.
 
     Args:
-        model: a spiking model, with a classification head or without; with `args.collapsed` a dense one, too.
+        model: a spiking model that classifies sequences or tokens, or finds spans, or has no head; with
+            `args.collapsed` a dense one, too.
         args: `DistillationArguments`.
         teacher: a dense (or any) model of transformers with the same vocabulary, and, for its
-            answers, the same classes. It is put into eval mode and never trained. Where its width
+            answers, the same head and classes. It is put into eval mode and never trained. Where its width
             differs from the student's, a linear projection of each hidden state, drawn with
             `args.seed`, is learned beside the student (`model.hidden_projections`, in checkpoints,
             until training ends).
@@ -124,10 +135,9 @@ class DistillationTrainer(SpikingTrainer):
         training and without labels the same.
 
     Raises:
-        ValueError: a vocabulary, number of classes, depth or number of heads that does not fit; layers
-            that the teacher does not have; a penalty on spikes with gradient="implicit"; a teacher, or
-            a dropout within it, left in training mode; a classifier of tokens with logit_weight > 0; a
-            batch with a row of padding only, or that leaves nothing to learn; further teachers with
+        ValueError: a vocabulary, head, number of classes, depth or number of attention heads that does not
+            fit; layers that the teacher does not have; a penalty on spikes with gradient="implicit"; a
+            teacher, or a dropout within it, left in training mode; a batch with a row of padding only, or that leaves nothing to learn; further teachers with
             logit_weight=0; without `args.collapsed` varied `collapsed_timesteps`, with it label
             smoothing.
     """
@@ -180,7 +190,7 @@ class DistillationTrainer(SpikingTrainer):
                 self._teachers,
                 data,
                 self.data_collator,
-                logits=self.args.logit_weight > 0,
+                answers=self.args.logit_weight > 0,
                 hidden=self.args.hidden_weight > 0,
                 context=self.accelerator.autocast(),
             )
@@ -205,8 +215,12 @@ class DistillationTrainer(SpikingTrainer):
         if seen <= len(data):  # no row comes twice
             return False
         states = config.num_hidden_layers + 1 if args.hidden_weight else 0
-        classes = config.num_labels if args.logit_weight else 0
-        needed = bytes_needed(data, states, config.hidden_size, classes)
+        logits = answer_size(self.teacher) if args.logit_weight else 0
+        of_tokens = states * config.hidden_size
+        if per_token(self.teacher):
+            needed = bytes_needed(data, of_tokens=of_tokens + logits, of_rows=0)
+        else:
+            needed = bytes_needed(data, of_tokens=of_tokens, of_rows=logits)
         if needed > args.teacher_cache_gb * 1e9:
             return False
         columns = set(data.column_names)
@@ -235,6 +249,9 @@ class DistillationTrainer(SpikingTrainer):
         with timesteps:
             outputs = model(**inputs, **self.wanted_outputs())
         labels, mask = inputs.get("labels"), inputs.get("attention_mask")
+        if self._of_spans and args.collapsed:
+            positions = [inputs[name] for name in POSITIONS if name in inputs]
+            labels = span_labels(positions, inputs["input_ids"].shape[1]) if positions else None
         if self._cache is None or rows is None:
             answers = self._ask_teacher(inputs)
         else:
@@ -272,15 +289,13 @@ class DistillationTrainer(SpikingTrainer):
         parts: dict[str, tuple[float, Tensor]] = {}
         if labels is not None:
             if args.collapsed:
-                task, student = outputs.loss, outputs.logits
+                task = outputs.loss
             else:
                 assert self.compute_loss_func is not None
                 task = self.compute_loss_func(outputs, labels)
-                student = running_mean(outputs.timestep_logits.transpose(0, 1)).transpose(0, 1)
             parts["task"] = 1 - args.logit_weight, task
             if args.logit_weight:
-                soft = soft_cross_entropy(student, answers["logits"], temperature=args.temperature)
-                parts["soft"] = args.logit_weight, soft
+                parts["soft"] = args.logit_weight, self._soft(outputs, answers, labels, mask)
         if args.hidden_weight:
             parts["hidden"] = (
                 args.hidden_weight,
@@ -307,6 +322,15 @@ class DistillationTrainer(SpikingTrainer):
             )
         return parts
 
+    def _soft(
+        self, outputs: Any, answers: Mapping[str, Any], labels: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        student = answers_by_step(outputs)
+        chosen, wanted = choices(cast(Any, self.model), student, answers["answer"], labels, mask)
+        if len(wanted) == 0:  # no token has a label
+            return 0 * student.sum()
+        return soft_cross_entropy(chosen, wanted, temperature=self.args.temperature)
+
     def wanted_outputs(self) -> dict[str, Any]:
         """Options of the student's forward."""
         wanted: dict[str, Any] = {"output_hidden_states": self.args.hidden_weight > 0}
@@ -324,7 +348,7 @@ class DistillationTrainer(SpikingTrainer):
     def _ask_teacher(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         for one in self._teachers:
             check_deterministic(one)
-        inputs = {k: v for k, v in inputs.items() if k != "labels"}
+        inputs = {k: v for k, v in inputs.items() if k not in ("labels", *POSITIONS)}
         scored = attention_scores(self.teacher, self.args.attention_weight > 0)
         with scored as scores, self.accelerator.autocast():
             outputs = ask(self._teachers, inputs, self.args.hidden_weight > 0)
@@ -390,25 +414,21 @@ def check_teacher(
     """Raises ValueError where `model` cannot learn from `teacher`."""
     student, source = model.config, teacher.config
     check_shapes(student, source, args)
-    for one in (model, teacher):
-        if args.logit_weight and type(one).__name__.endswith("ForTokenClassification"):
-            raise ValueError(
-                f"a teacher's answers are learned of whole sequences, logits [B, C], and "
-                f"{type(one).__name__} classifies tokens: set logit_weight=0"
-            )
-        if type(one).__name__.endswith("ForQuestionAnswering"):
-            raise ValueError(
-                f"{type(one).__name__} has no distillation: train it with SpikingTrainer"
-            )
-    classifies = hasattr(model, "classifier") and hasattr(teacher, "classifier")
-    if args.logit_weight and classifies and student.num_labels != source.num_labels:
+    if not args.logit_weight or head_of(model) is None:
+        return
+    if head_of(teacher) != head_of(model) and (head_of(teacher) or teacher.base_model is teacher):
+        raise ValueError(
+            f"the teacher, {type(teacher).__name__}, gives no such answers as {type(model).__name__} does: "
+            "fine-tune one with the same head, or set logit_weight=0"
+        )
+    if answer_size(model) != answer_size(teacher):
         raise ValueError(
             f"the teacher has {source.num_labels} classes, the student {student.num_labels}"
         )
-    if args.logit_weight and hasattr(model, "classifier") and not classifies:
+    if has_several_labels(student) != has_several_labels(source):
         raise ValueError(
-            f"the teacher, {type(teacher).__name__}, gives no logits of classes: fine-tune one with "
-            "a classification head, or set logit_weight=0"
+            f"the student has problem_type {student.problem_type!r}, the teacher {source.problem_type!r}: "
+            "one label a sample or several at once, it must be the same"
         )
 
 

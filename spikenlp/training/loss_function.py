@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spikenlp.losses import get_temporal_loss
 from spikenlp.losses.temporal import IGNORE_INDEX
+from spikenlp.training.several_labels import label_distributions, label_logits
 from spikenlp.training.spans import span_logits
 
 
@@ -27,6 +28,8 @@ class TemporalLossFunction:
         name: "sdt", "tet", "tmc" or "trt" (of which a plain Trainer lacks the penalty on weights,
             `spikenlp.losses.trt_weight_penalty`, that SpikingTrainer adds); options: as in
             `get_temporal_loss`.
+        several_labels: a sample may have several labels at once, labels [B, C] of zeros and ones
+            (`spikenlp.training.several_labels`).
 
     >>> compute_loss = TemporalLossFunction("tmc", theta_weight="auto")
     >>> # Trainer(model=model, compute_loss_func=compute_loss, ...)
@@ -37,8 +40,9 @@ class TemporalLossFunction:
     observer: Callable[[Tensor, Tensor], None] | None = None
     """Called with the logits and labels of each batch."""
 
-    def __init__(self, name: str, **options: Any):
+    def __init__(self, name: str, *, several_labels: bool = False, **options: Any):
         self.loss = get_temporal_loss(name, **options)
+        self.several_labels = several_labels
         self._joins_processes = options.get("theta_scope") == "global"
 
     def __call__(
@@ -47,7 +51,7 @@ class TemporalLossFunction:
         """Of question answering `labels` are [B, 2], start and end (`spikenlp.training.spans`).
 
         Raises:
-            ValueError: outputs without `timestep_logits`, or no labels.
+            ValueError: outputs without `timestep_logits`, no labels, or labels of another shape.
         """
         timestep_logits = timestep_logits_of(outputs)
         if timestep_logits is None:
@@ -59,6 +63,10 @@ class TemporalLossFunction:
             )
         if labels is None:
             raise ValueError("a temporal loss needs labels: the batch has no 'labels'")
+        count = (labels != IGNORE_INDEX).sum()
+        if self.several_labels:
+            labels = label_distributions(labels, timestep_logits.shape[-1])
+            timestep_logits = label_logits(timestep_logits)
         of_tokens = timestep_logits.dim() == 4
         if of_tokens and not self._joins_processes and not (labels != IGNORE_INDEX).any():
             return 0 * timestep_logits.sum()
@@ -72,7 +80,7 @@ class TemporalLossFunction:
             loss = loss * torch.where(broken, math.nan, 1.0)
         if num_items_in_batch is None:
             return loss
-        return loss * (labels != IGNORE_INDEX).sum() / num_items_in_batch
+        return loss * count / num_items_in_batch
 
 
 def timestep_logits_of(outputs: Any) -> Any:

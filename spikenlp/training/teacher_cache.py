@@ -12,15 +12,17 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from spikenlp.training.answers import answer_of
+
 ROW = "row_of_the_teachers_answers"
 """Column that tells a batch which rows of the data set it holds."""
 ASKED_AT_ONCE = 64
 
 
-def bytes_needed(dataset: Dataset, states: int, width: int, classes: int) -> int:
-    """Of hidden states (`states` times `width`) of each token and of the logits, in float32."""
+def bytes_needed(dataset: Dataset, *, of_tokens: int, of_rows: int) -> int:
+    """In float32, of so many numbers for each token and for each row."""
     tokens = sum(len(ids) for ids in dataset["input_ids"])
-    return 4 * (tokens * states * width + len(dataset) * classes)
+    return 4 * (tokens * of_tokens + len(dataset) * of_rows)
 
 
 def check_deterministic(teacher: nn.Module) -> None:
@@ -38,18 +40,17 @@ def check_deterministic(teacher: nn.Module) -> None:
         )
 
 
-def ask(teachers: Sequence[Any], inputs: Mapping[str, Tensor], hidden: bool) -> Any:
-    """What the first teacher says of a batch, but logits, which are the means over all of them.
+def ask(teachers: Sequence[Any], inputs: Mapping[str, Tensor], hidden: bool) -> dict[str, Any]:
+    """What the first teacher says of a batch, and as `answer` the mean of the answers of all.
 
-    Their softmax is the geometric mean of the teachers' distributions (Hinton, Vinyals & Dean,
-    arXiv 1503.02531, section 1), at any temperature.
+    The softmax of a mean of logits is the geometric mean of the teachers' distributions (Hinton, Vinyals &
+    Dean, arXiv 1503.02531, section 1), at any temperature.
     """
     first, *further = teachers
     outputs = first(**inputs, output_hidden_states=hidden)
-    if further:
-        logits = [outputs.logits, *(teacher(**inputs).logits for teacher in further)]
-        outputs["logits"] = torch.stack(logits).mean(0)
-    return outputs
+    answers = [answer_of(outputs), *(answer_of(teacher(**inputs)) for teacher in further)]
+    given = [answer for answer in answers if answer is not None]
+    return {**outputs, "answer": torch.stack(given).mean(0) if given else None}
 
 
 def collates_alike(dataset: Dataset, collator: Any) -> bool:
@@ -61,7 +62,7 @@ def collates_alike(dataset: Dataset, collator: Any) -> bool:
 
 
 class TeacherCache:
-    """Logits and hidden states of a teacher for each row of `dataset`.
+    """Answers and hidden states of teachers for each row of `dataset`.
 
     Rows are asked in order of their length, so that the answers do not depend on how training mixes
     them: a run that is resumed sees the same.
@@ -69,7 +70,7 @@ class TeacherCache:
     Args:
         teachers: in eval mode, see `ask`; their inputs are what `collator` makes of the columns that the
             first one's forward takes, labels left out.
-        logits, hidden: whether logits, hidden states are kept.
+        answers, hidden: whether answers, hidden states are kept.
         context: what the teachers run in (autocast).
 
     Raises:
@@ -82,13 +83,13 @@ class TeacherCache:
         dataset: Dataset,
         collator: Any,
         *,
-        logits: bool,
+        answers: bool,
         hidden: bool,
         context: AbstractContextManager[Any],
     ):
         for teacher in teachers:
             check_deterministic(teacher)
-        self._logits: list[Tensor] = [torch.empty(0)] * len(dataset)
+        self._answers: list[Tensor] = [torch.empty(0)] * len(dataset)
         self._hidden: list[Tensor] = [torch.empty(0)] * len(dataset)
         self._states = 0
         lengths = [len(ids) for ids in dataset["input_ids"]]
@@ -102,36 +103,47 @@ class TeacherCache:
                 batch = collator([questions[i] for i in rows])
                 inputs = {k: v.to(device) for k, v in batch.items()}
                 outputs = ask(teachers, inputs, hidden)
-                self._keep(rows, inputs, outputs, logits, hidden)
+                self._keep(rows, inputs, outputs, answers, hidden)
 
     def _keep(
         self,
         rows: list[int],
         inputs: Mapping[str, Tensor],
-        outputs: Any,
-        logits: bool,
+        outputs: Mapping[str, Any],
+        answers: bool,
         hidden: bool,
     ) -> None:
+        real = inputs["attention_mask"].bool().cpu()
+        if answers and outputs["answer"] is not None:
+            answer = outputs["answer"].cpu()
+            for i, row in enumerate(rows):
+                of_tokens = answer.dim() == 3  # [B, L, C]
+                self._answers[row] = answer[i][real[i]] if of_tokens else answer[i].clone()
         if hidden:
-            self._states = len(outputs.hidden_states)
-            stacked = torch.stack(outputs.hidden_states, 2).cpu()  # [B, L, S, D]
-            real = inputs["attention_mask"].bool().cpu()
-        for i, row in enumerate(rows):
-            if logits and "logits" in outputs:
-                self._logits[row] = outputs.logits[i].cpu()
-            if hidden:
+            self._states = len(outputs["hidden_states"])
+            stacked = torch.stack(outputs["hidden_states"], 2).cpu()  # [B, L, S, D]
+            for i, row in enumerate(rows):
                 self._hidden[row] = stacked[i][real[i]].clone()
 
     def answers(self, rows: Tensor, attention_mask: Tensor) -> dict[str, Any]:
-        """`logits` [B, C] and `hidden_states` (each [B, L, D], 0 at padding) of the given rows."""
+        """`answer` ([B, C], or of tokens [B, L, C]) and `hidden_states` (each [B, L, D]) of the given rows, 0 at
+        padding."""
         found: dict[str, Any] = {}
         indices = rows.tolist()
-        device = attention_mask.device
-        if self._logits[indices[0]].numel():
-            found["logits"] = torch.stack([self._logits[i] for i in indices]).to(device)
+        kept = [self._answers[i] for i in indices]
+        if kept[0].dim() == 2:
+            found["answer"] = _padded(kept, attention_mask)
+        elif kept[0].numel():
+            found["answer"] = torch.stack(kept).to(attention_mask.device)
         if self._states:
-            kept = torch.cat([self._hidden[i] for i in indices]).to(device)
-            states = kept.new_zeros(*attention_mask.shape, *kept.shape[1:])
-            states[attention_mask.bool()] = kept
+            states = _padded([self._hidden[i] for i in indices], attention_mask)
             found["hidden_states"] = states.unbind(2)
         return found
+
+
+def _padded(rows: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
+    """[B, L, ...] of what belongs to the real tokens of each row, 0 elsewhere."""
+    kept = torch.cat(list(rows)).to(attention_mask.device)
+    padded = kept.new_zeros(*attention_mask.shape, *kept.shape[1:])
+    padded[attention_mask.bool()] = kept
+    return padded

@@ -24,6 +24,11 @@ from spikenlp.training.checkpoints import ResumableTrainer
 from spikenlp.training.loss_function import TemporalLossFunction, timestep_logits_of
 from spikenlp.training.processes import check_sharding
 from spikenlp.training.publishing import PublishingTrainer
+from spikenlp.training.several_labels import (
+    has_several_labels,
+    label_distributions,
+    label_logits,
+)
 from spikenlp.training.spans import POSITIONS, TIMESTEP_LOGITS, SpansAsLabels, span_labels
 from spikenlp.training.watchdogs import Watchdog
 
@@ -43,9 +48,9 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         args: `SpikingTrainingArguments`; `label_smoothing_factor` smooths the cross entropy.
         compute_metrics: as for Trainer, on `predictions` = logits [N, C]. It is applied to the mean
             logits (`accuracy`) and to the running mean at each step (`accuracy_t1` ... `accuracy_tT`),
-            beside which the loss of that running mean is reported (`loss_t1` ...), and for one label
-            a sequence its calibration (`ece`, `ece_t1` ..., `ada_ece`, `nll`, `brier`,
-            `confidence`).
+            beside which the loss of that running mean is reported (`loss_t1` ...), and for classes of
+            whole sequences its calibration (`ece`, `ece_t1` ..., `ada_ece`, `nll`, `brier`,
+            `confidence`), of several labels at once that of each being there or not.
         The rest as in transformers' Trainer. `predict` returns `predictions` = (logits [N, C],
         timestep_logits [N, T, C]); for tokens [N, L, C] and [N, T, L, C], -100 beyond a batch's length; of
         question answering those of starts and ends, [N, L] and [N, T, L].
@@ -53,8 +58,8 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
     Raises:
         ValueError: an empty data set, a tokenizer with more tokens than the embedding has rows, a
             `compute_loss_func` (the loss is `args.temporal_loss`), a `preprocess_logits_for_metrics`,
-            a model of several labels at once, `args.collapsed` with a model
-            over time that has no collapsed twin, labels out of range, logits that are not finite.
+            `args.collapsed` with a model over time that has no collapsed twin, labels of several classes
+            a sample without problem_type="multi_label_classification" in the model's config, labels out of range, logits that are not finite.
         RuntimeError: FSDP was asked for and is not there (`spikenlp.training.processes`).
     """
 
@@ -77,14 +82,18 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
             raise ValueError(
                 "metrics at each time step need the logits: leave preprocess_logits_for_metrics out"
             )
-        if not args.collapsed:  # where Trainer takes the model's own loss
-            kwargs["compute_loss_func"] = self._loss_of(args)
         metrics = TimestepMetrics(compute_metrics)
         kwargs["compute_metrics"] = lambda prediction: metrics(_with_steps_first(prediction))
         self._to_log: dict[str, tuple[torch.Tensor, int]] = {}
         super().__init__(model, args, *positional, **kwargs)
-        if args.collapsed:  # BERT takes loss keywords, and still returns a plain mean
+        config = config_of(self.model)
+        self._several_labels = metrics.several_labels = has_several_labels(config)
+        if (
+            args.collapsed
+        ):  # the model's own loss; BERT takes loss keywords, and still returns a plain mean
             self.model_accepts_loss_kwargs = False
+        else:
+            self.compute_loss_func = self._temporal_loss()
         if not self.label_names:  # a forward that takes no labels
             self.label_names = ["labels"]
         self._of_spans = metrics.of_spans = set(POSITIONS) <= set(self.label_names)
@@ -92,8 +101,6 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
             self.data_collator = SpansAsLabels(self.data_collator)
             self.label_names = ["labels"]
         check_sharding(self.accelerator.distributed_type)
-        config = config_of(self.model)
-        check_one_label(config)
         check_penalty(config, args)
         neurons = (m for m in cast(nn.Module, self.model).modules() if isinstance(m, SpikingNeuron))
         if args.spike_weight and next(neurons, None) is None:
@@ -116,15 +123,17 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
     def _watchdogs(self) -> list[Watchdog]:
         return [c for c in self.callback_handler.callbacks if isinstance(c, Watchdog)]
 
-    @classmethod
-    def _loss_of(cls, args: SpikingTrainingArguments) -> TemporalLossFunction:
-        return cls.loss_function(args.temporal_loss, **args.temporal_loss_options())
+    def _temporal_loss(self) -> TemporalLossFunction:
+        options = self.args.temporal_loss_options()
+        return self.loss_function(
+            self.args.temporal_loss, several_labels=self._several_labels, **options
+        )
 
     def _hp_search_setup(self, trial: Any) -> None:
         """Called at the start of each training, with a trial or None: either may find other options of the loss."""
         super()._hp_search_setup(trial)
         if not self.args.collapsed:
-            self.compute_loss_func = self._loss_of(self.args)
+            self.compute_loss_func = self._temporal_loss()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -155,7 +164,7 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
     ) -> Any:
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self.args.collapsed:
+        if self.args.collapsed and not self._several_labels:
             check_distributions(inputs.get("labels"))
         config = config_of(self.accelerator.unwrap_model(model))
         mode = collapsed(config) if self.args.collapsed else nullcontext()
@@ -277,11 +286,12 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
 
 class TimestepMetrics:
     """Applies `compute_metrics` to the running mean of the logits at each time step, the last of which is their
-    mean, in float32 whatever the model computes with; for classes, calibration beside them. `of_spans`: of logits [N, L, 2] it gets starts and ends."""
+    mean, in float32 whatever the model computes with; for classes, calibration beside them. `of_spans`: of logits [N, L, 2] it gets starts and ends.
+    `several_labels`: labels [N, C] are zeros and ones, each scored as two classes."""
 
     def __init__(self, compute_metrics: ComputeMetrics | None = None):
         self.compute_metrics = compute_metrics
-        self.of_spans = False
+        self.of_spans = self.several_labels = False
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         """`predictions` are logits [N, C] and timestep_logits [N, T, C], or logits alone."""
@@ -303,6 +313,9 @@ class TimestepMetrics:
             return self.compute_metrics(EvalPrediction(*found, **asked_for))
 
         def loss_of(logits: np.ndarray) -> float:
+            if self.several_labels:
+                pairs = label_distributions(torch.from_numpy(labels), logits.shape[-1])
+                return _loss(label_logits(torch.from_numpy(logits)).numpy(), pairs)
             return _loss(logits.swapaxes(1, 2) if self.of_spans else logits, labels)
 
         by_step = scores_by_timestep(
@@ -313,8 +326,12 @@ class TimestepMetrics:
         last = f"_t{timestep_logits.shape[1]}"
         at_the_end = {k.removesuffix(last): v for k, v in by_step.items() if k.endswith(last)}
         metrics = {k: v for k, v in at_the_end.items() if k != "loss"} | by_step
-        if np.ndim(labels) == 1 and timestep_logits.shape[-1] > 1:
-            calibration = calibration_by_timestep(timestep_logits, labels)
+        classified, classes = timestep_logits, labels
+        if self.several_labels and np.isin(labels, (0, 1)).all():
+            pairs = label_logits(torch.from_numpy(timestep_logits)).transpose(1, 2)
+            classified, classes = pairs.flatten(0, 1).numpy(), labels.reshape(-1).astype(int)
+        if np.ndim(classes) == 1 and classified.shape[-1] > 1:
+            calibration = calibration_by_timestep(classified, classes)
             metrics |= {k: v for k, v in calibration.items() if k not in metrics}
         return metrics
 
@@ -357,24 +374,16 @@ def config_of(model: Any) -> Any:
     return getattr(model, "config", None)
 
 
-SEVERAL_LABELS = (
-    "the temporal losses are for one label a sample, and this model is for several at once "
-    "(problem_type='multi_label_classification'): train it with its own loss, transformers' Trainer"
-)
-
-
-def check_one_label(config: Any) -> None:
-    """Raises ValueError where a temporal loss has no form: several labels at once."""
-    if getattr(config, "problem_type", None) == "multi_label_classification":
-        raise ValueError(SEVERAL_LABELS)
-
-
 def check_distributions(labels: Any) -> None:
-    """Raises ValueError where floats [B, C] are no distributions, by which transformers knows several labels."""
+    """Raises ValueError where floats [B, C] are no distributions, by which transformers infers several labels."""
     if labels is None or labels.dim() < 2 or labels.shape[-1] < 2 or not labels.is_floating_point():
         return
     if not torch.isclose(labels.sum(-1), labels.new_ones(()), atol=1e-2).all():
-        raise ValueError(SEVERAL_LABELS)
+        raise ValueError(
+            "labels that are floats [B, C] must sum to 1 in each row, as distributions over the classes do; for "
+            "samples that have several labels at once make the model with "
+            "problem_type='multi_label_classification'"
+        )
 
 
 def check_penalty(config: Any, args: SpikingTrainingArguments) -> None:
