@@ -60,8 +60,8 @@ from student import (
     dense_config,
     load,
 )
-from task_data import DataArguments, Inputs, load_inputs, load_task_data
-from transformers import AutoConfig, BertForSequenceClassification, PreTrainedModel
+from task_data import MODELS, DataArguments, Inputs, load_inputs, load_task_data
+from transformers import AutoConfig, PreTrainedModel
 
 from spikenlp import SpikingTrainer, watchdogs
 from spikenlp.models.modes import collapsed
@@ -215,7 +215,7 @@ class Distillation(Job):
         teachers = [trainer.teacher, *trainer.further_teachers]
         return {"teachers": ensemble_scores(teachers, self.inputs, trainer.args)}
 
-    def load_teacher(self, path: str | Path) -> BertForSequenceClassification:
+    def load_teacher(self, path: str | Path) -> PreTrainedModel:
         """Raises ValueError where there is none, or it was not fine-tuned on such a task."""
         made = self.root / "teacher"
         if path == made and not (made / "config.json").exists():
@@ -223,7 +223,7 @@ class Distillation(Job):
                 f"there is no teacher at {path}: run the phase teacher, or name one with --teacher"
             )
         self.check_source(path)
-        teacher, created, _ = load(BertForSequenceClassification, path)
+        teacher, created, _ = load(self.inputs.dense_class, path)
         if created:
             lacking = listed(created)
             raise ValueError(f"the teacher {path} lacks {lacking}: give one fine-tuned on the task")
@@ -285,7 +285,8 @@ def distill(argv: list[str]) -> dict[str, Any]:
         raise ValueError("distillation starts from a dense BERT: give --model_name_or_path")
     prepare(args)
     with args.main_process_first(desc="data"):
-        inputs = load_inputs(options, data_args, *load_task_data(data_args))
+        data = load_task_data(data_args)
+        inputs = load_inputs(options, data_args, *data, kinds=MODELS)
     if inputs.task.labels is None and args.temporal_loss == "tmc":
         if "unrolled" in options.phases:
             raise ValueError(

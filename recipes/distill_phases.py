@@ -16,9 +16,8 @@ from evaluation import dense_trainer, evaluate, fine_tune_dense
 from phases import Phase, Training, listed, names_of
 from student import load
 from task_data import DataArguments, calibration_batches
-from transformers import AutoConfig, AutoModel, BertForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from spikenlp import SpikingBertForSequenceClassification
 from spikenlp.data import pack
 from spikenlp.models.spiking_bert.reconstruction import reconstruct
 from spikenlp.training.distillation import check_teacher
@@ -87,7 +86,7 @@ class Teacher(OnTask):
                 )
             }
         model, created, dropped = load(
-            BertForSequenceClassification, self.source(), **job.inputs.label_fields()
+            job.inputs.dense_class, self.source(), **job.inputs.label_fields()
         )
         self.announce(listed(created), listed(dropped))
         rate, epochs = args.learning_rate, args.num_train_epochs
@@ -107,8 +106,8 @@ class Converted(OnTask, phases.Converted):
         job.check_source(self.source(), spiking_too=True)
         batches = calibration_batches(job.inputs, options.calibration_batches, job.args.seed)
         model, created, dropped = options.make_student(
-            SpikingBertForSequenceClassification,
-            BertForSequenceClassification,
+            job.inputs.spiking_class,
+            job.inputs.dense_class,
             self.source(),
             batches,
             **job.inputs.label_fields(),
@@ -146,7 +145,7 @@ class Taught(OnTask, Training):
     ) -> dict[str, Any]:
         """By default towards the fine-tuned teachers, on data with labels."""
         job, args = self.job, self.arguments()
-        model = SpikingBertForSequenceClassification.from_pretrained(self.source())
+        model = job.inputs.spiking_class.from_pretrained(self.source())
         job.options.check_converted(Path(self.source()), model.config)
         further = job.further_teachers if self.learns_answers else []
         trainer = job.trainer(model, args, teacher, data, further)
@@ -212,9 +211,7 @@ class Internal(WithoutAnswers):
     name = "internal"
 
     def run(self) -> dict[str, Any]:
-        data = self.job.inputs.train
-        labels = {"label", "labels"} & set(data.column_names)
-        return self.train(data=data.remove_columns(sorted(labels)))
+        return self.train(data=self.job.inputs.train.remove_columns("labels"))
 
 
 class Collapsed(Taught, phases.Collapsed):
@@ -232,7 +229,7 @@ class Reconstructed(OnTask):
 
     def run(self) -> dict[str, Any]:
         job, args, start = self.job, self.arguments(), Path(self.source())
-        model = SpikingBertForSequenceClassification.from_pretrained(start)
+        model = job.inputs.spiking_class.from_pretrained(start)
         job.options.check_converted(start, model.config)
         self.announce("nothing; fits the weights to the spikes")
         batches = calibration_batches(job.inputs, job.options.reconstruction_batches, job.args.seed)
@@ -273,7 +270,7 @@ class Rival(Taught):
     def run(self) -> dict[str, Any]:
         job, args = self.job, self.arguments()
         model, created, dropped = load(
-            BertForSequenceClassification, self.source(), **job.inputs.label_fields()
+            job.inputs.dense_class, self.source(), **job.inputs.label_fields()
         )
         trainer = job.trainer(model, args, further_teachers=job.further_teachers)
         self.announce(listed(created), listed(dropped))

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from common import metrics_of
 from task_data import Inputs, evaluation_batches, model_inputs
 from transformers import EvalPrediction, PreTrainedModel, Trainer
 
 from spikenlp import SpikingTrainer, SpikingTrainingArguments
 from spikenlp.analysis import SpikeMonitor, energy_by_step, microjoules
+from spikenlp.losses.temporal import IGNORE_INDEX
 from spikenlp.training import ResumableTrainer, last_checkpoint
 
 LOOKED_INTO = 256
@@ -127,15 +129,29 @@ def float32_scores(trainer: SpikingTrainer, inputs: Inputs) -> dict[str, dict[st
     assert trainer.compute_metrics is not None
     found: dict[str, float] = {}
     for name, split in inputs.evaluation.items():
+        batches = model_inputs(inputs, split, args.per_device_eval_batch_size, labels=True)
+        labels = [batch.pop("labels") for batch in batches]
         with torch.no_grad():
-            outputs = [
-                model(**{k: v.to(model.device) for k, v in batch.items()})
-                for batch in model_inputs(inputs, split, args.per_device_eval_batch_size)
-            ]
+            outputs = [model(**{k: v.to(model.device) for k, v in b.items()}) for b in batches]
+        of_tokens = inputs.task.kind == "tokens"
         logits, by_step = (
-            torch.cat([output[key] for output in outputs]).cpu().numpy()
+            joined([output[key].cpu() for output in outputs], dim=-2 if of_tokens else None)
             for key in ("logits", "timestep_logits")
         )
-        prediction = EvalPrediction((logits, by_step), np.asarray(split["label"]))
-        found |= of_part(name, trainer.compute_metrics(prediction))
+        if of_tokens:  # the Trainer hands [N, L, T, C] to its metrics
+            by_step = by_step.swapaxes(1, 2)
+        answers = joined(labels, dim=-1 if of_tokens else None)
+        found |= of_part(name, trainer.compute_metrics(EvalPrediction((logits, by_step), answers)))
     return {"spiking_float32": found}
+
+
+def joined(batches: Sequence[torch.Tensor], dim: int | None) -> np.ndarray:
+    """One array of all rows; along `dim`, that of the tokens, the shorter ones are filled up with -100."""
+    if dim is not None:
+        longest = max(batch.shape[dim] for batch in batches)
+        behind = [0] * (-2 * dim - 1)
+        batches = [
+            F.pad(batch, [*behind, longest - batch.shape[dim]], value=IGNORE_INDEX)
+            for batch in batches
+        ]
+    return torch.cat(list(batches)).numpy()

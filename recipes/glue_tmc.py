@@ -44,6 +44,7 @@ from common import (
 from evaluation import dense_trainer, evaluate, fine_tune_dense, float32_scores, spending
 from student import StudentArguments, check_labels, config_from_scratch, load
 from task_data import (
+    MODELS,
     DataArguments,
     Inputs,
     calibration_batches,
@@ -52,12 +53,10 @@ from task_data import (
 )
 from transformers import (
     AutoConfig,
-    BertForSequenceClassification,
     PreTrainedModel,
 )
 
 from spikenlp import (
-    SpikingBertForSequenceClassification,
     SpikingTrainer,
     SpikingTrainingArguments,
     watchdogs,
@@ -90,7 +89,7 @@ def build_model(
     model_args: ModelArguments,
     training_args: SpikingTrainingArguments,
     results: dict[str, Any],
-) -> SpikingBertForSequenceClassification:
+) -> PreTrainedModel:
     fields = model_args.spiking_fields()
     path = model_args.model_name_or_path
     calibration = partial(
@@ -103,7 +102,7 @@ def build_model(
         config = config_from_scratch(
             inputs.tokenizer, inputs.max_seq_length, **inputs.label_fields(), **fields
         )
-        model = SpikingBertForSequenceClassification(config)
+        model = inputs.spiking_class(config)
         calibrate(model, calibration())
         return model
     source_config = AutoConfig.from_pretrained(path)
@@ -112,9 +111,7 @@ def build_model(
             raise ValueError(f"--dense_first needs a dense BERT, but {path} is spiking")
         model_args.check_reconstruct(f"{path} is spiking")
         check_labels(path, source_config, inputs.task)
-        model = SpikingBertForSequenceClassification.from_pretrained(
-            path, **inputs.label_fields(), **fields
-        )
+        model = inputs.spiking_class.from_pretrained(path, **inputs.label_fields(), **fields)
         if model_args.spikes_otherwise(path):
             calibrate(model, calibration())
         return model
@@ -125,7 +122,7 @@ def build_model(
         )
     if not model_args.dense_first:
         check_labels(path, source_config, inputs.task)
-    dense, _, _ = load(BertForSequenceClassification, path, **inputs.label_fields())
+    dense, _, _ = load(inputs.dense_class, path, **inputs.label_fields())
     check_tokenizer_fits(dense, inputs.tokenizer)
     if model_args.dense_first:
         results["dense"] = fine_tune_dense(
@@ -136,9 +133,9 @@ def build_model(
             model_args.dense_learning_rate,
             model_args.dense_epochs,
         )
-    elif "BertForSequenceClassification" in (source_config.architectures or []):
+    elif inputs.dense_class.__name__ in (source_config.architectures or []):
         results["dense"] = evaluate(dense_trainer(dense, inputs, training_args), inputs, "dense")
-    return SpikingBertForSequenceClassification.from_dense(
+    return inputs.spiking_class.from_dense(
         dense,
         calibration=calibration(),
         reconstruct=model_args.reconstruct,
@@ -153,7 +150,8 @@ def describe(inputs: Inputs, model: PreTrainedModel, args: SpikingTrainingArgume
     if loss == "tmc":
         weight = args.theta_weight
         if weight == "auto":
-            few_class = few_class_weight(config.num_labels)
+            of_each = 2 if inputs.task.kind == "several_labels" else config.num_labels
+            few_class = few_class_weight(of_each)
             weight = f"auto = {few_class:.3f} (few-class weight; 1 is literal TMC)"
         of_all = " of all processes" if args.theta_scope == "global" else ""
         loss += f", theta over the {args.theta_reduction}{of_all}, theta_weight {weight}"
@@ -187,7 +185,7 @@ def run(
     prepare(training_args)
     with training_args.main_process_first(desc="data"):
         data, source = load_data(data_args)
-        inputs = load_inputs(model_args, data_args, data, source)
+        inputs = load_inputs(model_args, data_args, data, source, kinds=MODELS)
     if inputs.task.labels is None and temporal_loss_of(training_args) == "tmc":
         raise ValueError(
             f"{inputs.task.name} is a regression, which has no confidence for TMC to calibrate: "

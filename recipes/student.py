@@ -274,8 +274,15 @@ def check_labels(path: str | Path, config: PreTrainedConfig, task: TextTask) -> 
     """Raises ValueError where a model has the task's labels in another order, or a head of another number."""
     check_label_order(path, config, task)
     found, wanted = config.num_labels, len(task.labels or ()) or 1
-    classifies = "SequenceClassification" in (config.architectures or [""])[0]
-    if classifies and found != wanted:
+    made = (config.architectures or [""])[0]
+    head = "TokenClassification" if task.kind == "tokens" else "SequenceClassification"
+    other = "SequenceClassification" if task.kind == "tokens" else "TokenClassification"
+    if made.endswith(other):
+        raise ValueError(
+            f"{path} is a {made}, and the task needs a model for {head}: give a model of this task, or one "
+            "without a head"
+        )
+    if made.endswith(head) and found != wanted:
         raise ValueError(
             f"{path} has {found} labels, {task.name} {wanted}: give a model of this task, or fine-tune "
             "that one on it"

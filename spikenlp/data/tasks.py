@@ -14,7 +14,7 @@ from spikenlp.data.own import OwnTask
 from spikenlp.data.topics import TOPIC_TASKS, TopicTask, load_topics
 
 TextTask: TypeAlias = GlueTask | TopicTask | OwnTask
-"""What all kinds have: name, text_columns, labels (None for regression), metrics."""
+"""What all kinds have: name, text_columns, labels (None for regression), metrics, kind (`spikenlp.data.own.Kind`)."""
 TASKS: dict[str, TextTask] = {**GLUE_TASKS, **TOPIC_TASKS}
 
 

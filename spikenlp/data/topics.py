@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
@@ -42,6 +43,7 @@ class TopicTask:
     labels: tuple[str, ...]
     text_columns: tuple[str, ...] = ("text",)
     metrics: tuple[str, ...] = ("accuracy", "macro_f1")
+    kind: ClassVar[str] = "one_label"
 
 
 TOPIC_TASKS = {

@@ -5,7 +5,7 @@ import json
 import pandas
 import pytest
 
-from spikenlp.data.own import load_own
+from spikenlp.data.own import load_own, own_task
 
 ROWS = [("so dull", "low"), ("NA", "high"), ("1984", "mid"), ("a fine film", "high")]
 
@@ -90,3 +90,49 @@ def test_files_that_are_missing_or_too_many_are_named(tmp_path):
     (tmp_path / "train.csv").unlink()
     with pytest.raises(ValueError, match=r"train\.json, row 2 has no 'text'"):
         load_own(tmp_path)
+
+
+WORDS = [(["Ann", "is", "in", "Rome"], ["B-PER", "O", "O", "B-LOC"]), (["No", "one"], ["O", "O"])]
+SEVERAL = [("so dull", ["bad"]), ("dull but kind", ["bad", "good"]), ("a film", [])]
+
+
+@pytest.mark.parametrize("kind", [".json", ".jsonl"])
+def test_words_with_a_label_each(tmp_path, kind):
+    write(tmp_path / f"train{kind}", WORDS)
+    data = load_own(tmp_path)
+    assert data["train"]["text"][0] == ["Ann", "is", "in", "Rome"]
+    assert data["train"]["label"][:] == [[1, 2, 2, 0], [2, 2]]
+    task = own_task(data["train"])
+    assert (task.kind, task.labels) == ("tokens", ("B-LOC", "B-PER", "O"))
+    assert task.metrics == ("accuracy", "macro_f1", "entity_f1")
+
+
+def test_texts_with_several_labels_or_none(tmp_path):
+    write(tmp_path / "train.jsonl", SEVERAL)
+    write(tmp_path / "dev.jsonl", SEVERAL[2:])  # no list has an element
+    data = load_own(tmp_path)
+    assert data["train"]["label"][:] == [[0], [0, 1], []]
+    assert data["validation"]["label"][:] == [[]]
+    task = own_task(data["train"])
+    assert (task.kind, task.labels) == ("several_labels", ("bad", "good"))
+    assert task.metrics == ("accuracy", "micro_f1", "macro_f1")
+
+
+@pytest.mark.parametrize(
+    ("train", "dev", "columns", "message"),
+    [
+        ([(["a", "b"], ["x"])], WORDS, ("text", "label"), "row 1: 2 words and 1 labels"),
+        ([([], []), (["a"], ["x"])], WORDS, ("text", "label"), "row 1: 0 words"),
+        ([(["a"], "x"), (["b"], "y")], [], ("text", "label"), "need a list of labels each"),
+        (WORDS, SEVERAL, ("text", "label"), "dev.jsonl: 'text' is no list, and a list in"),
+        (ROWS, SEVERAL, ("text", "label"), "dev.jsonl: 'label' is a list, and no list in"),
+        (SEVERAL, [("a", ["fine"])], ("text", "label"), "'fine' is none of the classes"),
+        ([(["a"], "b", ["x"])], [], ("text", "second", "label"), "no second column of text"),
+    ],
+)
+def test_lists_that_do_not_fit_are_named(tmp_path, train, dev, columns, message):
+    write(tmp_path / "train.jsonl", train, columns)
+    if dev:
+        write(tmp_path / "dev.jsonl", dev, columns)
+    with pytest.raises(ValueError, match=message):
+        load_own(tmp_path, text_columns=columns[:-1])

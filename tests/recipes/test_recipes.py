@@ -22,6 +22,7 @@ from spikenlp.data import demo_question_pairs, wordpiece_tokenizer
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "recipes"))
 
+import compare_losses  # noqa: E402
 import distill  # noqa: E402
 import glue_tmc  # noqa: E402
 import qqp_tmc  # noqa: E402
@@ -200,6 +201,62 @@ def test_own_data_train_a_classifier_of_their_classes(recipe, own_files, dense_m
     assert {label["label"] for label in answer} == {"top", "mid", "low"}
     config = json.loads((folder / "config.json").read_text())
     assert config["id2label"] == {"0": "top", "1": "mid", "2": "low"}
+
+
+def of_words(question):
+    words = question.split()
+    return {"text": words, "label": ["B-X" if len(word) > 4 else "O" for word in words]}
+
+
+def of_topics(question):
+    return {"text": question, "label": [x for x in ("how", "what") if x in question.lower()]}
+
+
+@pytest.mark.parametrize(
+    ("row", "score", "task"),
+    [
+        (of_words, "entity_f1", "token-classification"),
+        (of_topics, "micro_f1", "text-classification"),
+    ],
+)
+@pytest.mark.parametrize("recipe", [glue_tmc, distill])
+def test_lists_train_a_model_of_tokens_or_of_several_labels(
+    recipe, row, score, task, dense_model, tmp_path
+):
+    files, out = tmp_path / "files", tmp_path / "out"
+    files.mkdir()
+    for split in ("train", "validation"):
+        questions = demo_question_pairs()[split]["question1"][:96]
+        lines = [json.dumps(row(question)) for question in questions]
+        (files / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    options = ["--task_name", "own_data", "--data_dir", files, "--model_name_or_path", dense_model]
+    options += ["--num_timesteps", "2", *QUICK, "--output_dir", out, "--bf16", "True"]
+    if recipe is distill:
+        options += ["--teacher_epochs", "1", "--collapsed_steps", "2", "--reconstruction_batches"]
+        options += ["1", "--rival_steps", "2", "--internal_steps", "2"]
+        options += ["--phases", *(phase for phase in distill.PHASES if phase != "general")]
+    run_here(recipe, *options)
+    results = json.loads((out / "results.json").read_text())
+    for name in ("unrolled", "reconstructed") if recipe is distill else ("spiking",):
+        scores = results[name].get("spiking", results[name])
+        assert {score, f"{score}_t1", f"{score}_t2", "accuracy"} <= scores.keys()
+    if recipe is distill:
+        assert score in results["teacher"]["dense"]
+        assert score in results["rival"]["dense"]
+        assert results["unrolled"]["spiking_float32"].keys() >= {score, "accuracy_t1"}
+    folder = out / "unrolled" if recipe is distill else out
+    answers = pipeline(task, str(folder))("how are you today")
+    names = {"LABEL"} if not answers else {a.get("entity", a.get("label")) for a in answers}
+    assert names <= {"LABEL", "B-X", "O", "how", "what"}
+
+
+def test_a_recipe_for_one_label_a_text_says_which_take_lists(dense_model, tmp_path):
+    row = json.dumps(of_words("how are you today"))
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text(f"{row}\n")
+    options = ["--task_name", "own_data", "--data_dir", tmp_path, "--output_dir", tmp_path / "out"]
+    said = refused(compare_losses, *options, "--model_name_or_path", dense_model, *QUICK)
+    assert "distill.py and glue_tmc.py take them" in said
 
 
 @pytest.mark.parametrize(
