@@ -27,7 +27,7 @@ from typing import Any
 import torch
 import transformers
 from common import write_text
-from task_data import DataArguments, labelled_batches, without_labels
+from task_data import add_data_options, evaluation_data, labelled_batches, without_labels
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
@@ -90,18 +90,9 @@ def main() -> None:
     parser.add_argument("--formats", nargs="*", default=["torch", "onnx"])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/deploy"))
-    parser.add_argument("--task_name", required=True)
-    parser.add_argument("--data_dir")
-    parser.add_argument("--dataset")
-    parser.add_argument("--max_eval_samples", type=int)
+    add_data_options(parser)
     args = parser.parse_args()
-    data_args = DataArguments(
-        task_name=args.task_name,
-        data_dir=args.data_dir,
-        dataset=args.dataset,
-        max_train_samples=1,
-        max_eval_samples=args.max_eval_samples,
-    )
+    data_args = evaluation_data(args)
     batches, ones = (labelled_batches(args.checkpoint, data_args, n) for n in (args.batch, 1))
     check = without_labels(batches[len(batches) // 2])
     args.output_dir.mkdir(parents=True, exist_ok=True)

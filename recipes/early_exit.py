@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import transformers
 from common import write_text
-from task_data import DataArguments, labelled_batches, without_labels
+from task_data import add_data_options, evaluation_data, labelled_batches, without_labels
 from transformers import AutoModelForSequenceClassification
 
 from spikenlp.analysis import energy_report
@@ -152,27 +152,18 @@ def main() -> None:
     )
     parser.add_argument("--checkpoints", type=Path, nargs="+", required=True)
     parser.add_argument("--names", nargs="+", help="of the checkpoints (default: their folders')")
-    parser.add_argument("--task_name", required=True)
-    parser.add_argument("--data_dir")
-    parser.add_argument("--dataset")
+    add_data_options(parser)
     parser.add_argument("--dense", help="dense classifier to compare accuracy and time with")
     parser.add_argument("--max_accuracy_drop", type=float, default=0.005)
     parser.add_argument("--thresholds", type=float, nargs="+", default=THRESHOLDS)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--max_eval_samples", type=int)
     parser.add_argument("--save", action="store_true", help="policies beside the checkpoints too")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/early_exit"))
     args = parser.parse_args()
     names = args.names or [path.name for path in args.checkpoints]
     if len(set(names)) != len(args.checkpoints):
         parser.error(f"{len(args.checkpoints)} checkpoints need as many different names: {names}")
-    data_args = DataArguments(
-        task_name=args.task_name,
-        dataset=args.dataset,
-        data_dir=args.data_dir,
-        max_train_samples=1,
-        max_eval_samples=args.max_eval_samples,
-    )
+    data_args = evaluation_data(args)
     results: dict[str, Any] = {
         "run": run_record(),
         "task": args.task_name,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -273,8 +275,35 @@ def model_inputs(
     return [dict(inputs.collator(examples[i : i + size])) for i in range(0, len(examples), size)]
 
 
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Of a recipe that reads dev data for checkpoints; `evaluation_data` makes DataArguments of them."""
+    parser.add_argument("--task_name", required=True, help=f"{', '.join(TASKS)}, or {OWN_DATA}")
+    parser.add_argument("--data_dir")
+    parser.add_argument("--dataset")
+    parser.add_argument("--text_columns", nargs="+", help=f"of {OWN_DATA} (default: text)")
+    parser.add_argument("--label_column", help=f"of {OWN_DATA} (default: label)")
+    parser.add_argument("--max_eval_samples", type=int)
+
+
+def evaluation_data(args: argparse.Namespace) -> DataArguments:
+    return DataArguments(
+        task_name=args.task_name,
+        data_dir=args.data_dir,
+        dataset=args.dataset,
+        text_columns=args.text_columns,
+        label_column=args.label_column,
+        max_train_samples=1,
+        max_eval_samples=args.max_eval_samples,
+    )
+
+
 def labelled_batches(checkpoint: Path, data_args: DataArguments, size: int) -> list[dict[str, Any]]:
-    """The task's first dev split, sorted by length, as the checkpoint's tokenizer reads it."""
+    """The task's first dev split, sorted by length, as the checkpoint's tokenizer reads it. Own data have the
+    checkpoint's classes."""
+    if data_args.task_name == OWN_DATA:
+        labels = AutoConfig.from_pretrained(checkpoint).id2label
+        names = [name for _, name in sorted(labels.items())]
+        data_args = dataclasses.replace(data_args, class_names=names)
     model_args = StudentArguments(model_name_or_path=str(checkpoint))
     inputs = load_inputs(model_args, data_args, *load_pairs(data_args))
     if inputs.task.labels is None:

@@ -1,5 +1,6 @@
 """The recipe on real files: figures that agree with one another, and policies that load again."""
 
+import argparse
 import json
 import sys
 
@@ -14,7 +15,7 @@ from tests.recipes.running import ROOT, succeed
 
 sys.path.insert(0, str(ROOT / "recipes"))
 
-from task_data import DataArguments, labelled_batches
+from task_data import DataArguments, add_data_options, evaluation_data, labelled_batches
 
 
 def test_demo_pairs_are_of_no_other_task(tmp_path):
@@ -31,6 +32,26 @@ def test_labels_in_another_order_are_refused(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="their order must be the same"):
         labelled_batches(tmp_path, DataArguments(task_name="qqp"), 4)
+
+
+def test_own_data_have_the_classes_of_the_checkpoint(tmp_path):
+    """In their order, which is not the sorted one; dev has one class alone."""
+    checkpoint, files = tmp_path / "model", tmp_path / "files"
+    tokenizer = wordpiece_tokenizer(["a", "film"])
+    names = {"id2label": {0: "top", 1: "low"}}
+    SpikingBertForSequenceClassification(
+        SpikingBertConfig(**{**TINY_DENSE, "vocab_size": len(tokenizer)}, **names)
+    ).save_pretrained(checkpoint)
+    tokenizer.save_pretrained(checkpoint)
+    files.mkdir()
+    (files / "train.csv").write_text("title,stars\na,low\nfilm,top\n")
+    (files / "dev.csv").write_text("title,stars\nfilm,low\n")
+    parser = argparse.ArgumentParser()
+    add_data_options(parser)
+    options = ["--task_name", "own_data", "--data_dir", str(files), "--text_columns", "title"]
+    args = parser.parse_args([*options, "--label_column", "stars"])
+    (batch,) = labelled_batches(checkpoint, evaluation_data(args), 4)
+    assert batch["labels"].tolist() == [1]
 
 
 def test_two_checkpoints_on_demo_pairs(tmp_path):
