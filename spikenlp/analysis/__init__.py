@@ -15,6 +15,7 @@ from spikenlp.analysis.spikes import (
     SpikeMonitor,
     assert_spiking,
     describe_spikes,
+    spike_trains,
     spikes_table,
 )
 from spikenlp.analysis.temporal import (
@@ -51,6 +52,7 @@ __all__ = [
     "rate_by_depth",
     "rate_convergence",
     "scaling_factor_distribution",
+    "spike_trains",
     "spikes_table",
     "temporal_similarity",
     "weight_rank",

@@ -169,6 +169,29 @@ class SpikeMonitor:
         return "\n".join(lines)
 
 
+def spike_trains(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> dict[str, Tensor]:
+    """What each layer of neurons sends in one pass over `batch`, in eval mode: every spike, to be replayed.
+
+    Args:
+        batch: inputs as `energy_report` takes them.
+
+    Returns:
+        Name of the neurons -> int8 [T, ...] on the CPU, -1, 0 or 1, of a BERT [T, B, L, C]; 0 at padding.
+        `train.nonzero()` gives addresses: step, sample, token, channel.
+
+    Raises:
+        ValueError: as `describe_spikes`; neurons that run twice in a pass.
+
+    >>> safetensors.torch.save_file(spike_trains(model, batch), "spikes.safetensors")
+    """
+    trains: dict[str, Tensor] = {}
+    for sent in trace(model, batch).neurons:
+        if sent.name in trains:
+            raise ValueError(f"{sent.name} ran twice in a pass: it has no one train of spikes")
+        trains[sent.name] = sent.spikes().to("cpu", torch.int8).contiguous()
+    return trains
+
+
 @dataclass
 class Driver:
     """What drives a weight matrix or a product of two activations."""

@@ -10,6 +10,7 @@ from spikenlp.analysis import (
     assert_spiking,
     describe_spikes,
     energy_report,
+    spike_trains,
     spikes_table,
 )
 from spikenlp.neurons import IF, LIF, RoundingIF, SpikingLinear
@@ -174,6 +175,37 @@ def test_more_steps_than_the_config_has_are_counted(batches):
         times = torch.tensor([[3], [2], [1]])
         assert torch.equal(counts.positive, times * expected[name].positive), name
         assert counts.sites == 3 * expected[name].sites
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"nonlinearity": "step", "ternary": False}, {"architecture": "spikingbert"}],
+    ids=["running", "binary step", "implicit"],
+)
+def test_trains_hold_every_spike(fields, batches):
+    """Those that the monitor counts, and those that the weights they drive are added up for."""
+    model, batch = bert(num_timesteps=3, **fields), batches[0]
+    trains, counted = spike_trains(model, batch), watch(model, batch)
+    assert trains.keys() == counted.keys()
+    for name, train in trains.items():
+        assert (train.dtype, train.shape[:2]) == (torch.int8, (3, len(batch["input_ids"]))), name
+        others = tuple(range(1, train.dim() - 1))
+        assert torch.equal((train == 1).sum(others), counted[name].positive), name
+        assert torch.equal((train == -1).sum(others), counted[name].negative), name
+    costs = {cost.name: cost for cost in energy_report(model, batch).layers}
+    drivers = [d for d in describe_spikes(model, batch) if ".layer.0." in d.name]
+    assert any(driver.driver in ("binary", "ternary") for driver in drivers)
+    for driver in drivers:  # the last layer and the pooler read the first token alone
+        if driver.driver in ("binary", "ternary") and driver.kind == "linear":
+            train, weight = trains[driver.neuron], model.get_parameter(f"{driver.name}.weight")
+            sops = int(train.abs().sum()) * len(weight) / len(batch["input_ids"])
+            assert costs[driver.name].sops == pytest.approx(sops), driver.name
+
+
+def test_neurons_that_run_twice_have_no_one_train():
+    neuron = IF()
+    with pytest.raises(ValueError, match="ran twice"):
+        spike_trains(nn.Sequential(neuron, neuron), torch.rand(4, 2, 3))
 
 
 def test_nothing_is_left_behind(batches):
