@@ -378,8 +378,8 @@ def read_modules(path: str | Path, **hub_options: Any) -> dict[str, Any]:
         hub_options: `revision`, `token`, ...
 
     Raises:
-        ValueError: no such folder, modules other than Transformer, mean Pooling and Normalize, or a
-            prompt that goes before every sentence.
+        ValueError: no such folder, modules other than Transformer, mean Pooling and Normalize, a prompt
+            that goes before every sentence, or do_lower_case.
     """
     modules = _read(path, "modules.json", **hub_options)
     if modules is None:
@@ -413,6 +413,13 @@ def read_modules(path: str | Path, **hub_options: Any) -> dict[str, Any]:
             f"{path} puts the prompt {name!r} before every sentence, which would be lost here: take "
             "default_prompt_name out of its config_sentence_transformers.json, and put the prompt before "
             "your sentences"
+        )
+    of_text = _read(path, "sentence_bert_config.json", **hub_options) or {}
+    if of_text.get("do_lower_case"):
+        raise ValueError(
+            f"{path} puts sentences into small letters before its tokenizer (do_lower_case), which would be lost "
+            "here: take it out of its sentence_bert_config.json, and give its tokenizer a normalizer that does so, "
+            "unless it has one"
         )
     return {
         "max_seq_length": _max_seq_length(path, **hub_options),

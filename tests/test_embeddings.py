@@ -127,6 +127,14 @@ def test_every_file_is_of_the_revision_that_is_asked_for(encoder, tmp_path):
     assert (second.max_seq_length, second.normalize) == (30, False)
 
 
+def test_small_letters_that_only_sentence_transformers_makes_are_not_lost_in_silence(tmp_path):
+    folder = write_dense(tmp_path / "dense")
+    options = {"max_seq_length": 20, "do_lower_case": True}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(options))
+    with pytest.raises(ValueError, match="do_lower_case"):
+        SentenceEncoder.from_dense(folder, calibration=SENTENCES)
+
+
 def test_a_prompt_before_every_sentence_is_not_lost_in_silence(tmp_path):
     folder = write_dense(tmp_path / "dense")
     usual = {"prompts": {"query": "query: ", "none": ""}, "default_prompt_name": "query"}
