@@ -87,6 +87,8 @@ class Inputs:
     collator: Any
     compute_metrics: Callable[[EvalPrediction], dict[str, float]]
     max_seq_length: int
+    words_left_out: dict[str, int]
+    """By split: words whose label is neither learned nor scored."""
 
     def facts(self) -> dict[str, Any]:
         """What a record of a run says about its data."""
@@ -95,6 +97,7 @@ class Inputs:
             "task": self.task.name,
             "data": self.source,
             "samples": {name: len(split) for name, split in splits.items()},
+            **({"words_left_out": self.words_left_out} if self.words_left_out else {}),
         }
 
     def label_fields(self) -> dict[str, Any]:
@@ -191,6 +194,8 @@ def load_inputs(
     of_tokens = task.kind == "tokens"
     texts = (text for key in task.text_columns for text in splits["train"][key])
     tokenizer = model_args.load_tokenizer(" ".join(text) if of_tokens else text for text in texts)
+    if of_tokens:
+        check_reads_words(tokenizer)
 
     def tokenize(batch):
         texts = [batch[key] for key in task.text_columns]
@@ -217,6 +222,17 @@ def load_inputs(
         )
         for name, split in splits.items()
     }
+    left_out = {}
+    for name in splits if of_tokens else ():
+        words = sum(map(len, splits[name]["label"]))
+        labels = (label for row in tokenised[name]["labels"] for label in row)
+        left_out[name] = words - sum(label != IGNORE_INDEX for label in labels)
+        if left_out[name]:
+            print(
+                f"{name}: {left_out[name]:,} of {words:,} words are left out, with their labels: beyond "
+                f"--max_seq_length {data_args.max_seq_length}, or without a token",
+                flush=True,
+            )
     # Batches of like length waste little on padding, which changes no result.
     for name in tokenised.keys() - {"train"}:
         lengths = [len(ids) for ids in tokenised[name]["input_ids"]]
@@ -235,7 +251,21 @@ def load_inputs(
             p.predictions[0] if isinstance(p.predictions, tuple) else p.predictions, p.label_ids
         ),
         max_seq_length=data_args.max_seq_length,
+        words_left_out=left_out,
     )
+
+
+def check_reads_words(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ValueError where words one by one become other tokens than in a text, as RoBERTa's do."""
+    words = ["new", "york", "is", "far"]
+    if (
+        tokenizer(words, is_split_into_words=True)["input_ids"]
+        != tokenizer(" ".join(words)).input_ids
+    ):
+        raise ValueError(
+            "the tokenizer takes words for other tokens than it does in a text: load it with "
+            "AutoTokenizer.from_pretrained(path, add_prefix_space=True) and save it beside the model"
+        )
 
 
 def labels_of_tokens(words: Sequence[int | None], labels: Sequence[int]) -> list[int]:

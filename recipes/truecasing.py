@@ -38,8 +38,9 @@ def main() -> None:
     data = load_task(args.task_name, data_dir=args.data_dir, dataset=args.dataset)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "validation"):
-        rows = [text.split() for text in data[split][column]]
+    validation = next(name for name in data if name.startswith(("validation", "test")))
+    for split, source in (("train", "train"), ("validation", validation)):
+        rows = [text.split() for text in data[source][column]]
         records = [
             {"text": [word.lower() for word in words], "label": [label_of(word) for word in words]}
             for words in rows

@@ -101,6 +101,11 @@ def _check(model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]) -> N
     classes = model.config.num_labels
     if classes < 2:
         raise ValueError("a report is about confidence, which a regression has none of")
+    if model.config.problem_type == "multi_label_classification":
+        raise ValueError(
+            "a report is about one label a sample, and this model gives several at once: SpikingTrainer.evaluate "
+            "reports their calibration"
+        )
     for i, batch in enumerate(batches):
         low, high = batch["labels"].min(), batch["labels"].max()
         if low < 0 or high >= classes:

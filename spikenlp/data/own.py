@@ -27,7 +27,7 @@ Kind = Literal["one_label", "several_labels", "tokens"]
 """A text has one label, a list of labels, or is a list of words with a label each."""
 METRICS: dict[Kind, tuple[str, ...]] = {
     "one_label": ("accuracy", "macro_f1"),
-    "several_labels": ("accuracy", "micro_f1", "macro_f1"),
+    "several_labels": ("subset_accuracy", "micro_f1", "macro_f1"),
     "tokens": ("accuracy", "macro_f1"),
 }
 
@@ -111,7 +111,8 @@ def load_own(
 
     Raises:
         ValueError: as `read_table`; no train, or a split in two files; labels that are no classes, or that the
-            classes do not hold; lists in one split and none in another, or of unlike lengths.
+            classes do not hold; lists in one split and none in another, of unlike lengths, of something else than
+        words and labels, or with a label twice.
         FileNotFoundError: no folder.
     """
     if "label" in text_columns:
@@ -176,6 +177,15 @@ def check_lists(
                 f"{path}: {column!r} is {kinds[not expected]}, and {kinds[expected]} in the train file"
             )
     of_words = [column for column in text_columns if lists[column]]
+    for column in filter(lists.get, lists):
+        for i, row in enumerate(rows[column], 1):
+            if not all(isinstance(one, str | int) for one in row):
+                raise ValueError(f"{path}, row {i}: {column!r} must be a list of texts, got {row}")
+            if not of_words and len(set(row)) < len(row):
+                raise ValueError(
+                    f"{path}, row {i}: {column!r} has a label twice, {row}: a list holds the names of the labels "
+                    "that a text has, not zeros and ones for all"
+                )
     if not of_words:
         return
     if len(text_columns) > 1 or not lists[label_column]:
@@ -192,6 +202,8 @@ def check_lists(
 
 def classes_of(labels: Sequence[Any], path: Path, given: Sequence[str] | None) -> list[str]:
     """`given`, or the different labels, sorted; whole numbers by size."""
+    if any(isinstance(label, list) for label in labels):
+        raise ValueError(f"{path} has lists in some rows of its labels and none in others")
     if any(isinstance(label, float) for label in labels):
         raise ValueError(f"{path} has numbers with a fraction for labels, which are no classes")
     whole = all(isinstance(label, int) for label in labels)

@@ -384,9 +384,9 @@ def _prepare(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if len(labels) == 0:
         raise ValueError(nothing)
     labels, kept = _checked_labels(labels, classes)
-    _require(kept.any(), nothing)
+    require(kept.any(), nothing)
     logits = logits.where(kept[:, None, None], 0)
-    _require(torch.isfinite(logits).all(), "timestep_logits contain NaN or infinity")
+    require(torch.isfinite(logits).all(), "timestep_logits contain NaN or infinity")
     return logits, labels, kept / kept.sum()
 
 
@@ -396,24 +396,27 @@ def _checked_labels(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
         labels = labels.float()
         sums = labels.sum(-1)
         valid = (labels >= 0).all(-1) & ((sums - 1).abs() < 1e-2)
-        _require(
-            valid.all(), "labels that are probabilities must be >= 0 and sum to 1 over the classes"
+        require(
+            valid.all(),
+            "labels that are probabilities must be >= 0 and sum to 1 over the classes (several labels at once: "
+            "make the model with problem_type='multi_label_classification')",
         )
         return labels, torch.ones_like(valid)
     labels = labels.float() if classes == 1 else labels.long()
     kept = labels != IGNORE_INDEX
     labels = labels.where(kept, 0)
     if classes == 1:
-        _require(torch.isfinite(labels).all(), "labels contain NaN or infinity")
+        require(torch.isfinite(labels).all(), "labels contain NaN or infinity")
     else:
-        _require(
+        require(
             ((labels >= 0) & (labels < classes)).all(),
             f"labels must lie in [0, {classes}), or be {IGNORE_INDEX} to be ignored",
         )
     return labels, kept
 
 
-def _require(condition: Tensor, message: str) -> None:
+def require(condition: Tensor, message: str) -> None:
+    """Raises ValueError unless `condition` holds; on a GPU, which is not waited for, an assertion fails there."""
     if condition.device.type == "cpu":
         if not condition:
             raise ValueError(message)

@@ -4,7 +4,7 @@ for the Trainer.
 Accuracy for every classification; F1 of class 1 beside it for MRPC and QQP; Matthews correlation
 (MCC) beside it for CoLA; macro F1 beside it for topics: the mean of F1 over the topics that occur among
 references or predictions; Pearson and Spearman correlation for STS-B. Of one's own data with several labels at
-once a label is predicted where its logit is above 0, and accuracy is the share of texts with all labels right;
+once a label is predicted where its logit is above 0, and subset accuracy is the share of texts with all labels right;
 of tokens each labelled one counts, and where the labels are entity tags (B-PER, I-PER, O) there is entity F1.
 """
 
@@ -91,6 +91,11 @@ def glue_metrics(task: str | TextTask) -> Callable[[np.ndarray, np.ndarray], dic
 
 
 def _macro_f1(references: np.ndarray, predictions: np.ndarray) -> float:
+    if references.ndim == 2:  # several labels at once
+        occur = (references | predictions).any(0)
+        if not occur.any():
+            return 0.0
+        references, predictions = references[:, occur], predictions[:, occur]
     return f1_score(references, predictions, average="macro", zero_division=0.0)
 
 
@@ -116,6 +121,7 @@ SCORES: dict[str, Callable[[Any, Any], float]] = {
     "f1": _f1,
     "macro_f1": _macro_f1,
     "micro_f1": _micro_f1,
+    "subset_accuracy": accuracy_score,
     "mcc": matthews_corrcoef,
     "pearson": lambda y, x: _correlation(pearsonr, x, y),
     "spearman": lambda y, x: _correlation(spearmanr, x, y),

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from spikenlp.losses.temporal import IGNORE_INDEX
 from spikenlp.models.over_time import running_mean
-from spikenlp.training.several_labels import has_several_labels, label_logits
+from spikenlp.training.several_labels import label_logits
 from spikenlp.training.spans import TIMESTEP_LOGITS
 
 HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
@@ -23,9 +23,14 @@ NEVER = -1e4
 """Logit of a position that no span starts or ends at: its probability is 0 in float32."""
 
 
+def without_adapters(model: Any) -> Any:
+    """The model that peft has put adapters into, or `model`."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def head_of(model: PreTrainedModel) -> str | None:
     """Which of `HEADS` a model has, if any."""
-    names = (kind.__name__ for kind in type(model).__mro__)
+    names = (kind.__name__ for kind in type(without_adapters(model)).__mro__)
     return next((head for name in names for head in HEADS if name.endswith(head)), None)
 
 
@@ -59,25 +64,30 @@ def answers_by_step(outputs: Mapping[str, Any]) -> Tensor:
     return running_mean(steps.transpose(0, 1)).transpose(0, 1)
 
 
-def choices(
-    model: PreTrainedModel, student: Tensor, teacher: Tensor, labels: Tensor, mask: Tensor | None
+def class_choices(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    mask: Tensor | None,
+    *,
+    head: str | None,
+    several_labels: bool,
 ) -> tuple[Tensor, Tensor]:
-    """What there is to choose among classes, one by one: logits [N, T, C] of the student and [N, C] of the teacher.
+    """Each choice among classes by itself: logits [N, T, C] of the student and [N, C] of the teacher.
 
     Args:
-        model: the student.
         student: its answers by step; teacher: the answer of its teacher.
-        labels: of tokens [B, L], -100 where a token has none: it is left out.
+        labels: [B, L] of tokens, [B, 2] of spans: where they are -100 there is nothing to choose.
         mask: [B, L], 0 at padding, which no span starts or ends at.
+        head: of the student, see `head_of`.
+        several_labels: each class is a choice between its being there and not.
 
     Raises:
-        ValueError: answers of tokens of another length.
+        ValueError: answers at tokens of another length.
     """
-    if has_several_labels(model.config):
-        return label_logits(student).transpose(1, 2).flatten(0, 1), label_logits(teacher).flatten(
-            0, 1
-        )
-    head = head_of(model)
+    if several_labels:
+        of_labels = label_logits(student).transpose(1, 2)
+        return of_labels.flatten(0, 1), label_logits(teacher).flatten(0, 1)
     if head not in HEADS[1:]:
         return student, teacher
     if student[:, 0].shape != teacher.shape:
@@ -85,11 +95,11 @@ def choices(
             f"the student answers {list(student[:, 0].shape)}, its teacher {list(teacher.shape)}: both must "
             "answer at the same tokens"
         )
+    chosen = labels != IGNORE_INDEX
     if head == "ForTokenClassification":
-        labelled = labels != IGNORE_INDEX
-        return student.transpose(1, 2)[labelled], teacher[labelled]
+        return student.transpose(1, 2)[chosen], teacher[chosen]
     if mask is not None:
         padding = mask[..., None] == 0
         student = student.masked_fill(padding[:, None], NEVER)
         teacher = teacher.masked_fill(padding, NEVER)
-    return student.permute(0, 3, 1, 2).flatten(0, 1), teacher.transpose(1, 2).flatten(0, 1)
+    return student.permute(0, 3, 1, 2)[chosen], teacher.transpose(1, 2)[chosen]

@@ -33,7 +33,7 @@ from spikenlp.models.modes import has_time_axis
 from spikenlp.training.answers import (
     answer_size,
     answers_by_step,
-    choices,
+    class_choices,
     head_of,
     per_token,
 )
@@ -246,9 +246,10 @@ class DistillationTrainer(SpikingTrainer):
         config = self.accelerator.unwrap_model(model).config
         varied = args.collapsed and args.collapsed_timesteps != "fixed"
         timesteps = self._varied_timesteps(config) if varied else nullcontext()
-        with timesteps:
-            outputs = model(**inputs, **self.wanted_outputs())
         labels, mask = inputs.get("labels"), inputs.get("attention_mask")
+        read = inputs if args.collapsed else {k: v for k, v in inputs.items() if k != "labels"}
+        with timesteps:
+            outputs = model(**read, **self.wanted_outputs())
         if self._of_spans and args.collapsed:
             positions = [inputs[name] for name in POSITIONS if name in inputs]
             labels = span_labels(positions, inputs["input_ids"].shape[1]) if positions else None
@@ -326,8 +327,15 @@ class DistillationTrainer(SpikingTrainer):
         self, outputs: Any, answers: Mapping[str, Any], labels: Tensor, mask: Tensor | None
     ) -> Tensor:
         student = answers_by_step(outputs)
-        chosen, wanted = choices(cast(Any, self.model), student, answers["answer"], labels, mask)
-        if len(wanted) == 0:  # no token has a label
+        chosen, wanted = class_choices(
+            student,
+            answers["answer"],
+            labels,
+            mask,
+            head=head_of(cast(Any, self.model)),
+            several_labels=self._several_labels,
+        )
+        if len(wanted) == 0:  # nothing has a label
             return 0 * student.sum()
         return soft_cross_entropy(chosen, wanted, temperature=self.args.temperature)
 

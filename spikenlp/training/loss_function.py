@@ -64,15 +64,15 @@ class TemporalLossFunction:
         if labels is None:
             raise ValueError("a temporal loss needs labels: the batch has no 'labels'")
         count = (labels != IGNORE_INDEX).sum()
-        if self.several_labels:
-            labels = label_distributions(labels, timestep_logits.shape[-1])
-            timestep_logits = label_logits(timestep_logits)
         of_tokens = timestep_logits.dim() == 4
         if of_tokens and not self._joins_processes and not (labels != IGNORE_INDEX).any():
             return 0 * timestep_logits.sum()
         broken = None
         if self.non_finite == "nan":
             timestep_logits, labels, broken = _without_non_finite(timestep_logits, labels)
+        if self.several_labels:
+            labels = label_distributions(labels, timestep_logits.shape[-1])
+            timestep_logits = label_logits(timestep_logits)
         if self.observer is not None:
             self.observer(timestep_logits.detach(), labels)
         loss = self.loss(timestep_logits, labels)

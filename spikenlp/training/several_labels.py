@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikenlp.losses.temporal import require
+
 
 def has_several_labels(config: Any) -> bool:
     """Whether a sample of the model with this config, or None, may have several labels at once."""
@@ -26,7 +28,7 @@ def label_distributions(labels: Tensor, classes: int) -> Tensor:
     """[B, C, 2] of `labels` [B, C], for each class 1 where the sample has it, else 0, or a probability.
 
     Raises:
-        ValueError: labels of another shape.
+        ValueError: labels of another shape, or outside [0, 1].
     """
     if labels.dim() != 2 or labels.shape[1] != classes:
         raise ValueError(
@@ -34,4 +36,8 @@ def label_distributions(labels: Tensor, classes: int) -> Tensor:
             f"{classes} zeros and ones a sample, got labels of shape {list(labels.shape)}"
         )
     labels = labels.float()
+    require(
+        ((labels >= 0) & (labels <= 1)).all(),
+        "several labels at once must be zeros and ones (or probabilities): some lie outside [0, 1]",
+    )
     return torch.stack([1 - labels, labels], -1)

@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from spikenlp.training.answers import answer_of
+from spikenlp.training.answers import answer_of, without_adapters
 
 ROW = "row_of_the_teachers_answers"
 """Column that tells a batch which rows of the data set it holds."""
@@ -95,7 +95,9 @@ class TeacherCache:
         lengths = [len(ids) for ids in dataset["input_ids"]]
         order = sorted(range(len(dataset)), key=lengths.__getitem__)
         device = next(teachers[0].parameters()).device
-        taken = inspect.signature(teachers[0].forward).parameters.keys() - {"labels"}
+        taken = inspect.signature(without_adapters(teachers[0]).forward).parameters.keys() - {
+            "labels"
+        }
         questions = dataset.select_columns([n for n in dataset.column_names if n in taken])
         with torch.no_grad(), context:
             for start in range(0, len(order), ASKED_AT_ONCE):

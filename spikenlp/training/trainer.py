@@ -164,9 +164,12 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
     ) -> Any:
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self.args.collapsed and not self._several_labels:
-            check_distributions(inputs.get("labels"))
         config = config_of(self.accelerator.unwrap_model(model))
+        if self.args.collapsed and inputs.get("labels") is not None:
+            if self._several_labels:
+                label_distributions(inputs["labels"], config.num_labels)
+            else:
+                check_distributions(inputs["labels"])
         mode = collapsed(config) if self.args.collapsed else nullcontext()
         penalised = self.args.spike_weight > 0
         counting = count_spikes(model, inputs.get("attention_mask")) if penalised else nullcontext()

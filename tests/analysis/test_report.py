@@ -318,6 +318,13 @@ def test_a_classifier_with_the_labels_of_a_task_in_another_order_is_refused(chec
         main([*command, "--task_name", "sst2", "--out", str(tmp_path / "page.html")])
 
 
+def test_a_model_of_several_labels_at_once_is_refused(tmp_path):
+    model = bert(num_labels=3, problem_type="multi_label_classification")
+    batch = {"input_ids": torch.ones(2, 4).long(), "labels": torch.ones(2, 3)}
+    with pytest.raises(ValueError, match="several at once"):
+        report(model, [batch], tmp_path / "page.html")
+
+
 TEXTS = ["a fine film", "a dull, dull film", "NA", "1984"]
 LABELS = ["fine", "dull", "1", 0]
 

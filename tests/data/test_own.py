@@ -115,7 +115,7 @@ def test_texts_with_several_labels_or_none(tmp_path):
     assert data["validation"]["label"][:] == [[]]
     task = own_task(data["train"])
     assert (task.kind, task.labels) == ("several_labels", ("bad", "good"))
-    assert task.metrics == ("accuracy", "micro_f1", "macro_f1")
+    assert task.metrics == ("subset_accuracy", "micro_f1", "macro_f1")
 
 
 @pytest.mark.parametrize(
@@ -127,6 +127,10 @@ def test_texts_with_several_labels_or_none(tmp_path):
         (WORDS, SEVERAL, ("text", "label"), "dev.jsonl: 'text' is no list, and a list in"),
         (ROWS, SEVERAL, ("text", "label"), "dev.jsonl: 'label' is a list, and no list in"),
         (SEVERAL, [("a", ["fine"])], ("text", "label"), "'fine' is none of the classes"),
+        ([("a", [0, 1, 0]), ("b", [1])], [], ("text", "label"), "row 1: .* not zeros and ones"),
+        ([("a", ["x", None]), ("b", ["y"])], [], ("text", "label"), "row 1: .* a list of texts"),
+        ([(["a", None], ["x", "y"])], [], ("text", "label"), "row 1: .* a list of texts"),
+        ([("a", [["x"]]), ("b", [["y"]])], [], ("text", "label"), "row 1: .* a list of texts"),
         ([(["a"], "b", ["x"])], [], ("text", "second", "label"), "no second column of text"),
     ],
 )

@@ -62,4 +62,14 @@ def test_several_labels_are_right_together_or_one_by_one():
     task = OwnTask(("text",), ("a", "b"), kind="several_labels")
     logits, labels = np.array([[2.0, -1.0], [1.0, 1.0]]), np.array([[1.0, 0.0], [0.0, 1.0]])
     found = glue_metrics(task)(logits, labels)
-    assert found == pytest.approx({"accuracy": 0.5, "micro_f1": 0.8, "macro_f1": (2 / 3 + 1) / 2})
+    assert found == pytest.approx(
+        {"subset_accuracy": 0.5, "micro_f1": 0.8, "macro_f1": (2 / 3 + 1) / 2}
+    )
+
+
+def test_labels_that_occur_nowhere_are_left_out_of_macro_f1():
+    task = OwnTask(("text",), ("a", "b", "c"), kind="several_labels")
+    labels = np.array([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+    found = glue_metrics(task)(labels - 0.5, labels)
+    assert found == {"subset_accuracy": 1.0, "micro_f1": 1.0, "macro_f1": 1.0}
+    assert glue_metrics(task)(labels - 2, 0 * labels)["macro_f1"] == 0.0

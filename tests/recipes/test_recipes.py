@@ -6,18 +6,22 @@ import re
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
+    PreTrainedTokenizerFast,
     pipeline,
 )
 
 from spikenlp import SpikingBertConfig
-from spikenlp.data import demo_question_pairs, wordpiece_tokenizer
+from spikenlp.data import demo_question_pairs, get_task, wordpiece_tokenizer
+from spikenlp.data.own import load_own
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "recipes"))
@@ -26,6 +30,8 @@ import compare_losses  # noqa: E402
 import distill  # noqa: E402
 import glue_tmc  # noqa: E402
 import qqp_tmc  # noqa: E402
+import task_data  # noqa: E402
+import truecasing  # noqa: E402
 
 from tests.recipes.running import run_here, succeed  # noqa: E402
 
@@ -239,7 +245,7 @@ def test_lists_train_a_model_of_tokens_or_of_several_labels(
     results = json.loads((out / "results.json").read_text())
     for name in ("unrolled", "reconstructed") if recipe is distill else ("spiking",):
         scores = results[name].get("spiking", results[name])
-        assert {score, f"{score}_t1", f"{score}_t2", "accuracy"} <= scores.keys()
+        assert {score, f"{score}_t1", f"{score}_t2", "macro_f1"} <= scores.keys()
     if recipe is distill:
         assert score in results["teacher"]["dense"]
         assert score in results["rival"]["dense"]
@@ -248,6 +254,41 @@ def test_lists_train_a_model_of_tokens_or_of_several_labels(
     answers = pipeline(task, str(folder))("how are you today")
     names = {"LABEL"} if not answers else {a.get("entity", a.get("label")) for a in answers}
     assert names <= {"LABEL", "B-X", "O", "how", "what"}
+
+
+def test_words_that_are_cut_off_are_counted(dense_model, tmp_path):
+    row = {"text": ["how", "are", "\u200b", "you"], "label": ["x", "y", "y", "y"]}
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+    options = ["--task_name", "own_data", "--data_dir", tmp_path, "--output_dir", tmp_path / "out"]
+    options += ["--model_name_or_path", dense_model, "--max_seq_length", "4", *QUICK]
+    assert "validation: 2 of 4 words are left out" in run_here(glue_tmc, *options)
+    record = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert record["words_left_out"] == {"train": 2, "validation": 2}
+
+
+def test_a_tokenizer_that_reads_words_otherwise_than_a_text_is_refused():
+    pieces = {"<unk>": 0, "new": 1, "\u0120york": 2, "york": 3}
+    tokenizer = Tokenizer(models.WordLevel(pieces, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    with pytest.raises(ValueError, match="add_prefix_space=True"):
+        task_data.check_reads_words(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+
+
+@pytest.mark.parametrize("task", ["mrpc", "mnli"])
+def test_truecasing_makes_a_table_of_words(tmp_path, capsys, monkeypatch, task):
+    texts = ["Ann's in the UK.", "No 1 A"]
+    data = datasets.Dataset.from_dict({get_task(task).text_columns[0]: texts})
+    dev = "validation_matched" if task == "mnli" else "validation"
+    monkeypatch.setattr(
+        truecasing, "load_task", lambda *_, **__: datasets.DatasetDict({"train": data, dev: data})
+    )
+    run_here(truecasing, "--task_name", task, "--data_dir", "x", "--output_dir", tmp_path)
+    table = load_own(tmp_path)
+    assert table["validation"]["text"][0] == ["ann's", "in", "the", "uk."]
+    names = table["train"].features["label"].feature.names
+    words = [[names[i] for i in row] for row in table["validation"]["label"]]
+    assert words == [["capital", "lower", "lower", "upper"], ["capital", "lower", "capital"]]
 
 
 def test_a_recipe_for_one_label_a_text_says_which_take_lists(dense_model, tmp_path):

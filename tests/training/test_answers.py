@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from transformers import (
     BertConfig,
     BertForQuestionAnswering,
@@ -39,7 +40,7 @@ def token_rows():
 
 
 def span_rows():
-    """One end lies beyond its sequence."""
+    """One end lies beyond its sequence, which is the longest."""
     return {"start_positions": [1] * 6, "end_positions": [7, 3, 40, 2, 5, 8]}
 
 
@@ -93,6 +94,14 @@ def make_data(kind, repeated=1):
     return Dataset.from_dict({name: column * repeated for name, column in rows.items()})
 
 
+def padded_alike(data):
+    """Positions beyond a sequence are beyond it in every batch."""
+    if "end_positions" not in data.column_names:
+        return data
+    rows = data.map(lambda row: {"input_ids": (row["input_ids"] * 3)[:12]})
+    return rows.map(lambda row: {"attention_mask": [1] * 12})
+
+
 def make_trainer(folder, kind, teacher, further=(), model=None, **options):
     usual = {"temperature": TEMPERATURE, "hidden_weight": 0.0, "logit_weight": 1.0}
     usual |= {"temporal_loss": "tet", "per_device_train_batch_size": 6, "logging_steps": 1}
@@ -129,6 +138,8 @@ def of_tokens(row, student, teacher):
 def of_spans(row, student, teacher):
     found = []
     for name in ("start_logits", "end_logits"):
+        if row[f"{name.split('_')[0]}_positions"] >= len(row["input_ids"]):
+            continue
         over_time = f"timestep_{name}"
         steps = student[over_time][0] if over_time in student else student[name]
         found.append(soft(running_mean(steps), teacher[name][0]))
@@ -202,17 +213,57 @@ def test_training_brings_the_answers_nearer(tmp_path, name, collapsed):
     assert first["loss"] == pytest.approx(0.75 * first["loss_task"] + 0.25 * first["loss_soft"])
 
 
-def test_the_update_does_not_depend_on_how_tokens_are_cut_into_batches(tmp_path):
-    kind, updates = KINDS["tokens"], []
-    for size, pieces in ((6, 1), (3, 2)):
+@pytest.mark.parametrize("name", ["tokens", "spans"])
+def test_the_update_does_not_depend_on_how_a_batch_is_cut(tmp_path, name):
+    """Though the pieces have unlike numbers of labels."""
+    kind, updates = KINDS[name], []
+    for size, pieces in ((6, 1), (2, 3)):
         model = make_student(kind)
-        before = model.classifier.weight.detach().clone()
+        head = model.classifier if name == "tokens" else model.qa_outputs
+        before = head.weight.detach().clone()
         options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": pieces}
         options |= {"optim": "sgd", "learning_rate": 0.1, "max_steps": 1, "max_grad_norm": 0.0}
+        options |= {"train_dataset": padded_alike(make_data(kind))}
         make_trainer(tmp_path, kind, make_teacher(kind), model=model, **options).train()
-        updates.append(model.classifier.weight.detach() - before)
+        updates.append(head.weight.detach() - before)
     assert updates[0].abs().max() > 1e-4
     torch.testing.assert_close(updates[0], updates[1], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_adapters_of_no_task_learn_the_answers_too(tmp_path, name):
+    kind = KINDS[name]
+    lora = LoraConfig(r=4, target_modules=["query", "value"])
+    losses = []
+    for cached in (0.0, 1.0):
+        model = get_peft_model(make_student(kind), lora)
+        options = {"max_steps": 2, "teacher_cache_gb": cached}
+        teacher = get_peft_model(make_teacher(kind), lora)
+        trainer = make_trainer(tmp_path, kind, teacher, model=model, **options)
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss_soft"])
+    plain = make_trainer(tmp_path, kind, make_teacher(kind), max_steps=1)
+    plain.train()
+    assert losses == pytest.approx([plain.state.log_history[0]["loss_soft"]] * 2, rel=1e-4)
+
+
+def test_labels_that_are_distributions_make_no_several_labels(tmp_path):
+    kind = SimpleNamespace(**{**vars(KINDS["several"]), "fields": {}})
+    data = Dataset.from_dict(
+        {**make_data(kind).to_dict(), "labels": [[0.5, 0.25, 0.25]] * len(LENGTHS)}
+    )
+    teacher, model = make_teacher(kind), make_student(kind)
+    losses = []
+    for row in data:
+        ids = torch.tensor([row["input_ids"]])
+        with torch.no_grad():
+            steps = running_mean(model.eval()(ids).timestep_logits[0])
+            losses.append(soft(steps, teacher.eval()(ids).logits[0]))
+    trainer = make_trainer(tmp_path, kind, teacher, model=model, train_dataset=data)
+    trainer.train()
+    found = trainer.state.log_history[0]["loss_soft"]
+    assert found == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
+    assert model.config.problem_type is None
 
 
 def test_a_batch_without_a_labelled_token_teaches_nothing(tmp_path):

@@ -9,7 +9,7 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from spikenlp import SpikingTrainer
 from spikenlp.metrics import calibration_by_timestep
-from spikenlp.training import TemporalLossFunction
+from spikenlp.training import NonFiniteWatchdog, TemporalLossFunction
 from spikenlp.training.trainer import TimestepMetrics
 from tests.training.test_trainer import make_args, make_data, make_model
 
@@ -136,3 +136,27 @@ def test_labels_that_are_no_zeros_and_ones_of_each_class_are_refused(tmp_path, l
     trainer = make_trainer(tmp_path, data=Dataset.from_dict({"input_ids": ids, "labels": labels}))
     with pytest.raises(ValueError, match="one row of 3 zeros and ones a sample"):
         trainer.train()
+
+
+@pytest.mark.parametrize("collapsed", [False, True], ids=["over_time", "collapsed"])
+@pytest.mark.parametrize("value", [-100.0, 2.0, float("nan")])
+def test_labels_outside_0_and_1_are_refused(tmp_path, collapsed, value):
+    data = Dataset.from_dict(
+        {"input_ids": make_data(3)["input_ids"], "labels": [[0.0, 1.0, 1.0]] * 2 + [[0, 1, value]]}
+    )
+    trainer = make_trainer(tmp_path, data=data, collapsed=collapsed)
+    with pytest.raises(ValueError, match=r"outside \[0, 1\]"):
+        trainer.train()
+
+
+def test_a_step_whose_labels_are_not_finite_is_skipped(tmp_path):
+    labels = make_rows().to_dict()["labels"]
+    labels[5] = [0.0, float("nan"), 1.0]
+    data = Dataset.from_dict({"input_ids": make_data(12)["input_ids"], "labels": labels})
+    watchdog = NonFiniteWatchdog("skip")
+    options = {"per_device_train_batch_size": 4, "num_train_epochs": 1, "max_steps": -1}
+    trainer = make_trainer(tmp_path, data=data, **options)
+    trainer.add_callback(watchdog)
+    trainer.train()
+    assert len(watchdog.skipped) == 1
+    assert "labels" in watchdog.reports[0]
