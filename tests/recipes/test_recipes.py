@@ -256,6 +256,12 @@ def test_lists_train_a_model_of_tokens_or_of_several_labels(
     assert names <= {"LABEL", "B-X", "O", "how", "what"}
 
 
+def test_a_word_has_its_label_at_its_first_token():
+    words = [None, 0, 0, 1, 2, 2, None]
+    expected = [-100, 5, -100, 7, 9, -100, -100]
+    assert task_data.labels_of_tokens(words, [5, 7, 9]) == expected
+
+
 def test_words_that_are_cut_off_are_counted(dense_model, tmp_path):
     row = {"text": ["how", "are", "\u200b", "you"], "label": ["x", "y", "y", "y"]}
     for split in ("train", "validation"):
