@@ -54,10 +54,13 @@ def ask(teachers: Sequence[Any], inputs: Mapping[str, Tensor], hidden: bool) -> 
 
 
 def collates_alike(dataset: Dataset, collator: Any) -> bool:
-    """Whether `collator` makes the same of rows each time; one that masks or drops tokens at random does not."""
+    """Whether `collator` makes the same of rows in every batch: one that masks or drops tokens at random does
+    not, nor one that pads on the left, where tokens stand at other positions beside longer rows."""
     count = min(len(dataset), ASKED_AT_ONCE)
     rows = [dataset[i * len(dataset) // count] for i in range(count)]
     once, again = collator(rows), collator(rows)
+    if not bool(once["attention_mask"][:, 0].all()):
+        return False
     return all(torch.equal(once[k], again[k]) for k in once if isinstance(once[k], Tensor))
 
 

@@ -197,6 +197,18 @@ def test_answers_that_are_asked_once_are_the_same(tmp_path, name):
     assert len(set(losses[0])) > 3
 
 
+def test_a_teacher_of_rows_that_are_padded_on_the_left_sees_them_so(tmp_path):
+    """A token's position, and so the answer, depends on how long the other rows are."""
+    kind, asked = KINDS["several"], []
+    teacher = make_teacher(kind)
+    teacher.register_forward_hook(lambda *_: asked.append(1))
+    options = {"max_steps": 6, "per_device_train_batch_size": 2}
+    trainer = make_trainer(tmp_path, kind, teacher, **options)
+    trainer.data_collator.collator.tokenizer.padding_side = "left"
+    trainer.train()
+    assert len(asked) == 6
+
+
 @pytest.mark.parametrize("collapsed", [False, True], ids=["over_time", "collapsed"])
 @pytest.mark.parametrize("name", KINDS)
 def test_training_brings_the_answers_nearer(tmp_path, name, collapsed):
