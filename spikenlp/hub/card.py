@@ -268,10 +268,11 @@ def _outputs(model: PreTrainedModel) -> str:
         return "The model sees an image once, and each frame of a recording by itself."
     if getattr(model.config, "collapsed", False) or "For" not in type(model).__name__:
         return ""
-    return (
-        "`model(**inputs).timestep_logits` holds what each step sends; the mean of the first t steps is "
-        "the answer at\nstep t."
-    )
+    if type(model).__name__.endswith("ForQuestionAnswering"):
+        held = "`timestep_start_logits` and `timestep_end_logits` of `model(**inputs)` hold"
+    else:
+        held = "`model(**inputs).timestep_logits` holds"
+    return f"{held} what each step sends; the mean of the first t steps is the answer at\nstep t."
 
 
 def _results_note(model: PreTrainedModel, results: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from PIL import Image as PILImage
 from spikenlp import (
     SpikingBertConfig,
     SpikingBertForMaskedLM,
+    SpikingBertForQuestionAnswering,
     SpikingBertForSequenceClassification,
     SpikingBertForTokenClassification,
     SpikingBertModel,
@@ -205,6 +206,14 @@ def test_mnlis_two_splits_stay_apart():
         ("mnli_mismatched", 1.2),
         ("mnli_mismatched", 1.1),
     ]
+
+
+def test_the_outputs_of_question_answering_are_starts_and_ends():
+    model = SpikingBertForQuestionAnswering(SpikingBertConfig(**TINY_DENSE))
+    named = ("timestep_start_logits", "timestep_end_logits")
+    assert all(f"`{name}`" in model_card(model, name="x").text for name in named)
+    assert set(named) <= model(torch.tensor([[5, 6]])).keys()
+    assert "`model(**inputs).timestep_logits`" not in model_card(model, name="x").text
 
 
 def test_nothing_is_invented(model):
