@@ -286,7 +286,7 @@ def distill(argv: list[str]) -> dict[str, Any]:
     prepare(args)
     with args.main_process_first(desc="data"):
         data = load_task_data(data_args)
-        inputs = load_inputs(options, data_args, *data, kinds=MODELS)
+        inputs = load_inputs(options, data_args, *data, kinds=MODELS.keys())
     if inputs.task.labels is None and args.temporal_loss == "tmc":
         if "unrolled" in options.phases:
             raise ValueError(

@@ -185,7 +185,7 @@ def run(
     prepare(training_args)
     with training_args.main_process_first(desc="data"):
         data, source = load_data(data_args)
-        inputs = load_inputs(model_args, data_args, data, source, kinds=MODELS)
+        inputs = load_inputs(model_args, data_args, data, source, kinds=MODELS.keys())
     if inputs.task.labels is None and temporal_loss_of(training_args) == "tmc":
         raise ValueError(
             f"{inputs.task.name} is a regression, which has no confidence for TMC to calibrate: "

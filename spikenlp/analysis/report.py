@@ -36,7 +36,7 @@ from spikenlp.analysis.spikes import (
 from spikenlp.analysis.temporal import mean_off_diagonal, temporal_similarity
 from spikenlp.analysis.watching import Sent, unrolled, watch_neurons
 from spikenlp.metrics import calibration_by_timestep, reliability_curve, scores_by_timestep
-from spikenlp.models.modes import evaluating
+from spikenlp.models.modes import evaluating, has_several_labels
 from spikenlp.provenance import run_record
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _check(model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]) -> N
     classes = model.config.num_labels
     if classes < 2:
         raise ValueError("a report is about confidence, which a regression has none of")
-    if model.config.problem_type == "multi_label_classification":
+    if has_several_labels(model.config):
         raise ValueError(
             "a report is about one label a sample, and this model gives several at once: SpikingTrainer.evaluate "
             "reports their calibration"

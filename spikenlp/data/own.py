@@ -100,19 +100,19 @@ def load_own(
 ) -> DatasetDict:
     """Loads train, validation (or dev) and test, so far as they are there, from a folder of tables.
 
+    A row of .json or .jsonl may have a list of labels, or a list of words (one text column) and as many labels.
+
     Args:
         data_dir: with train.csv, or .tsv, .json, .jsonl, and the like of the other splits.
         class_names: in the order of their ids. Default: the labels of train, sorted.
-
-    A row of .json or .jsonl may have a list of labels, or a list of words (one text column) and as many labels.
 
     Returns:
         Splits with `text_columns` (of strings, or of lists of words) and `label`, a ClassLabel or a list of them.
 
     Raises:
         ValueError: as `read_table`; no train, or a split in two files; labels that are no classes, or that the
-            classes do not hold; lists in one split and none in another, of unlike lengths, of something else than
-        words and labels, or with a label twice.
+            classes do not hold; lists in one split and none in another, of unlike lengths, of something
+            else than words and labels, or with a label twice.
         FileNotFoundError: no folder.
     """
     if "label" in text_columns:

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from spikenlp.analysis import energy_by_step, microjoules
 from spikenlp.analysis.watching import Sent, unrolled, watch_neurons
 from spikenlp.hub.results import MEASURED, RIVAL
-from spikenlp.models.modes import exclusive
+from spikenlp.models.modes import exclusive, has_several_labels
 from spikenlp.models.spiking_bert import SpikingBertForSequenceClassification
 
 
@@ -76,7 +76,7 @@ class SpikingClassifier:
 
     def __init__(self, model: PreTrainedModel, tokenizer):
         config, spiking = model.config, isinstance(model, SpikingBertForSequenceClassification)
-        several = config.problem_type == "multi_label_classification"
+        several = has_several_labels(config)
         if not spiking or config.num_labels < 2 or several or config.collapsed:
             raise ValueError(
                 "SpikingClassifier needs a SpikingBertForSequenceClassification that chooses one of two labels "

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from spikenlp.inference.policy import ExitPolicy
 from spikenlp.inference.state import AnytimeState, advance, start
+from spikenlp.models.modes import has_several_labels
 
 if TYPE_CHECKING:
     from spikenlp.models.spiking_bert import SpikingBertForSequenceClassification
@@ -198,7 +199,7 @@ def _steps(model: SpikingBertForSequenceClassification, num_timesteps: int | Non
 
 def _check_confidence(model: SpikingBertForSequenceClassification) -> None:
     config = model.config
-    if config.num_labels < 2 or config.problem_type in ("regression", "multi_label_classification"):
+    if config.num_labels < 2 or config.problem_type == "regression" or has_several_labels(config):
         raise ValueError(
             f"a model with num_labels={config.num_labels} and problem_type={config.problem_type!r} has "
             "no confidence: this is for classifiers that choose one of at least two labels"

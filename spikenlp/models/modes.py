@@ -1,4 +1,5 @@
-"""Training and eval mode, the collapsed twin, and who may change a model while it runs."""
+"""What a config says of a model, training and eval mode, the collapsed twin, and who may change a model while it
+runs."""
 
 from __future__ import annotations
 
@@ -42,6 +43,11 @@ def collapsed(config: Any) -> Iterator[None]:
 
 def has_time_axis(config: Any) -> bool:
     return hasattr(config, "num_timesteps")
+
+
+def has_several_labels(config: Any) -> bool:
+    """Whether a sample of the model with this config, or None, may have several labels at once."""
+    return getattr(config, "problem_type", None) == "multi_label_classification"
 
 
 def check_has_twin(config: Any) -> None:

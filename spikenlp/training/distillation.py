@@ -29,7 +29,7 @@ from spikenlp.losses.distillation import (
     soft_cross_entropy,
 )
 from spikenlp.losses.temporal import IGNORE_INDEX
-from spikenlp.models.modes import has_time_axis
+from spikenlp.models.modes import has_several_labels, has_time_axis
 from spikenlp.training.answers import (
     answer_size,
     answers_by_step,
@@ -38,12 +38,12 @@ from spikenlp.training.answers import (
     per_token,
 )
 from spikenlp.training.arguments import SpikingTrainingArguments
-from spikenlp.training.several_labels import has_several_labels
 from spikenlp.training.spans import POSITIONS, span_labels
 from spikenlp.training.teacher_cache import (
     ROW,
     TeacherCache,
     ask,
+    attention_scores,
     bytes_needed,
     check_deterministic,
     collates_alike,
@@ -487,31 +487,3 @@ def check_shapes(
             f"attention scores need as many heads: the teacher has {teacher.num_attention_heads}, "
             f"the student {student.num_attention_heads}. Set {weight_option}=0 to leave them out"
         )
-
-
-@contextmanager
-def attention_scores(teacher: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
-    """Collects q k^T / sqrt(d) [B, heads, L, L] of each self-attention of a dense BERT."""
-    from transformers.models.bert.modeling_bert import BertSelfAttention
-
-    scores: list[Tensor] = []
-
-    def compute(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        heads = (*hidden.shape[:2], module.num_attention_heads, -1)
-        query, key = (
-            layer(hidden).view(heads).transpose(1, 2) for layer in (module.query, module.key)
-        )
-        scores.append(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5)
-
-    hooks = []
-    if wanted:
-        layers = [m for m in teacher.modules() if isinstance(m, BertSelfAttention)]
-        if not layers:
-            raise ValueError(f"{type(teacher).__name__} has no BertSelfAttention to take scores of")
-        hooks = [m.register_forward_hook(compute, with_kwargs=True) for m in layers]
-    try:
-        yield scores
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -6,17 +6,10 @@ loss is the mean over samples and labels.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from spikenlp.losses.temporal import require
-
-
-def has_several_labels(config: Any) -> bool:
-    """Whether a sample of the model with this config, or None, may have several labels at once."""
-    return getattr(config, "problem_type", None) == "multi_label_classification"
 
 
 def label_logits(logits: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -51,6 +51,34 @@ def ask(teachers: Sequence[Any], inputs: Mapping[str, Tensor], hidden: bool) -> 
     answers = [answer_of(outputs), *(answer_of(teacher(**inputs)) for teacher in further)]
     given = [answer for answer in answers if answer is not None]
     return {**outputs, "answer": torch.stack(given).mean(0) if given else None}
+
+
+@contextmanager
+def attention_scores(teacher: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
+    """Collects q k^T / sqrt(d) [B, heads, L, L] of each self-attention of a dense BERT."""
+    from transformers.models.bert.modeling_bert import BertSelfAttention
+
+    scores: list[Tensor] = []
+
+    def compute(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        heads = (*hidden.shape[:2], module.num_attention_heads, -1)
+        query, key = (
+            layer(hidden).view(heads).transpose(1, 2) for layer in (module.query, module.key)
+        )
+        scores.append(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5)
+
+    hooks = []
+    if wanted:
+        layers = [m for m in teacher.modules() if isinstance(m, BertSelfAttention)]
+        if not layers:
+            raise ValueError(f"{type(teacher).__name__} has no BertSelfAttention to take scores of")
+        hooks = [m.register_forward_hook(compute, with_kwargs=True) for m in layers]
+    try:
+        yield scores
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def collates_alike(dataset: Dataset, collator: Any) -> bool:

@@ -17,18 +17,14 @@ from spikenlp.losses import trt_weight_penalty
 from spikenlp.losses.spikes import count_spikes
 from spikenlp.losses.temporal import IGNORE_INDEX
 from spikenlp.metrics import calibration_by_timestep, scores_by_timestep
-from spikenlp.models.modes import check_has_twin, collapsed
+from spikenlp.models.modes import check_has_twin, collapsed, has_several_labels
 from spikenlp.neurons import SpikingNeuron
 from spikenlp.training.arguments import SpikingTrainingArguments
 from spikenlp.training.checkpoints import ResumableTrainer
 from spikenlp.training.loss_function import TemporalLossFunction, timestep_logits_of
 from spikenlp.training.processes import check_sharding
 from spikenlp.training.publishing import PublishingTrainer
-from spikenlp.training.several_labels import (
-    has_several_labels,
-    label_distributions,
-    label_logits,
-)
+from spikenlp.training.several_labels import label_distributions, label_logits
 from spikenlp.training.spans import POSITIONS, TIMESTEP_LOGITS, SpansAsLabels, span_labels
 from spikenlp.training.watchdogs import Watchdog
 
@@ -59,7 +55,8 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         ValueError: an empty data set, a tokenizer with more tokens than the embedding has rows, a
             `compute_loss_func` (the loss is `args.temporal_loss`), a `preprocess_logits_for_metrics`,
             `args.collapsed` with a model over time that has no collapsed twin, labels of several classes
-            a sample without problem_type="multi_label_classification" in the model's config, labels out of range, logits that are not finite.
+            a sample without problem_type="multi_label_classification" in the model's config, labels out of
+            range, logits that are not finite.
         RuntimeError: FSDP was asked for and is not there (`spikenlp.training.processes`).
     """
 
@@ -88,9 +85,7 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         super().__init__(model, args, *positional, **kwargs)
         config = config_of(self.model)
         self._several_labels = metrics.several_labels = has_several_labels(config)
-        if (
-            args.collapsed
-        ):  # the model's own loss; BERT takes loss keywords, and still returns a plain mean
+        if args.collapsed:  # BERT takes loss keywords, and still returns a plain mean
             self.model_accepts_loss_kwargs = False
         else:
             self.compute_loss_func = self._temporal_loss()
@@ -289,8 +284,9 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
 
 class TimestepMetrics:
     """Applies `compute_metrics` to the running mean of the logits at each time step, the last of which is their
-    mean, in float32 whatever the model computes with; for classes, calibration beside them. `of_spans`: of logits [N, L, 2] it gets starts and ends.
-    `several_labels`: labels [N, C] are zeros and ones, each scored as two classes."""
+    mean, in float32 whatever the model computes with; for classes, calibration beside them.
+
+    `of_spans`: of logits [N, L, 2] it gets starts and ends. `several_labels`: labels [N, C] are zeros and ones, each scored as two classes."""
 
     def __init__(self, compute_metrics: ComputeMetrics | None = None):
         self.compute_metrics = compute_metrics

@@ -27,8 +27,8 @@ from spikenlp.training.distillation import (
     PROJECTIONS,
     DistillationArguments,
     DistillationTrainer,
-    attention_scores,
 )
+from spikenlp.training.teacher_cache import attention_scores
 from tests.conftest import TINY_DENSE
 from tests.training.test_trainer import make_args
 
