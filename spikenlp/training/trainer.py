@@ -54,9 +54,9 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
     Raises:
         ValueError: an empty data set, a tokenizer with more tokens than the embedding has rows, a
             `compute_loss_func` (the loss is `args.temporal_loss`), a `preprocess_logits_for_metrics`,
-            `args.collapsed` with a model over time that has no collapsed twin, labels of several classes
-            a sample without problem_type="multi_label_classification" in the model's config, labels out of
-            range, logits that are not finite.
+            `args.collapsed` with a model over time that has no collapsed twin, or with labels that are floats
+            [B, C], unless the model's config has problem_type="multi_label_classification"; labels that are
+            neither classes nor distributions over them, labels out of range, logits that are not finite.
         RuntimeError: FSDP was asked for and is not there (`spikenlp.training.processes`).
     """
 
@@ -164,7 +164,7 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
             if self._several_labels:
                 label_distributions(inputs["labels"], config.num_labels)
             else:
-                check_distributions(inputs["labels"])
+                check_classes(inputs["labels"])
         mode = collapsed(config) if self.args.collapsed else nullcontext()
         penalised = self.args.spike_weight > 0
         counting = count_spikes(model, inputs.get("attention_mask")) if penalised else nullcontext()
@@ -373,10 +373,18 @@ def config_of(model: Any) -> Any:
     return getattr(model, "config", None)
 
 
-def check_distributions(labels: Any) -> None:
-    """Raises ValueError where floats [B, C] are no distributions, by which transformers infers several labels."""
-    if labels is None or labels.dim() < 2 or labels.shape[-1] < 2 or not labels.is_floating_point():
-        return
+def check_classes(labels: torch.Tensor) -> None:
+    """Raises ValueError where a model without a problem_type would take floats [B, C] for several labels at once."""
+    if labels.dim() > 1 and labels.shape[-1] > 1 and labels.is_floating_point():
+        raise ValueError(
+            "collapsed=True trains with the model's own loss, which takes labels that are floats [B, C] for several "
+            "labels at once. Of distributions over the classes: give the likeliest class, or leave collapsed out. Of "
+            "several labels: make the model with problem_type='multi_label_classification'"
+        )
+
+
+def check_distributions(labels: torch.Tensor) -> None:
+    """Raises ValueError where floats [B, C] are no distributions over the classes."""
     if not torch.isclose(labels.sum(-1), labels.new_ones(()), atol=1e-2).all():
         raise ValueError(
             "labels that are floats [B, C] must sum to 1 in each row, as distributions over the classes do; for "

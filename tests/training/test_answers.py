@@ -259,27 +259,27 @@ def test_adapters_of_no_task_learn_the_answers_too(tmp_path, name):
     assert losses == pytest.approx([plain.state.log_history[0]["loss_soft"]] * 2, rel=1e-4)
 
 
-@pytest.mark.parametrize("collapsed", [False, True], ids=["over_time", "collapsed"])
-def test_labels_that_are_distributions_make_no_several_labels(tmp_path, collapsed):
+def test_labels_that_are_distributions_make_no_several_labels(tmp_path):
     kind = SimpleNamespace(**{**vars(KINDS["several"]), "fields": {}})
     data = Dataset.from_dict(
         {**make_data(kind).to_dict(), "labels": [[0.5, 0.25, 0.25]] * len(LENGTHS)}
     )
-    teacher, model = make_teacher(kind), make_student(kind)
-    model.config.collapsed, losses = collapsed, []
+    teacher, model, losses = make_teacher(kind), make_student(kind), []
     for row in data:
         ids = torch.tensor([row["input_ids"]])
         with torch.no_grad():
-            outputs = model.eval()(ids)
-            steps = outputs.logits if collapsed else running_mean(outputs.timestep_logits[0])
+            steps = running_mean(model.eval()(ids).timestep_logits[0])
             losses.append(soft(steps, teacher.eval()(ids).logits[0]))
-    model.config.collapsed = False
-    options = {"model": model, "train_dataset": data, "collapsed": collapsed}
-    trainer = make_trainer(tmp_path, kind, teacher, **options)
+    trainer = make_trainer(tmp_path, kind, teacher, model=model, train_dataset=data)
     trainer.train()
     found = trainer.state.log_history[0]["loss_soft"]
     assert found == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
-    assert collapsed or model.config.problem_type is None
+    assert model.config.problem_type is None
+    options = {"train_dataset": data, "collapsed": True}
+    collapsed = make_trainer(tmp_path, kind, teacher, model=model, **options)
+    with pytest.raises(ValueError, match="leave collapsed out"):
+        collapsed.train()
+    assert model.config.problem_type is None
 
 
 def test_a_batch_without_a_labelled_token_teaches_nothing(tmp_path):
