@@ -82,7 +82,7 @@ PHASES = tuple(kind.name for kind in KINDS)
 STUDENTS = tuple(kind.name for kind in KINDS if kind.makes_student)
 USUAL_PHASES = ("teacher", "converted", "collapsed", "unrolled")
 COLLAPSED_TIMESTEPS = "random"
-"""The usual way of the phase collapsed: docs/distillation.md has what it does to each step."""
+"""The usual way of the phase collapsed: docs/results.md has what it does to each step."""
 
 
 @dataclass
