@@ -107,7 +107,11 @@ class Converted(phases.Converted):
         sentences = job.text[: CALIBRATION_BATCH * options.calibration_batches]
         if options.student is None:
             encoder = SentenceEncoder.from_dense(
-                job.dense, calibration=sentences, reconstruct=options.reconstruct, **fields
+                job.dense,
+                calibration=sentences,
+                reconstruct=options.reconstruct,
+                spike_cost=options.spike_cost,
+                **fields,
             )
         else:
             options.check_reconstruct(f"{options.student} is spiking")
@@ -117,7 +121,7 @@ class Converted(phases.Converted):
                 batches = tokenize(
                     job.tokenizer, sentences, job.text_args.max_seq_length, CALIBRATION_BATCH
                 )
-                calibrate(encoder.model, batches)
+                calibrate(encoder.model, batches, options.spike_cost)
         if job.args.process_index == 0:
             encoder.save_pretrained(self.folder)
         return job.measure(encoder.model)

@@ -103,7 +103,7 @@ def build_model(
             inputs.tokenizer, inputs.max_seq_length, **inputs.label_fields(), **fields
         )
         model = inputs.spiking_class(config)
-        calibrate(model, calibration())
+        calibrate(model, calibration(), model_args.spike_cost)
         return model
     source_config = AutoConfig.from_pretrained(path)
     if source_config.model_type == "spiking_bert":
@@ -113,7 +113,7 @@ def build_model(
         check_labels(path, source_config, inputs.task)
         model = inputs.spiking_class.from_pretrained(path, **inputs.label_fields(), **fields)
         if model_args.spikes_otherwise(path):
-            calibrate(model, calibration())
+            calibrate(model, calibration(), model_args.spike_cost)
         return model
     if source_config.model_type != "bert":
         raise ValueError(
@@ -139,6 +139,7 @@ def build_model(
         dense,
         calibration=calibration(),
         reconstruct=model_args.reconstruct,
+        spike_cost=model_args.spike_cost,
         **fields,
     )
 

@@ -122,7 +122,7 @@ def build_model(
         )
         text_args.check_length(config)
         model = SpikingBertForMaskedLM(config)
-        calibrate(model, calibration())
+        calibrate(model, calibration(), model_args.spike_cost)
         return model
     if model_args.config_overrides is not None:
         raise ValueError(
@@ -135,7 +135,7 @@ def build_model(
         model_args.check_reconstruct(f"{path} is spiking")
         model = SpikingBertForMaskedLM.from_pretrained(path, **fields)
         if model_args.spikes_otherwise(path):
-            calibrate(model, calibration())
+            calibrate(model, calibration(), model_args.spike_cost)
         return model
     if source_config.model_type != "bert":
         raise ValueError(
@@ -147,7 +147,11 @@ def build_model(
     if "BertForMaskedLM" in (source_config.architectures or []):
         results["dense"] = evaluate(dense_trainer(dense, blocks, args))
     return SpikingBertForMaskedLM.from_dense(
-        dense, calibration=calibration(), reconstruct=model_args.reconstruct, **fields
+        dense,
+        calibration=calibration(),
+        reconstruct=model_args.reconstruct,
+        spike_cost=model_args.spike_cost,
+        **fields,
     )
 
 

@@ -109,6 +109,7 @@ class SentenceEncoder:
         *,
         calibration: Sequence[str] | None = None,
         reconstruct: bool = False,
+        spike_cost: float = 0.0,
         max_seq_length: int | None = None,
         **config_overrides: Any,
     ) -> SentenceEncoder:
@@ -118,7 +119,7 @@ class SentenceEncoder:
             path: folder or Hub id of a sentence-transformers model whose Transformer is a BERT.
             calibration: a few hundred sentences that amplitudes are fitted to. Without them they come
                 from the weights alone, and a warning says so.
-            reconstruct: as in `SpikingBertModel.from_dense`.
+            reconstruct, spike_cost: as in `SpikingBertModel.from_dense`.
             max_seq_length: default: that of the dense encoder.
             config_overrides: fields of `SpikingBertConfig`, e.g. `num_timesteps=8`.
 
@@ -135,6 +136,7 @@ class SentenceEncoder:
             str(path),
             calibration=batches,
             reconstruct=reconstruct,
+            spike_cost=spike_cost,
             **{"hidden_dropout_prob": 0.0, **config_overrides},
         )
         return cls(model, tokenizer, max_seq_length=length, normalize=found["normalize"])

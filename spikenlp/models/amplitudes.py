@@ -6,6 +6,14 @@ activations and their (2T + 1)-level rounding (binary: T + 1 levels, and an offs
 fractions of the channel's range. A position counts as much as the model's decision depends on it
 there: its error is weighted by the norm of the gradient of the margin between the two best scores.
 It is deterministic.
+
+A spike cost asks for fewer spikes: what is minimised is then, with D the weighted mean squared error of a
+channel, P the weighted mean square of what the channels of its layer send, and n the mean spikes of a sample,
+
+    D / P + spike_cost * n
+
+as a quantizer is chosen under a bound on its rate (Chou, Lookabaugh & Gray, IEEE Trans. ASSP 37(1), 1989), and the
+grid goes on beyond the range, where a channel sends few spikes or none.
 """
 
 from __future__ import annotations
@@ -24,6 +32,8 @@ from spikenlp.neurons import RoundingIF, SpikingNeuron
 
 GRID = torch.arange(2, 41) / 40
 """Candidate ranges, as fractions of a channel's range on the calibration data."""
+BEYOND = torch.arange(5, 33) / 4
+"""Further ones where spikes have a cost."""
 SMALLEST_AMPLITUDE = 1e-3
 SMALLEST_WEIGHT = 1e-3
 """Of a position in the calibration error, as a fraction of the mean weight."""
@@ -69,7 +79,10 @@ def dense_neurons(
 
 
 def fit_amplitudes(
-    batches: Sequence[Batch], rows_of: Callable[[Batch, bool], Rows], steps: int
+    batches: Sequence[Batch],
+    rows_of: Callable[[Batch, bool], Rows],
+    steps: int,
+    spike_cost: float = 0.0,
 ) -> None:
     """Sets the amplitudes (and offsets, thresholds) of the neurons to what fits `batches` best.
 
@@ -80,15 +93,23 @@ def fit_amplitudes(
         rows_of: `rows_of(batch, weighted)` runs the dense network on a batch; with `weighted` False
             its weights are not looked at.
         steps: T of the rounding.
+        spike_cost: the squared error, relative to the layer's mean square, that a spike less is worth. Of the
+            order of 0.1.
 
     Raises:
-        ValueError: no batch.
+        ValueError: no batch; a spike cost below 0.
     """
     if not batches:
         raise ValueError("calibration data is empty: give at least one batch")
+    if not spike_cost >= 0:
+        raise ValueError(f"spike_cost must be >= 0, got {spike_cost}")
+    fractions = (torch.cat([GRID, BEYOND]) if spike_cost else GRID).tolist()
     low: dict[SpikingNeuron, Tensor] = {}
     high: dict[SpikingNeuron, Tensor] = {}
     errors: dict[SpikingNeuron, Tensor] = {}
+    spikes: dict[SpikingNeuron, Tensor] = {}
+    squares: dict[SpikingNeuron, Tensor] = {}
+    samples: dict[SpikingNeuron, int] = {}
     for batch in batches:
         for neuron, (x, _) in rows_of(batch, False).items():
             lowest, highest = x.amin(0), x.amax(0)
@@ -96,15 +117,21 @@ def fit_amplitudes(
             high[neuron] = torch.maximum(high.get(neuron, highest), highest)
     for batch in batches:
         for neuron, (x, weight) in rows_of(batch, True).items():
-            found = [
-                (weight * _rounding_error(x, *candidate, steps, neuron.ternary).square()).sum(0)
-                for candidate in _candidates(neuron, low[neuron], high[neuron])
-            ]
-            errors[neuron] = errors.get(neuron, 0) + torch.stack(found)
+            error, sent = [], []
+            for alpha, offset in _candidates(neuron, low[neuron], high[neuron], fractions):
+                levels = _levels(x, alpha, offset, steps, neuron.ternary)
+                rounded = levels * (alpha / steps) - offset
+                error.append((weight * (rounded - x).square()).sum(0))
+                sent.append(levels.abs().sum(0))
+            errors[neuron] = errors.get(neuron, 0) + torch.stack(error)
+            spikes[neuron] = spikes.get(neuron, 0) + torch.stack(sent)
+            squares[neuron] = squares.get(neuron, 0) + (weight * x.square()).sum(0).mean()
+            samples[neuron] = samples.get(neuron, 0) + len(x)
     with torch.no_grad():
         for neuron, error in errors.items():
-            best = error.argmin(0)
-            candidates = _candidates(neuron, low[neuron], high[neuron])
+            per_spike = spike_cost * squares[neuron] / samples[neuron]
+            best = (error + per_spike * spikes[neuron]).argmin(0)
+            candidates = _candidates(neuron, low[neuron], high[neuron], fractions)
             alphas, offsets = (torch.stack(x) for x in zip(*candidates, strict=True))
             alpha = alphas.gather(0, best[None])[0]
             neuron.amplitude.copy_(alpha)
@@ -146,17 +173,21 @@ def _of_real(values: Tensor, mask: Tensor | None) -> Tensor:
     return values if mask is None or values.dim() == 1 else values.where(mask.bool(), 0)
 
 
-def _candidates(neuron: SpikingNeuron, low: Tensor, high: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """(amplitude, offset) per channel for each fraction of the grid."""
+def _candidates(
+    neuron: SpikingNeuron, low: Tensor, high: Tensor, fractions: Sequence[float]
+) -> list[tuple[Tensor, Tensor]]:
+    """(amplitude, offset) per channel for each of `fractions` of its range."""
     if neuron.ternary:
         largest = torch.maximum(-low, high)
-        return [((f * largest).clamp_min(SMALLEST_AMPLITUDE), 0 * low) for f in GRID.tolist()]
+        return [((f * largest).clamp_min(SMALLEST_AMPLITUDE), 0 * low) for f in fractions]
     offset = (-low).clamp_min(0) if isinstance(neuron, RoundingIF) else 0 * low
     return [
-        ((f * (high + offset)).clamp_min(SMALLEST_AMPLITUDE), f * offset) for f in GRID.tolist()
+        ((f * (high + offset)).clamp_min(SMALLEST_AMPLITUDE), min(f, 1.0) * offset)
+        for f in fractions
     ]
 
 
-def _rounding_error(x: Tensor, alpha: Tensor, offset: Tensor, steps: int, ternary: bool) -> Tensor:
+def _levels(x: Tensor, alpha: Tensor, offset: Tensor, steps: int, ternary: bool) -> Tensor:
+    """How many spikes send the rounded `x`, signed."""
     levels = ((x + offset) / alpha * steps).round()
-    return levels.clamp_(-steps if ternary else 0, steps) * (alpha / steps) - offset - x
+    return levels.clamp_(-steps if ternary else 0, steps)

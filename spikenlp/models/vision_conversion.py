@@ -50,6 +50,7 @@ class FromDense:
         *,
         calibration: Iterable[Mapping[str, Tensor]] | None = None,
         reconstruct: bool = False,
+        spike_cost: float = 0.0,
         **config_overrides: Any,
     ) -> Self:
         """A spiking model of rounding neurons with the weights of a dense one, batch norm folded.
@@ -61,12 +62,15 @@ class FromDense:
                 norms alone, on random images, and a warning says so.
             reconstruct: then fit the convolutions, too, to the spikes that reach them on these batches
                 (`spikenlp.models.reconstruction`), without training.
+            spike_cost: above 0 the amplitudes are chosen for fewer spikes, too, of the order of 0.1
+                (`spikenlp.models.amplitudes`).
             config_overrides: fields of the config, e.g. `num_timesteps=8`, for which amplitudes are
                 calibrated.
 
         Raises:
             ValueError: another class or neuron; a field that the config does not have; a calibration
-                without batches or a batch without `pixel_values`; `reconstruct` without calibration.
+                without batches or a batch without `pixel_values`; `reconstruct` without calibration; a
+                spike cost below 0.
         """
         from spikenlp.models import vision_reconstruction
 
@@ -96,7 +100,7 @@ class FromDense:
             )
             calibration = random_images(model.config)
         batches = list(calibration)
-        calibrate(model, batches)
+        calibrate(model, batches, spike_cost)
         if reconstruct:
             vision_reconstruction.reconstruct(model, batches)
         return model
@@ -153,16 +157,22 @@ def random_images(config: SpikingVisionConfig, batches: int = 4) -> list[dict[st
     return [{"pixel_values": batch} for batch in torch.randn(shape, generator=generator)]
 
 
-def calibrate(model: SpikingVisionPreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> None:
-    """Fits the amplitudes of `model` to `batches` (dicts with `pixel_values`), in place.
+def calibrate(
+    model: SpikingVisionPreTrainedModel,
+    batches: Iterable[Mapping[str, Tensor]],
+    spike_cost: float = 0.0,
+) -> None:
+    """Fits the amplitudes of `model` to `batches` (dicts with `pixel_values`), in place; a `spike_cost` above 0
+    for fewer spikes and more error (`spikenlp.models.amplitudes`).
 
     Raises:
-        ValueError: no batch, or one without `pixel_values`.
+        ValueError: no batch, or one without `pixel_values`; a spike cost below 0.
     """
     fit_amplitudes(
         images_of(model, batches),
         lambda x, weighted: _activations(model, x, weighted),
         model.config.num_timesteps,
+        spike_cost,
     )
 
 

@@ -52,6 +52,7 @@ def convert_dense_bert(
     spiking_class: type[PreTrainedModel],
     dense: PreTrainedModel | str,
     calibration: Iterable[Mapping[str, Tensor]] | None,
+    spike_cost: float,
     config_overrides: dict[str, Any],
 ) -> tuple[Any, torch.dtype]:
     """The model (see `SpikingBertPreTrainedModel.from_dense`) and the dtype of the dense one."""
@@ -77,7 +78,7 @@ def convert_dense_bert(
             stacklevel=3,
         )
         calibration = random_token_batches(model.config)
-    calibrate(model, calibration)
+    calibrate(model, calibration, spike_cost)
     return model, dense.dtype
 
 
@@ -148,21 +149,25 @@ def random_token_batches(config: SpikingBertConfig, batches: int = 4) -> list[di
     return [{"input_ids": batch} for batch in ids]
 
 
-def calibrate(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> None:
+def calibrate(
+    model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], spike_cost: float = 0.0
+) -> None:
     """Fits the amplitudes (and offsets, thresholds) of `model` to `batches`, in place.
 
     Args:
         model: a spiking BERT, with or without a head.
         batches: dicts with input_ids [B, L] and what else the base model takes; keys that it does
             not take (labels) are left out.
+        spike_cost: above 0 for fewer spikes and more error (`spikenlp.models.amplitudes`).
 
     Raises:
-        ValueError: no batch, or no token that is not padding.
+        ValueError: no batch, or no token that is not padding; a spike cost below 0.
     """
     fit_amplitudes(
         [model_inputs(batch, model.device) for batch in batches],
         lambda batch, weighted: _tokens_of_neurons(model, batch, weighted),
         model.config.num_timesteps,
+        spike_cost,
     )
 
 

@@ -319,6 +319,7 @@ class SpikingBertPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
         *,
         calibration: Iterable[Mapping[str, Tensor]] | None = None,
         reconstruct: bool = False,
+        spike_cost: float = 0.0,
         dtype: torch.dtype | str | None = None,
         **config_overrides: Any,
     ) -> Self:
@@ -332,13 +333,15 @@ class SpikingBertPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
                 amplitudes come from the weights alone, on random tokens, and a warning says so.
             reconstruct: then fit the weights, too, to the spikes that reach them on these batches
                 (`spikenlp.models.reconstruction`), without training. Better the more sentences there are.
+            spike_cost: above 0 the amplitudes are chosen for fewer spikes, too, of the order of 0.1
+                (`spikenlp.models.amplitudes`).
             dtype: of the finished model, or its name, or "auto" for that of `dense`; it is computed with float32.
             config_overrides: fields of `SpikingBertConfig`, e.g. `num_timesteps=8`, or `num_labels=5` for a
                 head that `dense` does not have.
 
         Raises:
             ValueError: `dense` is no such encoder; a field that the config does not have; calibration
-                data that is not tokenised; `reconstruct` without it, collapsed, or in "spikingbert".
+                data that is not tokenised; a spike cost below 0; `reconstruct` without data, collapsed, or in "spikingbert".
 
         Source: `spikenlp.models.amplitudes`, our own; docs/conversion.md.
         """
@@ -357,7 +360,9 @@ class SpikingBertPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
             asked = {"architecture": "default", "collapsed": False} | config_overrides
             reconstruction.check_config(asked["architecture"], asked["collapsed"])
         batches = None if calibration is None else as_batches(calibration)
-        model, dtype_of_dense = convert_dense_bert(cls, dense, batches, config_overrides)
+        model, dtype_of_dense = convert_dense_bert(
+            cls, dense, batches, spike_cost, config_overrides
+        )
         if batches is not None and reconstruct:
             reconstruction.reconstruct(model, batches)
         if dtype is not None:

@@ -20,6 +20,7 @@ from spikenlp import (
     SpikingBertForTokenClassification,
     SpikingBertModel,
 )
+from spikenlp.analysis import SpikeMonitor
 from spikenlp.models.over_time import increments
 from spikenlp.models.spiking_bert.conversion_spiking_bert import _tokens_of_neurons, neurons_of
 from tests.conftest import TINY_DENSE
@@ -244,6 +245,51 @@ def test_amplitudes_minimise_the_rounding_error(dense, batches):
     best = torch.stack([error(f * largest) for f in torch.linspace(0.05, 1.2, 200)]).amin(0)
     calibrated = error(neuron.amplitude.double())
     assert (calibrated < 1.5 * best).all(), name
+
+
+@pytest.mark.parametrize("ternary", [True, False])
+def test_amplitudes_weigh_error_against_spikes(dense, batches, ternary):
+    """Of the first neuron, which sees the embedding: no other amplitude costs less, by a slow search."""
+    cost, steps = 0.3, 4
+    plain = convert(dense, batches, num_timesteps=steps, ternary=ternary)
+    model = convert(dense, batches, num_timesteps=steps, ternary=ternary, spike_cost=cost)
+    values, weights = [], []
+    for batch in batches:
+        ((x, weight),) = list(_tokens_of_neurons(model, batch, True).values())[:1]
+        values.append(x.double())
+        weights.append(weight.double())
+    x, weight = torch.cat(values), torch.cat(weights)
+    lowest = x.amin(0)
+    offset = torch.zeros_like(lowest) if ternary else -lowest.clamp_max(0)
+    reach = x.abs().amax(0) if ternary else x.amax(0) + offset
+
+    def price(alpha, offset):
+        levels = ((x + offset) / alpha * steps).round().clamp(-steps if ternary else 0, steps)
+        error = (weight * (levels * alpha / steps - offset - x).square()).sum(0)
+        return error / (weight * x.square()).sum(0).mean() + cost * levels.abs().mean(0)
+
+    grid = torch.linspace(0.05, 8, 400, dtype=torch.float64)
+    best = torch.stack([price(f * reach, f.clamp_max(1) * offset) for f in grid]).amin(0)
+    (_, sparse), (_, usual) = neurons_of(model)[0], neurons_of(plain)[0]
+    found, before = (
+        price(n.amplitude.double(), offset if n.offset is None else n.offset.double())
+        for n in (sparse, usual)
+    )
+    assert (found < 1.05 * best + 1e-3).all()
+    assert found.mean() < 0.95 * before.mean()
+
+
+def test_a_spike_cost_leaves_fewer_spikes(dense, batches):
+    spikes = []
+    for cost in (0.0, 0.1, 1.0):
+        model = convert(dense, batches, num_timesteps=4, spike_cost=cost)
+        with SpikeMonitor(model) as monitor, torch.no_grad():
+            for batch in batches:
+                model(**batch)
+        spikes.append(float(monitor.spikes_per_neuron))
+    assert spikes[0] > 1.1 * spikes[1] > 1.1 * spikes[2]
+    with pytest.raises(ValueError, match="spike_cost must be >= 0"):
+        convert(dense, batches, spike_cost=-0.1)
 
 
 def test_from_a_path_and_without_calibration(dense, tmp_path):
