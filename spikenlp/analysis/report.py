@@ -107,6 +107,11 @@ def _check(model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]) -> N
             "reports their calibration"
         )
     for i, batch in enumerate(batches):
+        if batch["labels"].dim() != 1:
+            raise ValueError(
+                "a report is about one label a sample, labels [B], those of batch "
+                f"{i} are {list(batch['labels'].shape)}"
+            )
         low, high = batch["labels"].min(), batch["labels"].max()
         if low < 0 or high >= classes:
             raise ValueError(

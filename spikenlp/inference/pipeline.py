@@ -39,13 +39,14 @@ class SpikingTextClassificationPipeline(TextClassificationPipeline):
     """
 
     def __init__(self, **kwargs: Any):
-        super().__init__(**kwargs)
-        if not hasattr(self.model, "anytime"):
+        model = kwargs["model"]
+        if not hasattr(model, "anytime"):
             raise ValueError(
-                f"{type(self.model).__name__} has no time steps to stop between: use the task "
+                f"{type(model).__name__} has no time steps to stop between: use the task "
                 "'text-classification'"
             )
-        check_steps(cast(Any, self.model))
+        check_steps(model)
+        super().__init__(**kwargs)
 
     def _sanitize_parameters(
         self, function_to_apply: Any = None, top_k: Any = "", early_exit: Any = None, **kwargs: Any

@@ -88,7 +88,12 @@ class ExitPolicy:
         """
         from transformers.utils import cached_file
 
-        path = cached_file(str(folder), FILE, **hub_options)
+        try:
+            path = cached_file(str(folder), FILE, **hub_options)
+        except OSError as error:
+            raise OSError(
+                f"no {FILE} of {folder} (calibrate_exit(model, dev_batches).save(folder) makes one): {error}"
+            ) from error
         try:
             values = dict(json.loads(Path(str(path)).read_text()))
         except (TypeError, ValueError) as error:

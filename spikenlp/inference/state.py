@@ -98,7 +98,7 @@ def start(
 
     Raises:
         ValueError: a model in training mode, one that does not run step by step (`check_steps`), or
-            no inputs; with `count_energy` a mask that is not [B, L].
+            no inputs; with `count_energy` a mask that is not [B, L], or is 0 at a first token.
     """
     _check_eval(model)
     check_steps(model)
@@ -232,7 +232,9 @@ def _check(
 
 def _record(model: SpikingBertForSequenceClassification, real: Tensor):
     from spikenlp.analysis.tracing import record
+    from spikenlp.analysis.watching import refuse_padded_first_token
 
+    refuse_padded_first_token(model, real)
     return record(model, len(real), real)
 
 

@@ -78,6 +78,22 @@ def _by_row(scale: Tensor, weight: Tensor) -> Tensor:
     return scale.view(-1, *[1] * (weight.dim() - 1))
 
 
+class _MadeWeight(Tensor):
+    """A weight that is made anew whenever it is asked for, so that writing into it would be lost: an error."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # as nn.Parameter has it
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError(
+            "the weight of an int8 layer is made of its integers and is not to be changed: call "
+            "model.dequantize() first (to merge an adapter, say)"
+        )
+
+    data = property(_refuse, _refuse)  # type: ignore[assignment]
+    __setitem__ = _refuse
+    add_ = sub_ = mul_ = div_ = copy_ = fill_ = zero_ = _refuse  # type: ignore[assignment]
+
+
 class _Int8Weight(nn.Module):
     """A layer whose `weight` is made of `weight_int8` and `weight_scale` when it is asked for."""
 
@@ -88,7 +104,8 @@ class _Int8Weight(nn.Module):
     def weight(self) -> Tensor:
         # While tied weights are loaded the integers may still be on the meta device.
         scale = self.weight_scale.to(self.weight_int8.device)
-        return _by_row(scale, self.weight_int8) * self.weight_int8
+        made = _by_row(scale, self.weight_int8) * self.weight_int8
+        return made if torch.compiler.is_compiling() else made.as_subclass(_MadeWeight)
 
 
 class Int8Linear(_Int8Weight, nn.Linear):  # type: ignore[override]

@@ -82,6 +82,10 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         metrics = TimestepMetrics(compute_metrics)
         kwargs["compute_metrics"] = lambda prediction: metrics(_with_steps_first(prediction))
         self._to_log: dict[str, tuple[torch.Tensor, int]] = {}
+        if getattr(model, "is_quantized", False):
+            raise ValueError(
+                "weights in int8 are not trained, with adapters neither: call model.dequantize() first"
+            )
         super().__init__(model, args, *positional, **kwargs)
         config = config_of(self.model)
         self._several_labels = metrics.several_labels = has_several_labels(config)

@@ -476,8 +476,14 @@ def test_padding_at_the_token_that_a_classifier_reads_is_refused(batches):
         "input_ids": batches[0]["input_ids"],
         "attention_mask": batches[0]["attention_mask"].flip(1),
     }
+    model = bert()
     with pytest.raises(ValueError, match="pad on the right"):
-        energy_report(bert(), batch)
+        energy_report(model, batch)
+    with pytest.raises(ValueError, match="pad on the right"):
+        next(model.anytime(batch))
+    with SpikeMonitor(model), pytest.raises(ValueError, match="pad on the right"):
+        model(**batch)
+    next(model.anytime(batch, energy=False))
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -325,6 +325,12 @@ def test_a_model_of_several_labels_at_once_is_refused(tmp_path):
         report(model, [batch], tmp_path / "page.html")
 
 
+def test_labels_of_tokens_are_refused(tmp_path):
+    batch = {"input_ids": torch.ones(2, 4).long(), "labels": torch.ones(2, 4).long()}
+    with pytest.raises(ValueError, match=r"labels \[B\], .* \[2, 4\]"):
+        report(bert(), [batch], tmp_path / "page.html")
+
+
 TEXTS = ["a fine film", "a dull, dull film", "NA", "1984"]
 LABELS = ["fine", "dull", "1", 0]
 

@@ -105,6 +105,13 @@ def test_the_policy_is_that_of_the_revision(folder, tmp_path, monkeypatch):
         assert pipe._forward_params["policy"].thresholds == (threshold,)
 
 
+def test_a_checkpoint_without_a_policy_says_how_to_make_one(folder, tmp_path):
+    path = shutil.copytree(folder, tmp_path / "without")
+    (path / "early_exit.json").unlink(missing_ok=True)
+    with pytest.raises(OSError, match="calibrate_exit"):
+        classify(str(path), early_exit=True)
+
+
 def test_a_model_of_no_checkpoint_has_no_policy_beside_it(folder):
     loaded = classify(folder)
     model = SpikingBertForSequenceClassification(SpikingBertConfig(**TINY_DENSE))
@@ -117,8 +124,9 @@ def test_a_dense_model_and_a_wrong_threshold_are_refused(folder, dense):
         classify(folder, early_exit=1.5)
     tokenizer = classify(folder).tokenizer
     assert isinstance(dense, BertForSequenceClassification)
-    with pytest.raises(ValueError, match="BertForSequenceClassification has no time steps"):
-        pipeline("spiking-text-classification", model=dense, tokenizer=tokenizer)
+    for options in ({}, {"early_exit": True}):
+        with pytest.raises(ValueError, match="BertForSequenceClassification has no time steps"):
+            pipeline("spiking-text-classification", model=dense, tokenizer=tokenizer, **options)
     config = SpikingBertConfig(**TINY_DENSE, architecture="spikingbert")
     of_rates = SpikingBertForSequenceClassification(config)
     with pytest.raises(ValueError, match="architecture='spikingbert' does not run step by step"):

@@ -9,6 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import (
+    LoraConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
@@ -18,6 +24,8 @@ from spikenlp import (
     SpikingBertConfig,
     SpikingBertForMaskedLM,
     SpikingBertForSequenceClassification,
+    SpikingTrainer,
+    SpikingTrainingArguments,
     SpikingVGGConfig,
     SpikingVGGForImageClassification,
 )
@@ -212,6 +220,26 @@ def test_gradients_reach_what_is_not_rounded(model, rounded, batches):
 def test_the_trainer_is_told_that_rounded_weights_do_not_learn(rounded, tmp_path):
     with pytest.raises(ValueError, match="quantized"):
         Trainer(rounded, TrainingArguments(str(tmp_path), use_cpu=True))
+    adapted = get_peft_model(rounded, LoraConfig(r=2, target_modules=["query"]))
+    with pytest.raises(ValueError, match="dequantize"):
+        SpikingTrainer(adapted, SpikingTrainingArguments(str(tmp_path), use_cpu=True))
+
+
+def test_what_would_be_written_into_a_made_weight_is_refused(rounded, batches):
+    """Such as an adapter that is merged; into the float weights it can be."""
+    config = LoraConfig(r=2, target_modules=["query", "dense"], init_lora_weights=False)
+    adapted = get_peft_model(rounded, config).eval()
+    adapters = get_peft_model_state_dict(adapted)
+    expected = adapted(**batches[0]).logits
+    with pytest.raises(ValueError, match=r"model.dequantize\(\)"):
+        adapted.merge_and_unload()
+    layer = rounded.bert.encoder.layer[0].attention.output.dense.base_layer
+    with torch.no_grad(), pytest.raises(ValueError, match="made of its integers"):
+        layer.weight.mul_(2)
+    floats = get_peft_model(adapted.unload().dequantize(), config).eval()
+    set_peft_model_state_dict(floats, adapters)
+    merged = floats.merge_and_unload()
+    torch.testing.assert_close(merged(**batches[0]).logits, expected, rtol=1e-4, atol=1e-5)
 
 
 TRUSTING = """
