@@ -24,6 +24,8 @@ NOT_RECORDED = ("per_second", "epoch", "preparation_time")
 NOT_SUMMARISED = ("loss", "runtime", "ada_ece", "nll", "brier", "confidence")
 
 
+DENSE = "dense"
+"""Folder, below that of a run, of the dense model that is trained before it is made spiking."""
 STEPS = {"max_steps", "num_train_epochs"}
 OF_TRAINING = STEPS | {
     "learning_rate",
@@ -161,7 +163,7 @@ def weights_digest(folder: str | Path) -> str | None:
 
 def record_options(*arguments: Any) -> None:
     """Writes arguments.yaml into the output folder, at the start of a run: one that goes on from a
-    checkpoint there must be asked for the same model, data, loss, seed and training but for its length.
+    checkpoint there, or of the dense model that is trained first, must be asked for the same model, data, loss, seed and training but for its length.
 
     Raises:
         ValueError: other options than those of the run that it would go on with.
@@ -172,7 +174,8 @@ def record_options(*arguments: Any) -> None:
     out = Path(args.output_dir)
     of_trainer = {f.name for f in dataclasses.fields(TrainingArguments)}
     free = of_trainer - {"seed"} - (OF_TRAINING - STEPS)
-    if last_checkpoint(args.output_dir) and (out / "arguments.yaml").exists():
+    begun = last_checkpoint(str(out)) or last_checkpoint(str(out / DENSE))
+    if begun and (out / "arguments.yaml").exists():
         check_same_options(out, arguments, ignored=free)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "arguments.yaml", yaml.safe_dump(all_options(arguments)))

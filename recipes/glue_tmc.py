@@ -32,6 +32,7 @@ import datasets
 import torch
 import transformers
 from common import (
+    DENSE,
     base_model,
     parse_arguments,
     prepare,
@@ -129,7 +130,7 @@ def build_model(
             dense,
             inputs,
             training_args,
-            Path(training_args.output_dir) / "dense",
+            Path(training_args.output_dir) / DENSE,
             model_args.dense_learning_rate,
             model_args.dense_epochs,
         )

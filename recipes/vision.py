@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from common import base_model, metrics_of, prepare, record_options, save_records, summary
+from common import DENSE, base_model, metrics_of, prepare, record_options, save_records, summary
 from torch.utils.data import Dataset
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
     BaseImageProcessor,
     EvalPrediction,
+    PreTrainedConfig,
     PreTrainedModel,
     Trainer,
     default_data_collator,
@@ -120,9 +121,16 @@ class VisionModelArguments:
     def config_field(self, name: str, usual: Any) -> Any:
         """A field of the config that the data follow: of the options, the checkpoint or the preset, or `usual`."""
         fields, path = self.fields(), self.model_name_or_path
-        if name not in fields and path is not None and not path.endswith(ORIGINAL):
-            return getattr(AutoConfig.from_pretrained(path), name, usual)
+        if name not in fields and path is not None:
+            if not path.endswith(ORIGINAL):
+                return getattr(AutoConfig.from_pretrained(path), name, usual)
+            if name != "num_timesteps":  # which such a file does not say
+                return getattr(self.original_config(), name, usual)
         return {**MODELS[self.model][0].presets.get(self.preset, {}), **fields}.get(name, usual)
+
+    def original_config(self) -> PreTrainedConfig:
+        """What the file of a paper's authors says of its network."""
+        return MODELS[self.model][1].from_original(self.model_name_or_path, **self.fields()).config
 
 
 @dataclass
@@ -179,9 +187,9 @@ def neuron_of(path: str) -> str:
     return config.neuron
 
 
-def check_labels(path: str, data: VisionData) -> None:
+def check_labels(path: str, config: PreTrainedConfig, data: VisionData) -> None:
     """Raises ValueError where a model was trained for another number of labels."""
-    found, wanted = AutoConfig.from_pretrained(path).num_labels, len(data.labels)
+    found, wanted = config.num_labels, len(data.labels)
     if found != wanted:
         raise ValueError(
             f"{path} has {found} labels, {data.source} {wanted}: give a model of these data"
@@ -206,7 +214,7 @@ def build_model(
         neuron = "spiking" if original else neuron_of(path)
         asked = fields.get("neuron", neuron)
         if neuron == "relu" and asked == "rounding":
-            check_labels(path, data)
+            check_labels(path, AutoConfig.from_pretrained(path), data)
             dense = AutoModelForImageClassification.from_pretrained(path, **data.label_fields())
             check_shape(dense, model_args)
             results["dense"] = score(trainer_of(dense, data, training_args), data.test, "dense")
@@ -219,8 +227,9 @@ def build_model(
                 "from a dense network (relu), which is trained from scratch"
             )
         if original:
+            check_labels(path, model_args.original_config(), data)
             return MODELS[model_args.model][1].from_original(path, **fields)
-        check_labels(path, data)
+        check_labels(path, AutoConfig.from_pretrained(path), data)
         return AutoModelForImageClassification.from_pretrained(path, **fields)
     config_class, model_class = MODELS[model_args.model]
     if fields.get("neuron") == "rounding" and not model_args.dense_first:
@@ -244,7 +253,7 @@ def build_model(
     if not model_args.dense_first:
         return model
     args = dataclasses.replace(
-        training_args, output_dir=str(Path(training_args.output_dir) / "dense"), push_to_hub=False
+        training_args, output_dir=str(Path(training_args.output_dir) / DENSE), push_to_hub=False
     )
     trainer = trainer_of(model, data, args)
     train(trainer, args)

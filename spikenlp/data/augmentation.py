@@ -175,9 +175,21 @@ def random_erasing(pixels: Tensor, probability: float) -> Tensor:
     return pixels
 
 
+def _of_eight_bits(image: Image.Image) -> Image.Image:
+    """PIL itself clips grey values of 16 bits at 255."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"an image of mode {image.mode!r} has grey values of 32 bits, whose range is not known: scale them to "
+            "0 ... 255 and convert to 'L' first"
+        )
+    return image
+
+
 @dataclass
 class ImageTransform:
-    """PIL image to normalised float32 [C, size, size].
+    """PIL image, of 8 bits a channel or grey of 16, to normalised float32 [C, size, size].
 
     Args:
         size: side of the square result.
@@ -195,7 +207,7 @@ class ImageTransform:
     its middle is cut out (crop "resized"), or resized to the square (crop "pad").
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range; called with grey values of 32 bits, whose range is not known.
 
     >>> from PIL import Image
     >>> ImageTransform(32, (0.5,), (0.5,), train=False)(Image.new("L", (28, 28))).shape
@@ -228,7 +240,7 @@ class ImageTransform:
             raise ValueError(f"crop_pct must lie in (0, 1], got {self.crop_pct}")
 
     def __call__(self, image: Image.Image) -> Tensor:
-        image = image.convert("L" if len(self.mean) == 1 else "RGB")
+        image = _of_eight_bits(image).convert("L" if len(self.mean) == 1 else "RGB")
         if not self.train:
             return self._normalise(self._to_size(image))
         image = (

@@ -38,12 +38,12 @@ def load_images(*, dataset: str | None = None, data_dir: str | Path | None = Non
 
     Returns:
         Splits among `train`, `validation` and `test` with the columns `image` (decoded to PIL) and
-        `label` (ClassLabel where the source names the classes). ImageNet's test split, whose labels
+        `label` (ClassLabel where the source names the classes, or has words for labels). ImageNet's test split, whose labels
         are withheld, is left out.
 
     Raises:
-        ValueError: not exactly one source; no column of images or labels; an empty split; a folder of
-            a class that train/ lacks.
+        ValueError: not exactly one source; no column of images or labels; an empty split; a class that train
+            lacks; labels that are neither ids nor words.
         FileNotFoundError: nothing of the kind in `data_dir`.
 
     >>> load_images(data_dir="cifar10")["train"].column_names  # doctest: +SKIP
@@ -62,7 +62,21 @@ def load_images(*, dataset: str | None = None, data_dir: str | Path | None = Non
             splits[name] = split
     if "train" not in splits:
         raise ValueError(f"{source} has no train split with labels: found {sorted(loaded)}")
-    return DatasetDict(splits)
+    return _with_class_ids(DatasetDict(splits), source)
+
+
+def _with_class_ids(splits: DatasetDict, source: str) -> DatasetDict:
+    """Labels that are words as ids of train's classes, in the order of the alphabet."""
+    labels = splits["train"].features["label"]
+    if getattr(labels, "dtype", None) == "string":
+        names = sorted(set(splits["train"]["label"]))
+        for name, split in splits.items():
+            if unknown := sorted(set(split["label"]) - set(names)):
+                raise ValueError(f"{source} ({name}) has classes that train lacks: {unknown}")
+        return splits.cast_column("label", ClassLabel(names=names))
+    if not isinstance(labels, ClassLabel) and not str(labels.dtype).startswith(("int", "uint")):
+        raise ValueError(f"{source}: labels must be classes, as ids or words, got {labels.dtype}")
+    return splits
 
 
 def _load_folder(folder: Path) -> DatasetDict:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+NO_SPREAD = 1e-12
+"""Of the mean square: a variance that is no more than this share of it is what rounding left of none."""
 
 
 class LinearCKA:
@@ -59,5 +64,8 @@ class LinearCKA:
             raise ValueError("no row was added: call update first")
         centred = self._products - torch.outer(self._sums, self._sums) / self._rows
         width = self._width
+        for own in (slice(width), slice(width, None)):  # what cancellation leaves of no spread
+            if centred[own, own].trace() <= NO_SPREAD * self._products[own, own].trace():
+                return math.nan
         within = centred[:width, :width].norm() * centred[width:, width:].norm()
         return float(centred[:width, width:].square().sum() / within)

@@ -78,6 +78,10 @@ class SpikingVisionConfig(SpikingConfig):
     def __post_init__(self, **kwargs):
         if self.id2label is None:
             kwargs.setdefault("num_labels", self.default_num_labels)
+        elif kwargs.get("num_labels", len(self.id2label)) != len(self.id2label):
+            raise ValueError(
+                f"num_labels is {kwargs['num_labels']}, and id2label names {len(self.id2label)}: leave one out"
+            )
         for name in ("hidden_sizes", "depths"):
             if hasattr(self, name):
                 setattr(self, name, list(getattr(self, name)))
@@ -97,7 +101,10 @@ class SpikingVisionConfig(SpikingConfig):
         """
         if name not in cls.presets:
             raise ValueError(f"{cls.__name__} has presets {sorted(cls.presets)}, got {name!r}")
-        return cls(**{**cls.presets[name], **overrides})
+        fields = dict(cls.presets[name])
+        if overrides.get("id2label") is not None:
+            fields.pop("num_labels", None)
+        return cls(**{**fields, **overrides})
 
     def validate_vision(self):
         """Run by `@strict` when a config is built or loaded."""
@@ -261,6 +268,17 @@ class SpikingVisionPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
     input_modalities = ("image",)
     accepts_loss_kwargs = False
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """See `SpikingCheckpoint.from_pretrained`; a `v_threshold` that is given takes the place of the saved one."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        if "v_threshold" in kwargs:
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            for module in model.modules():
+                if isinstance(module, SpikingNeuron) and not isinstance(module, RoundingIF):
+                    module.v_threshold.fill_(module.initial_threshold)
+        return loaded
+
     @property
     def dummy_inputs(self) -> dict[str, Tensor]:
         config = self.config
@@ -371,7 +389,9 @@ class SpikingVisionForImageClassification(SpikingVisionPreTrainedModel):
         The loss is that of transformers' image classifiers on the mean logits (SDT); temporal losses
         are the Trainer's.
         """
-        outputs = self.base_model(pixel_values, output_hidden_states=output_hidden_states)
+        outputs = self.base_model(
+            pixel_values, output_hidden_states=output_hidden_states, return_dict=True
+        )
         features = outputs.timestep_pooler_output.transpose(0, 1)
         timestep_logits = self.classifier(features).transpose(0, 1)
         logits = timestep_logits.mean(1)

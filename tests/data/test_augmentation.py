@@ -202,6 +202,16 @@ def test_colours_follow_the_number_of_channels():
     assert ImageTransform(32, (0.5,) * 3, (0.5,) * 3, train=False)(grey).shape == (3, 32, 32)
 
 
+def test_grey_values_of_16_bits_keep_their_range():
+    values = np.array([[0, 257], [30_000, 65_535]], np.uint16)
+    transform = ImageTransform(2, (0.0,), (1.0,), train=False)
+    found = transform(Image.fromarray(values))
+    np.testing.assert_allclose(found[0], values / 65_535, atol=0.5 / 255)
+    for mode in ("I", "F"):
+        with pytest.raises(ValueError, match=f"mode '{mode}' has grey values of 32 bits"):
+            transform(Image.new(mode, (2, 2)))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -181,6 +181,25 @@ def test_parquet_files_of_a_hub(tmp_path):
     assert data["train"][1]["image"].size == (8, 8)
 
 
+def test_labels_may_be_words(tmp_path):
+    def write(split, labels):
+        images = [PILImage.new("RGB", (8, 8), (i, 0, 0)) for i in range(len(labels))]
+        data = Dataset.from_dict({"image": images, "label": labels})
+        data.to_parquet(tmp_path / f"{split}.parquet")
+
+    write("train", ["owl", "cat", "dog"])
+    write("test", ["dog", "owl"])
+    data = load_images(data_dir=tmp_path)
+    assert label_names(data["train"]) == label_names(data["test"]) == ["cat", "dog", "owl"]
+    assert {k: v["label"] for k, v in data.items()} == {"train": [2, 0, 1], "test": [1, 2]}
+    write("test", ["emu"])
+    with pytest.raises(ValueError, match=r"\(test\) has classes that train lacks: \['emu'\]"):
+        load_images(data_dir=tmp_path)
+    write("train", [0.5, 1.5])
+    with pytest.raises(ValueError, match="must be classes, as ids or words, got float64"):
+        load_images(data_dir=tmp_path)
+
+
 def image_folders(root, **splits):
     for split, counts in splits.items():
         for name, count in counts.items():

@@ -1,5 +1,7 @@
 """Linear CKA against its definition with kernels, and what leaves it as it is."""
 
+import math
+
 import pytest
 import torch
 
@@ -45,6 +47,13 @@ def test_unrelated_ones_are_near_zero():
     generator = torch.Generator().manual_seed(1)
     first, second = (torch.randn(20000, 4, generator=generator) for _ in range(2))
     assert gathered(first, second, 20000) < 0.001
+
+
+def test_what_does_not_vary_is_like_nothing(pair):
+    x, _ = pair
+    for constant in (0.0, 0.1, 1e6):
+        assert math.isnan(gathered(x, torch.full((len(x), 3), constant), 7))
+    assert gathered(x, x * 1e-3 + 100, 7) == pytest.approx(1, abs=1e-3)
 
 
 def test_what_cannot_be_compared_is_refused(pair):

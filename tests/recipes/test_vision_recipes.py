@@ -1,7 +1,9 @@
 """Image and event recipes: which samples go where, the published networks, and whole small runs."""
 
+import dataclasses
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,8 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 
 from spikenlp import (
+    SpikingResNetConfig,
+    SpikingResNetForImageClassification,
     SpikingTrainingArguments,
     SpikingVGGConfig,
     SpikingVGGForImageClassification,
@@ -22,6 +26,7 @@ from spikenlp import (
 from spikenlp.analysis import energy_report, mean_off_diagonal, temporal_similarity
 from spikenlp.data.augmentation import ImageTransform
 from spikenlp.data.images import MEAN_STD, load_images
+from spikenlp.models.spiking_resnet import original_spiking_resnet
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "recipes"))
@@ -407,6 +412,28 @@ def test_a_model_of_other_labels_is_refused(neuron, asked, tmp_path):
         vision.build_model(model_args, data, training_args, {})
 
 
+def test_the_file_of_a_papers_authors_says_its_size_and_its_number_of_classes(tmp_path):
+    fields = {"hidden_sizes": [8, 16], "depths": [1, 1], "embedding_size": 8, "num_labels": 7}
+    model = SpikingResNetForImageClassification(
+        SpikingResNetConfig.preset("sew-resnet-34", **fields)
+    )
+    names = original_spiking_resnet._sew_names(model.config)
+    state = {k.rpartition("."): v for k, v in model.state_dict().items()}
+    theirs = {f"{names[m][0]}.{key}": v for (m, _, key), v in state.items() if m in names}
+    torch.save(theirs, tmp_path / "theirs.pth")
+    options = ["--use_cpu", "True", "--model_name_or_path", tmp_path / "theirs.pth"]
+    model_args, _, training_args = arguments("image", *options)
+    assert model_args.config_field("image_size", 32) == 224
+    assert model_args.config_field("num_timesteps", 16) == 16, "which it does not say"
+    data = vision.VisionData("the digits", [], [], [], [], ["a", "b"], {})
+    with pytest.raises(ValueError, match="has 7 labels, the digits 2"):
+        vision.build_model(model_args, data, training_args, {})
+    data = dataclasses.replace(data, labels=list("abcdefg"), config_fields={"image_size": 224})
+    found = vision.build_model(model_args, data, training_args, {})
+    assert found.config.id2label[6] == "g"
+    assert torch.equal(found.classifier.out.weight, model.classifier.out.weight)
+
+
 def test_a_model_of_another_kind_is_refused(tmp_path):
     transformers.ViTConfig().save_pretrained(tmp_path)
     model_args, _, training_args = arguments(
@@ -480,6 +507,10 @@ def test_dense_first_then_rounding_neurons_and_the_same_command_again(tmp_path):
     again = json.loads((out / "results.json").read_text())
     assert again["spiking"]["accuracy"] == results["spiking"]["accuracy"], "the best model again"
     assert again["validation"]["loss"] == pytest.approx(results["validation"]["loss"])
+    for checkpoint in out.glob("checkpoint-*"):  # as of a run that was killed in its first phase
+        shutil.rmtree(checkpoint)
+    with pytest.raises(ValueError, match=r"other options \(seed 42 -> 7\)"):
+        run_here(image_tmc, *options, "--seed", "7")
 
 
 @pytest.mark.slow
