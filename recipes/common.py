@@ -26,6 +26,8 @@ NOT_SUMMARISED = ("loss", "runtime", "ada_ece", "nll", "brier", "confidence")
 
 DENSE = "dense"
 """Folder, below that of a run, of the dense model that is trained before it is made spiking."""
+NEW_OPTIONS = {"spike_cost": 0.0}
+"""Options that older runs did not have, and what these did."""
 STEPS = {"max_steps", "num_train_epochs"}
 OF_TRAINING = STEPS | {
     "learning_rate",
@@ -161,9 +163,12 @@ def weights_digest(folder: str | Path) -> str | None:
     return digest.hexdigest() if files else None
 
 
-def record_options(*arguments: Any) -> None:
+def record_options(*arguments: Any, of_student: Set[str] = frozenset()) -> None:
     """Writes arguments.yaml into the output folder, at the start of a run: one that goes on from a
-    checkpoint there, or of the dense model that is trained first, must be asked for the same model, data, loss, seed and training but for its length.
+    checkpoint there must be asked for the same model, data, loss, seed and training but for its length.
+
+    Args:
+        of_student: options that may change while only the dense model, which is trained first, has a checkpoint.
 
     Raises:
         ValueError: other options than those of the run that it would go on with.
@@ -174,9 +179,12 @@ def record_options(*arguments: Any) -> None:
     out = Path(args.output_dir)
     of_trainer = {f.name for f in dataclasses.fields(TrainingArguments)}
     free = of_trainer - {"seed"} - (OF_TRAINING - STEPS)
-    begun = last_checkpoint(str(out)) or last_checkpoint(str(out / DENSE))
-    if begun and (out / "arguments.yaml").exists():
-        check_same_options(out, arguments, ignored=free)
+    if (out / "arguments.yaml").exists():
+        if last_checkpoint(str(out)):
+            check_same_options(out, arguments, ignored=free)
+        elif last_checkpoint(str(out / DENSE)):
+            of_loss = {f.name for f in dataclasses.fields(SpikingTrainingArguments)} - of_trainer
+            check_same_options(out, arguments, ignored=free | of_loss | of_student)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "arguments.yaml", yaml.safe_dump(all_options(arguments)))
 
@@ -185,6 +193,7 @@ def check_same_options(output_dir: Path, arguments: Sequence[Any], ignored: Set[
     """Raises ValueError where the run in `output_dir` was made with other options than `arguments`."""
     before = yaml.safe_load((output_dir / "arguments.yaml").read_text())
     now = yaml.safe_load(yaml.safe_dump(all_options(arguments)))
+    before = NEW_OPTIONS | before
     changed = [
         f"{k} {before[k]!r} -> {now[k]!r}"
         for k in sorted(before.keys() & now.keys() - ignored)

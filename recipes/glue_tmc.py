@@ -21,6 +21,7 @@ public.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -193,7 +194,9 @@ def run(
             f"{inputs.task.name} is a regression, which has no confidence for TMC to calibrate: "
             "use --temporal_loss sdt or tet"
         )
-    record_options(model_args, data_args, training_args)
+    of_student = {f.name for f in dataclasses.fields(StudentArguments)}
+    of_student -= {"model_name_or_path", "tokenizer_name"}
+    record_options(model_args, data_args, training_args, of_student=of_student | {"learning_rate"})
     results: dict[str, Any] = {
         **inputs.facts(),
         "base_model": base_model(model_args.model_name_or_path),

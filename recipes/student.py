@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import yaml
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -97,7 +98,7 @@ class StudentArguments:
         default=0.0,
         metadata={
             "help": "Above 0 amplitudes are calibrated for fewer spikes, too: the squared error, relative to the "
-            "layer's mean square, that a spike less is worth. 0.1 to 0.3 leave two thirds to a half of them."
+            "layer's mean square, that a spike less is worth. Of the order of 0.1; rounding neurons only."
         },
     )
     reconstruct: bool = field(
@@ -113,6 +114,8 @@ class StudentArguments:
             raise ValueError("--reconstruct is for the architecture 'default', got 'spikingbert'")
         if not self.spike_cost >= 0:
             raise ValueError(f"--spike_cost must be >= 0, got {self.spike_cost}")
+        if self.spike_cost and self.neuron not in (None, "rounding"):
+            raise ValueError(f"--spike_cost is for rounding neurons, got --neuron {self.neuron}")
 
     def created(self) -> str:
         """What a conversion makes anew."""
@@ -150,6 +153,11 @@ class StudentArguments:
             for name, value in self.spiking_fields().items()
             if getattr(config, name) != value
         ]
+        record = path.parent / "converted" / "arguments.yaml"
+        if self.spike_cost and record.exists():
+            cost = yaml.safe_load(record.read_text()).get("spike_cost", 0.0)
+            if cost != self.spike_cost:
+                differing.append(f"spike_cost {cost}, not {self.spike_cost}")
         if differing:
             raise ValueError(f"{path} was converted with {'; '.join(differing)}")
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,12 +125,16 @@ class VisionModelArguments:
         if name not in fields and path is not None:
             if not path.endswith(ORIGINAL):
                 return getattr(AutoConfig.from_pretrained(path), name, usual)
-            if name != "num_timesteps":  # which such a file does not say
-                return getattr(self.original_config(), name, usual)
+            config: Any = self.original_config
+            of_any_size = config.model_type == "spiking_resnet" and config.stem != "imagenet"
+            if name != "num_timesteps" and not (name == "image_size" and of_any_size):
+                return getattr(config, name, usual)
         return {**MODELS[self.model][0].presets.get(self.preset, {}), **fields}.get(name, usual)
 
+    @cached_property
     def original_config(self) -> PreTrainedConfig:
-        """What the file of a paper's authors says of its network."""
+        """What the file of a paper's authors says of its network, and T and, of a network for any, the size of
+        images, which it does not."""
         return MODELS[self.model][1].from_original(self.model_name_or_path, **self.fields()).config
 
 
@@ -227,7 +232,7 @@ def build_model(
                 "from a dense network (relu), which is trained from scratch"
             )
         if original:
-            check_labels(path, model_args.original_config(), data)
+            check_labels(path, model_args.original_config, data)
             return MODELS[model_args.model][1].from_original(path, **fields)
         check_labels(path, AutoConfig.from_pretrained(path), data)
         return AutoModelForImageClassification.from_pretrained(path, **fields)
@@ -377,7 +382,8 @@ def run(
     prepare(training_args)
     with training_args.main_process_first(desc="data"):
         data = load_data(model_args, data_args)
-    record_options(model_args, data_args, training_args)
+    of_student = {"calibration_batches", "reconstruct"}
+    record_options(model_args, data_args, training_args, of_student=of_student)
     results: dict[str, Any] = {
         "data": data.source,
         "samples": {k: len(getattr(data, k)) for k in ("train", "validation", "test")},

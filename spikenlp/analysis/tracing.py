@@ -38,6 +38,7 @@ from spikenlp.analysis.watching import (
     Sent,
     named_inputs,
     refuse_collapsed,
+    refuse_padded_first_token,
     samples_of,
     unrolled,
     watch_masks,
@@ -491,6 +492,7 @@ def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Trace:
     inputs = {
         k: v.clone() if isinstance(v, Tensor) else v for k, v in given.items() if k != "labels"
     }
+    refuse_padded_first_token(model, inputs.get("attention_mask"))
     samples = batch.shape[1] if isinstance(batch, Tensor) else samples_of(model, inputs)
     with evaluating(model), _recording(model, samples, None) as recorder:
         if isinstance(batch, Tensor):

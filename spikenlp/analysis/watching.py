@@ -123,7 +123,7 @@ def watch_masks(model: nn.Module, use: Callable[[Tensor | None], None]):
     runs, of the transformers models inside it.
 
     Raises:
-        ValueError: in the call, for a mask that is not [B, L], or is 0 at a first token that is read.
+        ValueError: in the call, for a mask that is not [B, L].
     """
 
     def begin(module, args, kwargs):
@@ -138,7 +138,6 @@ def watch_masks(model: nn.Module, use: Callable[[Tensor | None], None]):
                 "to leave padding out, attention_mask must be [B, L], 0 at padding and 1 elsewhere, "
                 f"got {got}"
             )
-        refuse_padded_first_token(module, mask)
         use(None if mask is None else mask.bool())
 
     with ExitStack() as stack:
@@ -161,7 +160,7 @@ def watch_neurons(model: nn.Module, observe: Callable[[Sent], None], *, real: Te
 
     Raises:
         ValueError: the model has no neuron, or is collapsed; in a call, an attention mask that is not
-            [B, L], or is 0 at the first token of a sequence that is classified.
+            [B, L].
     """
     refuse_collapsed(model)
     neurons = {name: m for name, m in model.named_modules() if isinstance(m, SpikingNeuron)}

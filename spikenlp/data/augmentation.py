@@ -259,7 +259,7 @@ class ImageTransform:
 
     def image_processor(self) -> BaseImageProcessor | None:
         """The same without augmentation as transformers' pipelines know it; None for grey images, which
-        they turn into colour."""
+        they turn into colour. Grey values of 16 bits it clips, as PIL does: bring them to 8 before serving."""
         if len(self.mean) == 1:
             return None
         from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil

@@ -66,16 +66,19 @@ def load_images(*, dataset: str | None = None, data_dir: str | Path | None = Non
 
 
 def _with_class_ids(splits: DatasetDict, source: str) -> DatasetDict:
-    """Labels that are words as ids of train's classes, in the order of the alphabet."""
-    labels = splits["train"].features["label"]
-    if getattr(labels, "dtype", None) == "string":
-        names = sorted(set(splits["train"]["label"]))
+    """Labels that are words as ids of train's classes, in the order of the alphabet, or of numbers."""
+    kind = getattr(splits["train"].features["label"], "dtype", "lists")
+    if kind in ("string", "large_string"):
+        if any(None in split["label"] for split in splits.values()):
+            raise ValueError(f"{source}: some rows have no label")
+        found = set(splits["train"]["label"])
+        names = sorted(found, key=int if all(name.isdecimal() for name in found) else None)
         for name, split in splits.items():
             if unknown := sorted(set(split["label"]) - set(names)):
                 raise ValueError(f"{source} ({name}) has classes that train lacks: {unknown}")
         return splits.cast_column("label", ClassLabel(names=names))
-    if not isinstance(labels, ClassLabel) and not str(labels.dtype).startswith(("int", "uint")):
-        raise ValueError(f"{source}: labels must be classes, as ids or words, got {labels.dtype}")
+    if not kind.startswith(("int", "uint", "bool")):
+        raise ValueError(f"{source}: labels must be classes, as ids or words, got {kind}")
     return splits
 
 

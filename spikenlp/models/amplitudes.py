@@ -8,12 +8,12 @@ there: its error is weighted by the norm of the gradient of the margin between t
 It is deterministic.
 
 A spike cost asks for fewer spikes: what is minimised is then, with D the weighted mean squared error of a
-channel, P the weighted mean square of what the channels of its layer send, and n the mean spikes of a sample,
+channel, P the weighted mean square of what the channels of its layer send, and n its mean spikes at a position,
 
     D / P + spike_cost * n
 
 as a quantizer is chosen under a bound on its rate (Chou, Lookabaugh & Gray, IEEE Trans. ASSP 37(1), 1989), and the
-grid goes on beyond the range, where a channel sends few spikes or none.
+grid goes on beyond the range, to where a channel sends no spike.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from spikenlp.neurons import RoundingIF, SpikingNeuron
 GRID = torch.arange(2, 41) / 40
 """Candidate ranges, as fractions of a channel's range on the calibration data."""
 BEYOND = torch.arange(5, 33) / 4
-"""Further ones where spikes have a cost."""
+"""Further ones where spikes have a cost, doubled until nothing is sent at 2 T times the range."""
 SMALLEST_AMPLITUDE = 1e-3
 SMALLEST_WEIGHT = 1e-3
 """Of a position in the calibration error, as a fraction of the mean weight."""
@@ -97,13 +97,17 @@ def fit_amplitudes(
             order of 0.1.
 
     Raises:
-        ValueError: no batch; a spike cost below 0.
+        ValueError: no batch; a spike cost below 0, or of neurons that do not round.
     """
     if not batches:
         raise ValueError("calibration data is empty: give at least one batch")
     if not spike_cost >= 0:
         raise ValueError(f"spike_cost must be >= 0, got {spike_cost}")
-    fractions = (torch.cat([GRID, BEYOND]) if spike_cost else GRID).tolist()
+    fractions = GRID.tolist()
+    if spike_cost:
+        fractions += BEYOND.tolist()
+        while fractions[-1] <= 2 * steps:
+            fractions.append(2 * fractions[-1])
     low: dict[SpikingNeuron, Tensor] = {}
     high: dict[SpikingNeuron, Tensor] = {}
     errors: dict[SpikingNeuron, Tensor] = {}
@@ -112,6 +116,11 @@ def fit_amplitudes(
     samples: dict[SpikingNeuron, int] = {}
     for batch in batches:
         for neuron, (x, _) in rows_of(batch, False).items():
+            if spike_cost and not isinstance(neuron, RoundingIF):
+                raise ValueError(
+                    f"spike_cost is for rounding neurons, got {type(neuron).__name__}: classic ones fire at what "
+                    "they send, and with a high threshold never"
+                )
             lowest, highest = x.amin(0), x.amax(0)
             low[neuron] = torch.minimum(low.get(neuron, lowest), lowest)
             high[neuron] = torch.maximum(high.get(neuron, highest), highest)
@@ -176,14 +185,15 @@ def _of_real(values: Tensor, mask: Tensor | None) -> Tensor:
 def _candidates(
     neuron: SpikingNeuron, low: Tensor, high: Tensor, fractions: Sequence[float]
 ) -> list[tuple[Tensor, Tensor]]:
-    """(amplitude, offset) per channel for each of `fractions` of its range."""
+    """(amplitude, offset) per channel for each of `fractions` of its range; beyond it, for binary neurons without an
+    offset as well, with which a silent one sends less than 0."""
     if neuron.ternary:
         largest = torch.maximum(-low, high)
         return [((f * largest).clamp_min(SMALLEST_AMPLITUDE), 0 * low) for f in fractions]
     offset = (-low).clamp_min(0) if isinstance(neuron, RoundingIF) else 0 * low
+    shares = [(f, min(f, 1.0)) for f in fractions] + [(f, 0.0) for f in fractions if f > 1]
     return [
-        ((f * (high + offset)).clamp_min(SMALLEST_AMPLITUDE), min(f, 1.0) * offset)
-        for f in fractions
+        ((f * (high + offset)).clamp_min(SMALLEST_AMPLITUDE), share * offset) for f, share in shares
     ]
 
 

@@ -79,7 +79,8 @@ def _by_row(scale: Tensor, weight: Tensor) -> Tensor:
 
 
 class _MadeWeight(Tensor):
-    """A weight that is made anew whenever it is asked for, so that writing into it would be lost: an error."""
+    """A weight that is made anew whenever it is asked for. What is written into it would be lost: the common ways to
+    do so are errors."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # as nn.Parameter has it
 
@@ -89,9 +90,16 @@ class _MadeWeight(Tensor):
             "model.dequantize() first (to merge an adapter, say)"
         )
 
-    data = property(_refuse, _refuse)  # type: ignore[assignment]
-    __setitem__ = _refuse
-    add_ = sub_ = mul_ = div_ = copy_ = fill_ = zero_ = _refuse  # type: ignore[assignment]
+    data = property(lambda self: self.detach().as_subclass(_MadeWeight), _refuse)  # type: ignore[assignment]
+    __setitem__ = __iadd__ = __isub__ = __imul__ = __itruediv__ = _refuse  # type: ignore[assignment]
+    add_ = sub_ = mul_ = div_ = lerp_ = clamp_ = _refuse  # type: ignore[assignment]
+    copy_ = fill_ = zero_ = _refuse  # type: ignore[assignment]
+
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        return self.detach().clone()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.detach().__reduce_ex__(protocol)
 
 
 class _Int8Weight(nn.Module):

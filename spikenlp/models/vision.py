@@ -14,6 +14,7 @@ leaves a model has the batch first. The logits of step t are the head on what st
 """
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -78,10 +79,6 @@ class SpikingVisionConfig(SpikingConfig):
     def __post_init__(self, **kwargs):
         if self.id2label is None:
             kwargs.setdefault("num_labels", self.default_num_labels)
-        elif kwargs.get("num_labels", len(self.id2label)) != len(self.id2label):
-            raise ValueError(
-                f"num_labels is {kwargs['num_labels']}, and id2label names {len(self.id2label)}: leave one out"
-            )
         for name in ("hidden_sizes", "depths"):
             if hasattr(self, name):
                 setattr(self, name, list(getattr(self, name)))
@@ -269,11 +266,15 @@ class SpikingVisionPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
     accepts_loss_kwargs = False
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """See `SpikingCheckpoint.from_pretrained`; a `v_threshold` that is given takes the place of the saved one."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        if "v_threshold" in kwargs:
-            model = loaded[0] if isinstance(loaded, tuple) else loaded
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """See `SpikingCheckpoint.from_pretrained`; another `v_threshold` than the saved one takes its place."""
+        path = pretrained_model_name_or_path
+        loaded = super().from_pretrained(path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        saved = {} if path is None else model.config.get_config_dict(path, **kwargs)[0]
+        if saved.get("v_threshold", model.config.v_threshold) != model.config.v_threshold:
             for module in model.modules():
                 if isinstance(module, SpikingNeuron) and not isinstance(module, RoundingIF):
                     module.v_threshold.fill_(module.initial_threshold)

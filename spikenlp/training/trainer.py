@@ -18,6 +18,7 @@ from spikenlp.losses.spikes import count_spikes
 from spikenlp.losses.temporal import IGNORE_INDEX
 from spikenlp.metrics import calibration_by_timestep, scores_by_timestep
 from spikenlp.models.modes import check_has_twin, collapsed, has_several_labels
+from spikenlp.models.quantization import METHOD as INT8
 from spikenlp.neurons import SpikingNeuron
 from spikenlp.training.arguments import SpikingTrainingArguments
 from spikenlp.training.checkpoints import ResumableTrainer
@@ -82,7 +83,8 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         metrics = TimestepMetrics(compute_metrics)
         kwargs["compute_metrics"] = lambda prediction: metrics(_with_steps_first(prediction))
         self._to_log: dict[str, tuple[torch.Tensor, int]] = {}
-        if getattr(model, "is_quantized", False):
+        quantization = getattr(config_of(model), "quantization_config", None)
+        if getattr(quantization, "quant_method", None) == INT8:
             raise ValueError(
                 "weights in int8 are not trained, with adapters neither: call model.dequantize() first"
             )

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import operator
 import os
 import subprocess
 import sys
@@ -234,8 +235,11 @@ def test_what_would_be_written_into_a_made_weight_is_refused(rounded, batches):
     with pytest.raises(ValueError, match=r"model.dequantize\(\)"):
         adapted.merge_and_unload()
     layer = rounded.bert.encoder.layer[0].attention.output.dense.base_layer
-    with torch.no_grad(), pytest.raises(ValueError, match="made of its integers"):
-        layer.weight.mul_(2)
+    for write in (lambda w: w.mul_(2), lambda w: w.data.zero_(), lambda w: operator.iadd(w, 1)):
+        with torch.no_grad(), pytest.raises(ValueError, match="made of its integers"):
+            write(layer.weight)
+    assert type(copy.deepcopy(layer.weight)) is torch.Tensor
+    assert torch.equal(layer.weight.data, layer.weight)
     floats = get_peft_model(adapted.unload().dequantize(), config).eval()
     set_peft_model_state_dict(floats, adapters)
     merged = floats.merge_and_unload()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from spikenlp.models.spiking_bert import conversion_spiking_bert
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -28,6 +30,21 @@ def succeed(recipe, *arguments, launcher=(), variables=EAGER):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def spike_cost_of(run):
+    """The cost at which what `run()` does calibrates first; it does no more."""
+    found = []
+
+    def record(batches, rows_of, steps, spike_cost=0.0):
+        found.append(spike_cost)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conversion_spiking_bert, "fit_amplitudes", record)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    return found[0]
 
 
 def run_here(recipe, *arguments):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,6 +52,9 @@ from task_data import (  # noqa: E402
     load_inputs,
     load_task_data,
 )
+
+from tests.conftest import TINY_DENSE  # noqa: E402
+from tests.recipes.running import spike_cost_of  # noqa: E402
 
 SMALL = ["--max_train_samples", "64", "--max_eval_samples", "32", "--max_seq_length", "24"]
 SMALL += ["--task_name", "qqp", "--use_cpu", "True", "--disable_tqdm", "True", "--save_steps", "2"]
@@ -150,6 +154,7 @@ def draw(folder, words="", phases="converted collapsed unrolled"):
         ("--learning_rate 1e-2", "learning_rate 5e-05 -> 0.01"),
         ("--num_timesteps 4", "num_timesteps None -> 4"),
         ("--reconstruct True", "reconstruct False -> True"),
+        ("--spike_cost 0.2", "spike_cost 0.0 -> 0.2"),
         ("--collapsed_steps 9", "max_steps 1500 -> 9"),
         ("--temporal_loss tet", "temporal_loss 'tmc' -> 'tet'"),
         ("--max_seq_length 16", "max_seq_length 128 -> 16"),
@@ -243,6 +248,31 @@ def test_a_checkpoint_goes_on_with_the_same_options_but_for_the_steps(tmp_path, 
     draw(tmp_path, "--max_steps 9")
     with pytest.raises(ValueError, match="max_steps 9 -> 10"):
         draw(tmp_path, "--max_steps 10")
+
+
+def test_a_student_from_before_spikes_had_a_cost_had_none(tmp_path):
+    draw(tmp_path)
+    for record in tmp_path.glob("*/arguments.yaml"):
+        before = yaml.safe_load(record.read_text())
+        del before["spike_cost"]
+        record.write_text(yaml.safe_dump(before))
+    draw(tmp_path)
+    with pytest.raises(ValueError, match=r"spike_cost 0.0 -> 0.2"):
+        draw(tmp_path, "--spike_cost 0.2")
+    options = distill.PipelineArguments(spike_cost=0.2)
+    with pytest.raises(ValueError, match=r"converted with spike_cost 0.0, not 0.2"):
+        options.check_converted(tmp_path / "collapsed", SpikingBertConfig(hidden_dropout_prob=0.0))
+
+
+def test_students_are_calibrated_at_the_spike_cost(tmp_path, batches):
+    BertForSequenceClassification(BertConfig(**TINY_DENSE)).save_pretrained(tmp_path / "dense")
+    spiking = SpikingBertForSequenceClassification(SpikingBertConfig(**TINY_DENSE))
+    spiking.save_pretrained(tmp_path / "spiking")
+    options = distill.PipelineArguments(spike_cost=0.3)
+    kinds = (SpikingBertForSequenceClassification, BertForSequenceClassification)
+    for source in ("dense", "spiking"):
+        make = partial(options.make_student, *kinds, tmp_path / source, batches)
+        assert spike_cost_of(make) == 0.3
 
 
 def test_what_came_from_weights_that_are_no_more_is_refused(tmp_path):

@@ -17,6 +17,8 @@ sys.path.insert(0, str(ROOT / "recipes"))
 
 import embed_distill  # noqa: E402
 
+from tests.recipes.running import spike_cost_of  # noqa: E402
+
 SMALL = "--use_cpu True --disable_tqdm True --save_steps 2 --num_timesteps 3 --collapsed_steps 4"
 SMALL += " --max_steps 4 --per_device_train_batch_size 16 --max_train_samples 96 --rank_top 5"
 SMALL += " --text_tasks qqp stsb --logging_steps 2"
@@ -138,6 +140,11 @@ def test_a_student_of_fewer_steps_is_calibrated_for_more(done, options, tmp_path
     for name, value in weights[0].items():
         assert torch.equal(value, weights[1][name]) == ("amplitude" not in name), name
     assert SentenceEncoder.from_pretrained(tmp_path / "converted").model.config.num_timesteps == 6
+
+
+def test_students_are_calibrated_at_the_spike_cost(options, tmp_path):
+    argv = [*options, "--spike_cost", "0.3", "--phases", "converted", "--output_dir", str(tmp_path)]
+    assert spike_cost_of(lambda: embed_distill.distill_encoder(argv)) == 0.3
 
 
 def test_evaluated_sentences_are_not_trained_on(options):

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from spikenlp import (
 )
 from spikenlp.data import demo_question_pairs, wordpiece_tokenizer
 from tests.data.tab_files import write_r8
-from tests.recipes.running import ROOT, run_here, succeed
+from tests.recipes.running import ROOT, run_here, spike_cost_of, succeed
 
 sys.path.insert(0, str(ROOT / "recipes"))
 
@@ -177,6 +178,13 @@ def test_on_from_a_dense_model_with_a_yaml_file(text_file, dense_model, tmp_path
     assert dense["perplexity_t1"] == dense["perplexity"]
     assert converted["perplexity_t4"] == pytest.approx(dense["perplexity"], rel=0.1)
     assert results["training"]["theta_weight"] == "auto"
+
+
+def test_amplitudes_are_calibrated_at_the_spike_cost(text_file, dense_model, tmp_path):
+    options = ["--corpus_files", text_file, "--max_seq_length", 16, "--output_dir", tmp_path, *CPU]
+    options += ["--spike_cost", 0.3]
+    for start in ([], ["--model_name_or_path", dense_model]):
+        assert spike_cost_of(partial(run_here, mlm, *options, *start)) == 0.3
 
 
 @pytest.mark.parametrize(

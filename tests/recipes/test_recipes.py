@@ -3,7 +3,9 @@ this one, whose imports are made."""
 
 import json
 import re
+import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -33,7 +35,7 @@ import qqp_tmc  # noqa: E402
 import task_data  # noqa: E402
 import truecasing  # noqa: E402
 
-from tests.recipes.running import run_here, succeed  # noqa: E402
+from tests.recipes.running import run_here, spike_cost_of, succeed  # noqa: E402
 
 QUICK = ["--max_steps", "3", "--max_train_samples", "96", "--max_eval_samples", "32"]
 QUICK += ["--disable_tqdm", "True", "--use_cpu", "True"]
@@ -160,6 +162,22 @@ def test_real_files_dense_first_and_yaml(qqp_files, dense_model, tmp_path):
         *QUICK,
     )
     assert json.loads((again / "results.json").read_text())["config"]["num_timesteps"] == 2
+    for checkpoint in out.glob("checkpoint-*"):  # as where only the dense model was trained
+        shutil.rmtree(checkpoint)
+    options = [config, "--model_name_or_path", dense_model, "--dense_first", "--output_dir", out]
+    said = refused(glue_tmc, *options, *QUICK, "--num_timesteps", 2, "--seed", 7)
+    assert "seed 42 -> 7" in said
+    options += [*QUICK, "--num_timesteps", 4, "--spike_cost", 0.3, "--temporal_loss", "tet"]
+    assert spike_cost_of(lambda: run_here(glue_tmc, *options)) == 0.3
+
+
+def test_amplitudes_are_calibrated_at_the_spike_cost(qqp_files, dense_model, tmp_path):
+    options = ["--task_name", "qqp", "--data_dir", qqp_files, "--output_dir", tmp_path, *QUICK]
+    for start in ([], ["--model_name_or_path", dense_model]):
+        run = partial(run_here, glue_tmc, *options, "--spike_cost", 0.3, *start)
+        assert spike_cost_of(run) == 0.3
+    with pytest.raises(ValueError, match="for rounding neurons, got --neuron lif"):
+        run_here(glue_tmc, *options, "--spike_cost", 0.3, "--neuron", "lif")
 
 
 @pytest.fixture(scope="module")
