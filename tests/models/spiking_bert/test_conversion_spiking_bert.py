@@ -280,7 +280,7 @@ def test_amplitudes_weigh_error_against_spikes(dense, batches, ternary, steps):
     )
     assert (found < 1.1 * best + 1e-3).all()
     assert found.mean() < 0.95 * before.mean()
-    dear = convert(dense, batches, num_timesteps=steps, ternary=ternary, spike_cost=10.0)
+    dear = convert(dense, batches, num_timesteps=steps, ternary=ternary, spike_cost=1e4)
     _, silent = neurons_of(dear)[0]
     shift = 0 if ternary else silent.offset.double()
     levels = ((x + shift) / silent.amplitude.double() * steps).round()
