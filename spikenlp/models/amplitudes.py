@@ -185,13 +185,15 @@ def _of_real(values: Tensor, mask: Tensor | None) -> Tensor:
 def _candidates(
     neuron: SpikingNeuron, low: Tensor, high: Tensor, fractions: Sequence[float]
 ) -> list[tuple[Tensor, Tensor]]:
-    """(amplitude, offset) per channel for each of `fractions` of its range; beyond it, for binary neurons without an
-    offset as well, with which a silent one sends less than 0."""
+    """(amplitude, offset) per channel for each of `fractions` of its range. Where these go beyond it, so that spikes
+    have a cost, binary neurons may also do without an offset, with which a silent one sends less than 0."""
     if neuron.ternary:
         largest = torch.maximum(-low, high)
         return [((f * largest).clamp_min(SMALLEST_AMPLITUDE), 0 * low) for f in fractions]
     offset = (-low).clamp_min(0) if isinstance(neuron, RoundingIF) else 0 * low
-    shares = [(f, min(f, 1.0)) for f in fractions] + [(f, 0.0) for f in fractions if f > 1]
+    shares = [(f, min(f, 1.0)) for f in fractions]
+    if fractions[-1] > 1:
+        shares += [(f, 0.0) for f in fractions]
     return [
         ((f * (high + offset)).clamp_min(SMALLEST_AMPLITUDE), share * offset) for f, share in shares
     ]
