@@ -33,7 +33,7 @@ from spikenlp.neurons import RoundingIF, SpikingNeuron
 GRID = torch.arange(2, 41) / 40
 """Candidate ranges, as fractions of a channel's range on the calibration data."""
 BEYOND = torch.arange(5, 33) / 4
-"""Further ones where spikes have a cost, doubled until nothing is sent at 2 T times the range."""
+"""Further ones where spikes have a cost; the last is doubled until it exceeds 2 T, where nothing is sent."""
 SMALLEST_AMPLITUDE = 1e-3
 SMALLEST_WEIGHT = 1e-3
 """Of a position in the calibration error, as a fraction of the mean weight."""
