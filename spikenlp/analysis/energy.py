@@ -182,11 +182,9 @@ def membrane_updates(seen: Trace) -> Tensor:
     """Neurons x steps of each sample, int64 [B], real positions only."""
     total = torch.zeros(seen.samples, dtype=torch.int64)
     for sent in seen.neurons:
-        steps, channels = len(sent.levels), sent.levels.shape[sent.neuron.channel_dim]
-        if sent.mask is None:
-            total += sent.levels.numel() // seen.samples
-        else:
-            total += steps * channels * sent.mask.sum(1).cpu()
+        updates = len(sent.levels) * sent.channels() * sent.sites().cpu()
+        of_samples = len(updates) == seen.samples
+        total += updates if of_samples else updates.sum() // seen.samples
     return total
 
 
@@ -232,7 +230,7 @@ def energy_report(
         raise ValueError(f"{type(model).__name__} makes no matrix product in this batch")
     elementwise = {k: float(count.sum()) / seen.samples for k, count in seen.elementwise.items()}
     counted = EnergyReport(
-        num_timesteps=len(seen.neurons[0].levels),
+        num_timesteps=max(len(sent.levels) for sent in seen.neurons),
         samples=seen.samples,
         layers=[_layer_cost(product, seen.samples, constants) for product in seen.products],
         elementwise=elementwise,
@@ -304,7 +302,7 @@ def _memory(counted: EnergyReport) -> dict[str, float]:
 
 def _spikes_per_neuron(sent: Sequence[Sent]) -> float:
     spikes = sum(int(s.spikes().count_nonzero()) for s in sent)
-    return spikes / max(sum(s.sites() * s.levels.shape[s.neuron.channel_dim] for s in sent), 1)
+    return spikes / max(sum(int(s.sites().sum()) * s.channels() for s in sent), 1)
 
 
 def energy_by_step(

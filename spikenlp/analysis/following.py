@@ -23,13 +23,15 @@ ADD = (torch.add, torch.Tensor.add, torch.Tensor.__add__)
 MULTIPLY = (torch.mul, torch.Tensor.mul, torch.Tensor.__mul__)
 CATS = (torch.cat, torch.concat, torch.concatenate)
 INDEXES = (torch.Tensor.__getitem__,)
+PICKS = (torch.index_select, torch.Tensor.index_select)
+SUMS = (torch.sum, torch.Tensor.sum)
 RESHAPES = (torch.reshape, torch.Tensor.reshape, torch.flatten, torch.Tensor.flatten)
 CASTS = (
     *(torch.clone, torch.Tensor.clone, torch.Tensor.contiguous, torch.Tensor.to, torch.Tensor.type),
     *(torch.Tensor.float, torch.Tensor.double, torch.Tensor.half, torch.Tensor.bfloat16),
 )
 CARRIES = {
-    *(*ADD, *MULTIPLY, *CATS, *INDEXES, *RESHAPES, *CASTS),
+    *(*ADD, *MULTIPLY, *CATS, *INDEXES, *PICKS, *SUMS, *RESHAPES, *CASTS),
     *(torch.stack, F.max_pool2d, F.avg_pool2d, F.pad),
 }
 
@@ -81,6 +83,17 @@ def move_axes(x: Tensor, axes: Axes, y: Tensor, pairs: Iterable[tuple[int, int]]
     return moved
 
 
+def _dims(given: Any) -> tuple:
+    """The dimensions that a function was given, as one or as several."""
+    return (
+        (given,)
+        if isinstance(given, int)
+        else tuple(given)
+        if isinstance(given, (tuple, list))
+        else ()
+    )
+
+
 def follow_axes(func: Any, args: tuple, kwargs: dict, x: Tensor, axes: Axes, y: Tensor) -> Axes:
     """Axes of `y`, what `func` makes of its operand `x`."""
     own, new = x.dim(), y.dim()
@@ -91,9 +104,13 @@ def follow_axes(func: Any, args: tuple, kwargs: dict, x: Tensor, axes: Axes, y: 
     if func in RESHAPES:
         return move_axes(x, axes, torch.empty(x.shape, device="meta"), same)
     if func in INDEXES:
-        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        index: Any = args[1] if isinstance(args[1], tuple) else (args[1],)
+        rest = [slice(None)] * (own - sum(at is not None and at is not ... for at in index))
+        index = [at for given in index for at in (rest if given is ... else [given])]
         whole = next((i for i, at in enumerate(index) if at != slice(None)), len(index))
         return move_axes(x, axes, y, same[:whole])
+    if func in PICKS:
+        return move_axes(x, axes, y, [pair for pair in same if pair[0] != dim % own])
     if func in CATS:
         along = (dim or 0) % own
         moved = move_axes(x, axes, y, same[:along] + same[along + 1 :])
@@ -103,8 +120,7 @@ def follow_axes(func: Any, args: tuple, kwargs: dict, x: Tensor, axes: Axes, y: 
         at = (dim or 0) % new
         return move_axes(x, axes, y, [(i, i + (i >= at)) for i in range(own)])
     if new < own:
-        dims = [dim] if isinstance(dim, int) else dim if isinstance(dim, (tuple, list)) else []
-        kept = [i for i in range(own) if i not in {d % own for d in dims}]
+        kept = [i for i in range(own) if i not in {d % own for d in _dims(dim)}]
         return move_axes(x, axes, y, zip(kept, range(new), strict=True)) if len(kept) == new else {}
     return move_axes(x, axes, y, [(i, i + new - own) for i in range(own)])
 
@@ -133,8 +149,14 @@ def carry(func: Any, args: tuple, kwargs: dict, operands: list[Spikes | None]) -
     single = form == "spikes" and not first.source.running
     if func in CASTS:
         return replace(first, behind=behind)
-    if func in RESHAPES or func in INDEXES:
+    if func in RESHAPES or func in INDEXES or func in PICKS:
         return replace(first, behind=func(behind, *others, **kwargs))
+    if func in ADD and isinstance(others[0], int) and not others[0]:  # how Python's sum begins
+        return replace(first, behind=behind)
+    if func in SUMS and not kwargs.get("dtype"):
+        return Spikes(
+            first.source, max(form, "sums", key=_FORMS.index), func(behind, *others, **kwargs)
+        )
     if func in CATS or func is torch.stack:
         return Spikes(first.source, form, func([k.behind for k in known], *others, **kwargs))
     if func in ADD and len(known) == 2 and not kwargs:
@@ -148,10 +170,11 @@ def carry(func: Any, args: tuple, kwargs: dict, operands: list[Spikes | None]) -
         given = {**dict(zip(names, others, strict=False)), **kwargs}
         sums = {k: v for k, v in given.items() if k in names} | {"divisor_override": 1}
         return Spikes(first.source, "averages", F.avg_pool2d(behind, **sums))
-    if func is F.pad and _pads_zeros(*others, **kwargs):
+    if func is F.pad and _pads_spikes(*others, **kwargs):
         return replace(first, behind=F.pad(behind, *others, **kwargs))
     return None
 
 
-def _pads_zeros(pad: Any, mode: str = "constant", value: float | None = None) -> bool:
-    return mode == "constant" and not value
+def _pads_spikes(pad: Any, mode: str = "constant", value: float | None = None) -> bool:
+    """With copies of them, or zeros."""
+    return mode != "constant" or not value

@@ -25,11 +25,20 @@ ELEMENTWISE = {
     F.layer_norm: "layer norm",
     F.batch_norm: "batch norm",
     F.group_norm: "group norm",
+    F.rms_norm: "RMS norm",
     F.gelu: "GELU",
     F.silu: "SiLU",
     **dict.fromkeys((F.relu, torch.relu, torch.relu_, *_methods("relu")), "ReLU"),
     **dict.fromkeys((torch.tanh, F.tanh, *_methods("tanh")), "tanh"),
     **dict.fromkeys((torch.sigmoid, F.sigmoid, *_methods("sigmoid")), "sigmoid"),
+    **dict.fromkeys((F.leaky_relu, F.elu), "ReLU"),
+    **dict.fromkeys((F.softmax, torch.softmax, torch.Tensor.softmax), "softmax"),
     **dict.fromkeys((*ADD, torch.Tensor.add_, torch.Tensor.__iadd__), "residual"),
 }
 """Float functions between products, by what they are billed as."""
+
+UNREGISTERED = {
+    getattr(torch.ops.aten, name)
+    for name in ("mv", "addmv", "dot", "vdot", "addr", "_trilinear", "mkldnn_rnn_layer")
+}
+"""Products that torch's own counter of operations leaves out."""

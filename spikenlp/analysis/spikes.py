@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikenlp.analysis.tracing import trace
-from spikenlp.analysis.watching import Sent, watch_neurons
+from spikenlp.analysis.watching import Sent, configs_of, watch_neurons
 
 
 @dataclass
@@ -106,11 +106,11 @@ class SpikeMonitor:
             (of_sign.sum(others) if others else of_sign.long()).cpu()
             for of_sign in (spikes > 0, spikes < 0)
         )
-        sites = sent.sites()
+        sites = int(sent.sites().sum())
         if sent.step is not None:
             # One step of T, or of more: the others are zeros here, and the positions count once.
-            config: Any = self.model.config
-            steps = max(config.num_timesteps, sent.step + 1)
+            given = [getattr(config, "num_timesteps", 1) for config in configs_of(self.model)]
+            steps = max(*given, sent.step + 1)
             positive, negative = (
                 F.pad(x, (0, 0, sent.step, steps - 1 - sent.step)) for x in (positive, negative)
             )

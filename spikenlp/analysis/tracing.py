@@ -10,9 +10,9 @@ make of them (`spikenlp.analysis.following`): it does not matter whether sizes a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,16 +27,18 @@ from spikenlp.analysis.following import (
     CARRIES,
     CASTS,
     INDEXES,
+    PICKS,
     Axes,
     Spikes,
     axes_on,
     carry,
     follow_axes,
 )
-from spikenlp.analysis.operations import ELEMENTWISE, LAYERS, MATMULS
+from spikenlp.analysis.operations import ELEMENTWISE, LAYERS, MATMULS, UNREGISTERED
 from spikenlp.analysis.watching import (
     Sent,
     named_inputs,
+    position_dim,
     refuse_collapsed,
     refuse_padded_first_token,
     samples_of,
@@ -53,6 +55,8 @@ class _Memory:
     """What is known of the memory of a tensor."""
 
     axes: Axes
+    at: dict[str, int] = field(default_factory=dict)
+    """Of an axis that it has not, the one index that all of it has: a step, if it was made of that step alone."""
     spikes: Spikes | None = None
     """`behind` and `values` are flat and lie as the memory does."""
     values: Tensor | None = None
@@ -67,6 +71,26 @@ def _address(x: Tensor) -> int | None:
         return x.untyped_storage().data_ptr()
     except (NotImplementedError, RuntimeError):
         return None
+
+
+def _index_of(x: Tensor, memory: _Memory) -> dict[str, int]:
+    """The axes of which all of `x` has one index, and this."""
+    if not x.numel():
+        return {}
+    first = x[(0,) * x.dim()]
+    alone = {
+        k: a
+        for k, a in memory.axes.items()
+        if not any(map(a.lies_on, [x] * x.dim(), range(x.dim())))
+    }
+    return memory.at | {name: int(axis.index(first)) for name, axis in alone.items()}
+
+
+def _common(indices: Sequence[dict[str, int]]) -> dict[str, int]:
+    """Those that are the same in all that have one."""
+    names = {name for index in indices for name in index}
+    found = {name: {index[name] for index in indices if name in index} for name in names}
+    return {name: values.pop() for name, values in found.items() if len(values) == 1}
 
 
 def _laid_out(values: Tensor, x: Tensor) -> Tensor:
@@ -88,7 +112,8 @@ class _Products(TorchDispatchMode):
     found = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.found = self.found or func.overloadpacket in flop_registry
+        op = func.overloadpacket
+        self.found = self.found or op in flop_registry or op in UNREGISTERED
         return func(*args, **(kwargs or {}))
 
 
@@ -103,12 +128,24 @@ class Product:
     """The neuron whose spikes it reads, if it does."""
     macs: Tensor
     """Multiply-accumulates of a dense machine, real positions only; int64 [B], by sample."""
-    steps: int
-    """Time steps that it runs at."""
+    at_steps: frozenset[int]
+    """Time steps that it runs at; none where there is no time."""
     sops: Tensor
     """Synaptic operations: accumulations that spikes cause, int64 [B] (0 without a source)."""
     form: str = "spikes"
     """Whether it reads spikes, or sums or averages of them."""
+
+    @property
+    def steps(self) -> int:
+        """At how many it runs, at least 1."""
+        return max(len(self.at_steps), 1)
+
+    def continues_in(self, later: Product) -> bool:
+        """Whether `later` is the same at other steps: a layer that is called once for each step."""
+        same = (self.name, self.kind, self.driver) == (later.name, later.kind, later.driver)
+        return (
+            same and bool(self.at_steps and later.at_steps) and not self.at_steps & later.at_steps
+        )
 
     @property
     def driver(self) -> str:
@@ -120,6 +157,16 @@ class Product:
         return "ternary" if self.source.neuron.ternary else "binary"
 
 
+def _continues(calls: list[set[int]], at_steps: frozenset[int]) -> bool:
+    """Whether one of `calls`, each known by its steps, goes on at other steps; else there is one more."""
+    for steps in calls:
+        if steps and at_steps and not steps & at_steps:
+            steps |= at_steps
+            return True
+    calls.append(set(at_steps))
+    return False
+
+
 class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, samples: int, mask: Tensor | None):
         super().__init__()
@@ -127,6 +174,8 @@ class _Recorder(TorchFunctionMode):
         self.elementwise: dict[str, Tensor] = {}
         self.elementwise_of_one_pass: dict[str, Tensor] = {}
         self.neurons: list[Sent] = []
+        self._calls: dict[tuple[str, str], list[set[int]]] = {}
+        """Steps of each float function, by where it is called and what it is billed as."""
         self._memory: dict[int | None, _Memory] = {}
         self._inside: list[str] = []
         self._names = {module: name for name, module in model.named_modules()}
@@ -173,8 +222,9 @@ class _Recorder(TorchFunctionMode):
         dims = {"time": 0}
         if output.dim() > 2 and output.shape[1] == self.samples:
             dims["sample"] = 1
-        if output.dim() == 4:
-            dims["position"] = 2
+        positions = position_dim(neuron, output, self.mask)
+        if positions is not None:
+            dims["position"] = positions
         self.place(output, **dims)
         self._keep(output, Spikes(self._last_sent, "spikes", self._last_sent.spikes().abs()))
         self._in_neuron = False
@@ -203,16 +253,16 @@ class _Recorder(TorchFunctionMode):
         if x.dtype != memory.values.dtype or not x.equal(memory.values.as_strided(*layout)):
             return None
         source = spikes.source
-        if source.running and self._steps(x, memory.axes) < len(source.levels):
+        if source.running and len(self._at_steps(x, memory)) < len(source.levels) > 1:
             return None
         return replace(spikes, behind=spikes.behind.as_strided(*layout).float())
 
     def _follow(self, func: Any, args: tuple, kwargs: dict, result: Any) -> None:
         """Notes what is known of the memory that `func` returned."""
-        operands = _tensors(args[:1] if func in INDEXES else args)
+        operands = _tensors(args[:1] if func in INDEXES or func in PICKS else args)
         addresses = {_address(x) for x in operands}
         made = [y for y in _tensors([result]) if _address(y) not in addresses]
-        known = [(x, memory.axes) for x in operands if (memory := self._known(x)) is not None]
+        known = [(x, memory) for x in operands if (memory := self._known(x)) is not None]
         carried = None
         if func in CARRIES and isinstance(result, Tensor) and made:
             carried = carry(func, args, kwargs, [self.origin(x) for x in operands])
@@ -224,13 +274,24 @@ class _Recorder(TorchFunctionMode):
             if not known or not isinstance(result, Tensor):
                 continue
             axes: Axes = {}
-            for x, given in known:
-                axes = follow_axes(func, args, kwargs, x, given, y) | axes
-            if func is torch.stack and "time" not in axes and len(operands) == self.num_timesteps:
-                axes |= axes_on(y, time=kwargs.get("dim", args[1] if len(args) > 1 else 0))
-            self._memory[address] = _Memory(axes)
+            for x, memory in known:
+                axes = follow_axes(func, args, kwargs, x, memory.axes, y) | axes
+            fixed = [_index_of(x, memory) for x, memory in known]
+            if func is torch.stack:
+                dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+                joined = self._joined(fixed, len(operands)) - axes.keys()
+                axes |= axes_on(y, **dict.fromkeys(joined, dim))
+            at = {name: i for name, i in _common(fixed).items() if name not in axes}
+            self._memory[address] = _Memory(axes, at)
             if carried is not None:
                 self._keep(y, carried)
+
+    def _joined(self, fixed: Sequence[dict[str, int]], tensors: int) -> set[str]:
+        """The axes whose entries, one after the other, a stack of so many `tensors` is."""
+        names = {name for index in fixed for name in index}
+        in_order = {n for n in names if [i.get(n) for i in fixed] == list(range(tensors))}
+        unknown = "time" not in names and tensors == self.num_timesteps
+        return in_order | ({"time"} if unknown else set())
 
     # --- counting ------------------------------------------------------------------------------
 
@@ -238,36 +299,47 @@ class _Recorder(TorchFunctionMode):
     def num_timesteps(self) -> int:
         return len(self.neurons[0].levels) if self.neurons else 1
 
-    def _steps(self, x: Tensor, axes: Axes) -> int:
-        return len(axes["time"].along(x)[1].unique()) if "time" in axes else 1
+    def _at_steps(self, x: Tensor, memory: _Memory | None) -> frozenset[int]:
+        """The time steps that `x` holds; none where nothing says that it has any."""
+        if memory is None:
+            return frozenset()
+        if "time" in memory.axes:
+            return frozenset(memory.axes["time"].along(x)[1].unique().tolist())
+        return frozenset([memory.at["time"]] if "time" in memory.at else [])
 
-    def rows(self, x: Tensor) -> tuple[Tensor, int]:
-        """Real rows [C] of an activation [..., C] by sample, int64 [B], and over how many time steps."""
+    def rows(self, x: Tensor) -> tuple[Tensor, frozenset[int]]:
+        """Real rows [C] of an activation [..., C] by sample, int64 [B], and at which time steps."""
         memory = self._known(x)
         first = x.select(-1, 0) if x.dim() else x
-        if memory is None or ("sample" not in memory.axes and self.samples > 1):
-            rows, steps = self._rows_by_shape(first.shape)
-            timed = memory is not None and "time" in memory.axes
-            return rows, self._steps(first, memory.axes) if memory and timed else steps
-        axes = memory.axes
-        nowhere = torch.zeros(first.shape, dtype=torch.int64)
-        sample = axes["sample"].index(first) if "sample" in axes else nowhere
-        real = torch.ones_like(nowhere)
-        position = axes.get("position")
-        if self.mask is not None and position and position.size == self.mask.shape[1]:
-            real = self.mask[sample, position.index(first)].long()
+        at_steps = self._at_steps(first, memory)
+        known = memory is not None and ("sample" in memory.axes or "sample" in memory.at)
+        if memory is None or (not known and self.samples > 1):
+            rows, guessed = self._rows_by_shape(first.shape)
+            return rows, at_steps or guessed
+
+        def index(name: str) -> Tensor:
+            if name in memory.axes:
+                return memory.axes[name].index(first)
+            return torch.full(first.shape, memory.at.get(name, 0))
+
+        sample, real = index("sample"), torch.ones(first.shape, dtype=torch.int64)
+        position = memory.axes.get("position")
+        whole = position is None or (self.mask is not None and position.size == self.mask.shape[1])
+        if self.mask is not None and whole and (position or "position" in memory.at):
+            real = self.mask[sample, index("position")].long()
         by_sample = torch.zeros(self.samples, dtype=torch.int64)
         by_sample.index_add_(0, sample.flatten(), real.flatten())
-        return by_sample, self._steps(first, axes)
+        return by_sample, at_steps
 
-    def _rows_by_shape(self, shape: torch.Size) -> tuple[Tensor, int]:
+    def _rows_by_shape(self, shape: torch.Size) -> tuple[Tensor, frozenset[int]]:
         """Of an activation of which nothing is known."""
         rows = torch.full((self.samples,), shape.numel() // self.samples)
         if self.mask is not None and self.lengths is not None and shape[-2:] == self.mask.shape:
             rows = shape[:-2].numel() * self.lengths
         tokens = self.samples if self.lengths is None else int(self.lengths.sum())
         each_step = [self.num_timesteps * n for n in (self.samples, tokens)]
-        return rows, self.num_timesteps if int(rows.sum()) in each_step else 1
+        timed = int(rows.sum()) in each_step
+        return rows, frozenset(range(self.num_timesteps)) if timed else frozenset()
 
     def _by_sample(self, counts: Tensor, x: Tensor) -> Tensor:
         """Sums of `counts`, in the shape of `x` or of its first dimensions, int64 [B] on the CPU."""
@@ -309,12 +381,13 @@ class _Recorder(TorchFunctionMode):
             self._made_by_layer = result if func in LAYERS else None
         elif func is F.batch_norm and self._folds(args[0]):
             return result
-        elif (kind := ELEMENTWISE.get(func)) and isinstance(result, Tensor) and result.dim() > 2:
-            rows, steps = self.rows(result)
-            count = rows * result.shape[-1]
-            means = (0 if kind == "residual" else 2) * count
-            timeless = not self.neurons and steps == 1
-            self._elementwise("input" if timeless else kind, count, steps, means)
+        elif (kind := ELEMENTWISE.get(func)) and isinstance(result, Tensor) and result.dim() > 1:
+            rows, at_steps = self.rows(result)
+            if result.dim() > 2 or at_steps:
+                count = rows * result.shape[-1]
+                means = (0 if kind == "residual" else 2) * count
+                timeless = not self.neurons and not at_steps
+                self._elementwise("input" if timeless else kind, count, at_steps, means)
         return result
 
     def _folds(self, input: Tensor) -> bool:
@@ -323,34 +396,47 @@ class _Recorder(TorchFunctionMode):
         made = self._made_by_layer
         return made is not None and _address(input) == _address(made)
 
-    def _elementwise(self, kind: str, count: Tensor, steps: int, running_means: Tensor) -> None:
-        """Adds `count` evaluations over `steps`; a running model makes the mean of what a float function
+    def _elementwise(
+        self, kind: str, count: Tensor, at_steps: frozenset[int], running_means: Tensor
+    ) -> None:
+        """Adds `count` evaluations at so many steps; a running model makes the mean of what a float function
         reads and the difference that it sends besides. Before the first neuron there is no time yet,
         but in frames."""
         self.elementwise[kind] = self.elementwise.get(kind, 0) + count
-        of_one_pass = self.elementwise_of_one_pass.get(kind, 0) + count // steps
-        self.elementwise_of_one_pass[kind] = of_one_pass
+        calls = self._calls.setdefault((self._where(), kind), [])
+        if not _continues(calls, at_steps):
+            of_one_pass = self.elementwise_of_one_pass.get(kind, 0) + count // max(len(at_steps), 1)
+            self.elementwise_of_one_pass[kind] = of_one_pass
         if self.neurons and self.neurons[0].running:
             made = self.elementwise.get("running means", 0) + running_means
             self.elementwise["running means"] = made
 
-    def _add(self, kind, origin, macs, steps, sops, suffix=""):
-        name = (self._inside[-1] if self._inside else "") + suffix
+    def _where(self) -> str:
+        return self._inside[-1] if self._inside else ""
+
+    def _add(self, kind, origin, macs, at_steps, sops, suffix=""):
+        name = self._where() + suffix
         source, form = (None, "spikes") if origin is None else (origin.source, origin.form)
         sops = torch.zeros_like(macs) if origin is None else sops
-        self.products.append(Product(name, kind, source, macs, steps, sops, form))
+        product = Product(name, kind, source, macs, at_steps, sops, form)
+        for before in self.products:
+            if before.continues_in(product):
+                before.macs, before.sops = before.macs + macs, before.sops + sops
+                before.at_steps |= at_steps
+                return
+        self.products.append(product)
 
     def _linear(self, func, result, input: Tensor, weight: Tensor, bias: Tensor | None = None):
         origin = self.origin(input)
-        rows, steps = self.rows(input)
+        rows, at_steps = self.rows(input)
         sops = None if origin is None else self._by_sample(origin.behind, input) * weight.shape[0]
-        self._add("linear", origin, rows * weight.numel(), steps, sops)
+        self._add("linear", origin, rows * weight.numel(), at_steps, sops)
 
     def _conv(
         self, func, result, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
     ) -> None:
         origin, sops = self.origin(input), None
-        rows, steps = self.rows(result.movedim(1, -1))
+        rows, at_steps = self.rows(result.movedim(1, -1))
         # One output channel of each group stands for all.
         ones = torch.ones_like(weight[:groups], dtype=torch.float64)
 
@@ -362,7 +448,7 @@ class _Recorder(TorchFunctionMode):
         # Of an input without zeros: what meets padding is no product, for spikes and floats alike.
         products = reached(torch.ones_like(input[:1], dtype=torch.float64))
         each = products * (len(weight) // groups) / (result[0].numel() // len(weight))
-        self._add(func.__name__, origin, rows * each.cpu(), steps, sops)
+        self._add(func.__name__, origin, rows * each.cpu(), at_steps, sops)
 
     def _matmul(self, func, result: Tensor, *operands: Tensor, **kwargs: Any) -> None:
         """[..., m, k] times [..., k, n]: a spike meets what its element meets."""
@@ -375,10 +461,10 @@ class _Recorder(TorchFunctionMode):
             if origin is not None:
                 sops = self._by_sample(origin.behind, operand) * (macs // operand.numel())
                 break
-        rows, steps = self.rows(result)
+        rows, at_steps = self.rows(result)
         of_weight = weight is not None and weight is b
         each = rows * b.numel() if of_weight else torch.full_like(rows, macs // self.samples)
-        self._add("matmul", origin, each, steps, sops, ".matmul")
+        self._add("matmul", origin, each, at_steps, sops, ".matmul")
 
     def _of_single(self, x: Tensor) -> Spikes | None:
         """`origin` of an operand that meets an activation: with a running mean of spikes it multiplies."""
@@ -390,6 +476,7 @@ class _Recorder(TorchFunctionMode):
         of a sample meets each real key of it."""
         heads, found, width = query.shape[-3:]
         steps = query.shape[:-3].numel() // self.samples
+        at_steps = self._at_steps(query, self._known(query)) or frozenset(range(steps))
         lengths = self.lengths
         if lengths is None or self.mask is None or self.mask.shape[1] != key.shape[-2]:
             lengths = torch.full((self.samples,), key.shape[-2])
@@ -398,9 +485,9 @@ class _Recorder(TorchFunctionMode):
         for operand, kind in ((key, "attention scores"), (value, "attention context")):
             origin = self._of_single(operand)
             sops = None if origin is None else self._by_sample(origin.behind, operand) * queries
-            self._add(kind, origin, macs, steps, sops, "." + kind.split()[1])
+            self._add(kind, origin, macs, at_steps, sops, "." + kind.split()[1])
         streams = 2 * steps * (queries + lengths) * heads * width
-        self._elementwise("softmax", steps * queries * lengths * heads, steps, streams)
+        self._elementwise("softmax", steps * queries * lengths * heads, at_steps, streams)
 
 
 _SECOND = ("other", "mat1", "mat2", "batch1", "batch2")
@@ -478,7 +565,7 @@ def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Trace:
     transformers model and [T, B, ...] of another module.
 
     Raises:
-        ValueError: a model without neurons; a collapsed one, which has no time steps; one that
+        ValueError: a model without neurons, or that calls none; an empty batch; a collapsed one, which has no time steps; one that
             torch.compile made; a classifier of sequences whose first token, which it reads, is padding; what
             `record` refuses.
     """
@@ -494,6 +581,8 @@ def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Trace:
     }
     refuse_padded_first_token(model, inputs.get("attention_mask"))
     samples = batch.shape[1] if isinstance(batch, Tensor) else samples_of(model, inputs)
+    if not samples:
+        raise ValueError("the batch is empty: give at least one sample")
     with evaluating(model), _recording(model, samples, None) as recorder:
         if isinstance(batch, Tensor):
             recorder.place(inputs[""], time=0, sample=1)
@@ -504,4 +593,8 @@ def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Trace:
                 dims = {2: {"position": 1}, 3: {"position": 1}, 5: {"time": 1}}.get(x.dim(), {})
                 recorder.place(x, sample=0, **dims)
             model(**inputs)
+    if not recorder.neurons:
+        raise ValueError(
+            "no neuron of the model ran in this pass: what `step` and `advance` do is not seen, call the neurons"
+        )
     return recorder.trace()

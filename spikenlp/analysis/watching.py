@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from spikenlp.models.over_time import increments
 from spikenlp.models.spiking_bert import SpikingBertForSequenceClassification
 from spikenlp.neurons import NeuronState, RoundingIF
-from spikenlp.neurons.dynamics import SMALLEST_SCALE, sent_amplitude
+from spikenlp.neurons.dynamics import floored, sent_amplitude
 from spikenlp.neurons.modules import SpikingNeuron
 from spikenlp.neurons.streaming import carrier_of
 
@@ -34,7 +34,8 @@ class Sent:
     """What each step sent in units of the amplitude, [T, ...] float32; spikes are -1, 0 and 1."""
     running: bool
     mask: Tensor | None
-    """Real positions [B, L], where `levels` is [T, B, L, C] and the batch has an attention mask."""
+    """Real positions, bool, to broadcast against a step of `levels`, where the batch has an attention mask
+    [B, L] and `levels` a dimension of L beside its channels."""
     step: int | None = None
     """Of a model that runs its time steps one by one: the step that `levels` [1, ...] belongs to,
     from 0. None: `levels` holds all steps."""
@@ -42,24 +43,44 @@ class Sent:
     def spikes(self) -> Tensor:
         """{-1, 0, 1} as float32 [T, ...], 0 at padding."""
         spikes = self.levels.round()
-        return spikes if self.mask is None else spikes * self.mask[None, :, :, None]
+        return spikes if self.mask is None else spikes * self.mask
 
-    def sites(self) -> int:
-        """Real positions of a channel and step, over the batch."""
-        channels = self.levels.shape[self.neuron.channel_dim]
-        if self.mask is None:
-            return self.levels[0].numel() // channels
-        return int(self.mask.sum())
+    def channels(self) -> int:
+        return self.levels.shape[self.neuron.channel_dim]
+
+    def sites(self) -> Tensor:
+        """Real positions of a channel and step, int64, of each entry of dimension 1 of `levels`."""
+        step = self.levels[0]
+        one_channel = step.narrow(self.neuron.step_channel_dim(step), 0, 1)
+        real = torch.ones_like(one_channel, dtype=torch.bool)
+        real = real if self.mask is None else real & self.mask
+        return real.reshape(len(real), -1).sum(1)
 
     def wrong_values(self) -> bool:
         """Whether a real position holds what this neuron cannot send."""
         allowed = self.levels.round().clamp(-1 if self.neuron.ternary else 0, 1)
         wrong = ~((self.levels - allowed).abs() <= TOLERANCE)  # NaN is wrong, too
-        return bool((wrong if self.mask is None else wrong & self.mask[None, :, :, None]).any())
+        return bool((wrong if self.mask is None else wrong & self.mask).any())
+
+
+def position_dim(neuron: SpikingNeuron, sent: Tensor, real: Tensor | None) -> int | None:
+    """The dimension of `sent` [T, B, ...] on which the positions of the mask `real` [B, L] lie: the last one
+    of L that does not hold the channels."""
+    if real is None or len(real) != sent.shape[1]:
+        return None
+    channel = neuron.channel_dim % sent.dim()
+    found = [d for d in range(2, sent.dim()) if d != channel and sent.shape[d] == real.shape[1]]
+    return found[-1] if found else None
+
+
+def configs_of(model: nn.Module) -> list[Any]:
+    """Of `model` and the transformers models inside it, each once."""
+    found = [getattr(m, "config", None) for m in model.modules() if isinstance(m, PreTrainedModel)]
+    return list({id(config): config for config in found}.values())
 
 
 def refuse_collapsed(model: nn.Module) -> None:
-    if getattr(getattr(model, "config", None), "collapsed", False):
+    if any(getattr(config, "collapsed", False) for config in configs_of(model)):
         raise ValueError(
             "the model is collapsed: it rounds, and does not spike. Set model.config.collapsed = "
             "False to look at its spiking twin"
@@ -106,15 +127,18 @@ def frames_of(batch: Any) -> Tensor | None:
 def unrolled(model: nn.Module):
     """In here the forward pass of `model` has a time axis: gradient="implicit" gives way to "bptt",
     which sends the same spikes and, whatever `settle_tolerance` is, runs all steps."""
-    config: Any = getattr(model, "config", None)
-    if getattr(config, "gradient", None) != "implicit":
-        yield
-        return
-    config.gradient = "bptt"
+    implicit = _implicit(model)
+    for config in implicit:
+        config.gradient = "bptt"
     try:
         yield
     finally:
-        config.gradient = "implicit"
+        for config in implicit:
+            config.gradient = "implicit"
+
+
+def _implicit(model: nn.Module) -> list[Any]:
+    return [c for c in configs_of(model) if getattr(c, "gradient", None) == "implicit"]
 
 
 @contextmanager
@@ -173,9 +197,13 @@ def watch_neurons(model: nn.Module, observe: Callable[[Sent], None], *, real: Te
         next_step.clear()
 
     def report(name, neuron, output, running, real, step=None, before=None):
-        fits = real is not None and output.dim() == 4 and output.shape[1:3] == real.shape
-        levels = _levels(neuron, output, running, before)
-        observe(Sent(name, neuron, levels, running, real if fits else None, step))
+        positions = position_dim(neuron, output, real)
+        shaped = None
+        if positions is not None:
+            shape = [len(real), *[1] * (output.dim() - 2)]
+            shape[positions - 1] = -1
+            shaped = real.view(shape)
+        observe(Sent(name, neuron, _levels(neuron, output, running, before), running, shaped, step))
 
     def hook(name):
         def sent(neuron, args, kwargs, output):
@@ -204,11 +232,12 @@ def watch_neurons(model: nn.Module, observe: Callable[[Sent], None], *, real: Te
         if compiled(model):  # what torch.compile made before calls no hook that is new
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(watch_masks(model, lambda found: mask.__setitem__(0, found)))
-        handles = [model.register_forward_pre_hook(begin)]
+        whole = [m for m in model.modules() if m is model or isinstance(m, PreTrainedModel)]
+        handles: list[Any] = [m.register_forward_pre_hook(begin) for m in whole]
         handles += [n.register_forward_hook(hook(k), with_kwargs=True) for k, n in neurons.items()]
         for handle in handles:
             stack.callback(handle.remove)
-        if getattr(getattr(model, "config", None), "gradient", None) == "implicit":
+        if _implicit(model):
             for name, neuron in neurons.items():
                 before = neuron.__dict__.get("step")  # of an outer context
                 neuron.step = watched_step(name, neuron)
@@ -227,6 +256,11 @@ def _levels(
 ) -> Tensor:
     """`before`: the state that a neuron which runs one step at a time went on from."""
     sent = output.float()
+    if running and len(output) * torch.finfo(output.dtype).eps > 1:
+        raise ValueError(
+            f"running means of {len(output)} steps in {str(output.dtype).removeprefix('torch.')} are too coarse to tell "
+            "spikes apart: run the model in float32"
+        )
     if running and before is None:
         sent = increments(sent)
     elif running and before is not None and before.sent is not None:
@@ -237,4 +271,4 @@ def _levels(
             sent = sent + neuron._broadcast(neuron.offset, sent[0])
         return sent / amplitude
     amplitude = neuron._broadcast(neuron.amplitude, sent[0])
-    return sent / amplitude.clamp_min(SMALLEST_SCALE)
+    return sent / floored(amplitude)

@@ -32,6 +32,7 @@ from spikenlp.export.extra import import_extra
 from spikenlp.export.program import Steps, inputs_of
 from spikenlp.models.spiking_vgg import SpikingVGGForImageClassification
 from spikenlp.neurons import IF, LIF, PLIF, RoundingIF
+from spikenlp.neurons.dynamics import floored
 
 REFUSED: dict[type[nn.Module], str] = {
     nn.Embedding: "a table of token vectors is no NIR node",
@@ -116,7 +117,7 @@ def to_nir(model: Any) -> Any:
             )
             shape = (conv.out_channels, *shape[1:])
             nodes[f"{prefix}.neuron"] = _neuron(nir, neuron, shape)
-            gain = neuron.amplitude.float().expand(conv.out_channels)
+            gain = floored(neuron.amplitude.float()).expand(conv.out_channels)
         pool = stage.pool
         pair = [np.array([n, n]) for n in (pool.kernel_size, pool.stride, pool.padding)]
         nodes[f"vgg.stages.{i}.pool"] = nir.AvgPool2d(*pair)

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from spikenlp.neurons import SpikingNeuron
 from spikenlp.neurons.collapsed import collapsed_of_state, level_of
 from spikenlp.neurons.compilation import run_compiled
-from spikenlp.neurons.dynamics import SMALLEST_SCALE, grad_of_currents, spike_function
+from spikenlp.neurons.dynamics import floored, grad_of_currents, spike_function
+from spikenlp.neurons.first_order import first_order
 from spikenlp.neurons.linear import record_of
 
 
@@ -117,16 +117,22 @@ def count_spikes(model: nn.Module, attention_mask: Tensor | None = None) -> Iter
 
     with ExitStack() as stack:
         for neuron in neurons:
-            stack.callback(neuron.register_forward_pre_hook(_with_gradient).remove)
+            hook = neuron.register_forward_pre_hook(_with_gradient, with_kwargs=True)
+            stack.callback(hook.remove)
             stack.callback(neuron.register_forward_hook(count).remove)
         yield counted
 
 
-def _with_gradient(neuron: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _with_gradient(
+    neuron: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What a neuron is given, so that it keeps its state: below all that learns, nothing has a gradient."""
-    x, *rest = args
+    x = args[0] if args else kwargs["x"]
     learns = x.requires_grad or any(p.requires_grad for p in neuron.parameters())
-    return args if learns or not torch.is_grad_enabled() else (x.detach().requires_grad_(), *rest)
+    if learns or not torch.is_grad_enabled():
+        return args, kwargs
+    x = x.detach().requires_grad_()
+    return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "x": x})
 
 
 def _options(record: Any) -> dict[str, Any]:
@@ -172,7 +178,7 @@ def _count_backward(
     running: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    weight = grad * steps / amplitude.clamp_min(SMALLEST_SCALE)
+    weight = grad * steps / floored(amplitude)
     if mask is not None:
         weight = weight * mask
     levels = _levels(state, threshold, steps, ternary)
@@ -192,7 +198,7 @@ class _SpikeCount(torch.autograd.Function):
         return by_amplitude.sum()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, *grads: Tensor):
         state, mask, amplitude, by_amplitude = ctx.saved_tensors
         needs_sent, _, needs_amplitude, needs_offset = ctx.needs_input_grad[:4]
@@ -213,13 +219,13 @@ class _SpikeCount(torch.autograd.Function):
             of_offset = _offset_gradient(state, mask, amplitude, grad, ctx.options)
         of_amplitude = None
         if needs_amplitude:
-            of_amplitude = -grad * by_amplitude / amplitude.clamp_min(SMALLEST_SCALE)
+            of_amplitude = -grad * by_amplitude / floored(amplitude)
         return of_sent, None, of_amplitude, of_offset, None, None
 
 
 def _offset_gradient(
     state: Tensor, mask: Tensor | None, amplitude: Tensor, grad: Tensor, options: dict[str, Any]
 ) -> Tensor:
-    per_site = grad * options["steps"] * len(state) / amplitude.clamp_min(SMALLEST_SCALE)
+    per_site = grad * options["steps"] * len(state) / floored(amplitude)
     weight = torch.ones_like(state[0], dtype=torch.float32) if mask is None else mask
     return (per_site * weight).expand(state.shape[1:]).sum_to_size(amplitude.shape)

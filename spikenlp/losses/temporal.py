@@ -32,9 +32,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from spikenlp.losses.collectives import logsumexp_over_processes, sum_over_processes
+from spikenlp.neurons.first_order import first_order
 
 IGNORE_INDEX = -100
 THETA_MAX = 1e4
@@ -50,7 +50,7 @@ def sdt_loss(timestep_logits: Tensor, labels: Tensor, *, label_smoothing: float 
         timestep_logits: z, [B, T, C].
         labels: y, integers [B] in [0, C), -100 is ignored; or probabilities [B, C]; with C = 1, float
             targets [B].
-        label_smoothing: in [0, 1), of the cross entropy.
+        label_smoothing: in [0, 1), of the cross entropy; 0 in regression.
 
     Returns:
         float32 scalar.
@@ -62,7 +62,7 @@ def sdt_loss(timestep_logits: Tensor, labels: Tensor, *, label_smoothing: float 
     >>> sdt_loss(torch.zeros(2, 4, 2), torch.tensor([0, 1])).item()
     0.6931471824645996
     """
-    logits, labels, share = _prepare(timestep_logits, labels)
+    logits, labels, share = _prepare(timestep_logits, labels, label_smoothing)
     if logits.shape[-1] == 1:
         return _mean((logits.mean(1)[:, 0] - labels).square(), share)
     return _mean_cross_entropy(logits.mean(1, keepdim=True), labels, share, label_smoothing)
@@ -91,7 +91,7 @@ def tet_loss(
     """
     if not 0 <= mse_weight <= 1:
         raise ValueError(f"mse_weight must be in [0, 1], got {mse_weight}")
-    logits, labels, share = _prepare(timestep_logits, labels)
+    logits, labels, share = _prepare(timestep_logits, labels, label_smoothing)
     if logits.shape[-1] == 1:
         if mse_weight:
             raise ValueError("mse_weight regularises class logits; in regression it must be 0")
@@ -146,7 +146,7 @@ def tmc_loss(
         raise ValueError(f"theta_lambda must be 'linear' or 'constant', got {theta_lambda!r}")
     if not theta_max > 0:
         raise ValueError(f"theta_max must be > 0, got {theta_max}")
-    logits, labels, share = _prepare(timestep_logits, labels)
+    logits, labels, share = _prepare(timestep_logits, labels, label_smoothing)
     _, steps, classes = logits.shape
     if classes == 1:
         raise ValueError(
@@ -188,7 +188,7 @@ def trt_loss(
     """
     if not 0 <= mse_weight <= 1:
         raise ValueError(f"mse_weight must be in [0, 1], got {mse_weight}")
-    logits, labels, share = _prepare(timestep_logits, labels)
+    logits, labels, share = _prepare(timestep_logits, labels, label_smoothing)
     classes = logits.shape[-1]
     if classes == 1:
         raise ValueError("TRT is defined for classification (C >= 2): use 'sdt' or 'tet'")
@@ -231,7 +231,7 @@ class _WeightPenalty(torch.autograd.Function):
         return torch.stack(terms).sum()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (w,) = ctx.saved_tensors
         size, found = w.abs() + 1e-5, torch.zeros_like(w)
@@ -353,7 +353,9 @@ def _check_theta(theta_reduction: str, theta_scope: str) -> None:
         )
 
 
-def _prepare(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _prepare(
+    logits: Tensor, labels: Tensor, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Checked logits [N, T, C] in float32, labels [N] or [N, C] and each sample's share [N] of a mean.
 
     Ignored samples get the share 0: to drop them, a GPU would have to be asked how many there are.
@@ -368,6 +370,10 @@ def _prepare(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if labels.dim() == logits.dim() - 1 and labels.shape[-1] == 1 == logits.shape[-1]:
         labels = labels.squeeze(-1)
     classes = logits.shape[-1]
+    if not 0 <= label_smoothing < 1 or (label_smoothing and classes == 1):
+        raise ValueError(
+            f"label_smoothing must be in [0, 1), and 0 in regression (C = 1), got {label_smoothing}"
+        )
     soft = classes > 1 and labels.is_floating_point()
     expected = (*logits.shape[:-2], classes) if soft else logits.shape[:-2]
     if labels.shape != expected:
@@ -478,8 +484,10 @@ def _lambdas(steps: int, device: torch.device) -> Tensor:
 def _resolve_weight(theta_weight: float | str, classes: int, steps: int) -> float:
     if theta_weight == "auto":
         return few_class_weight(classes)
-    if isinstance(theta_weight, str) or not theta_weight >= 0:
-        raise ValueError(f"theta_weight must be a number >= 0 or 'auto', got {theta_weight!r}")
+    if isinstance(theta_weight, str) or not 0 <= theta_weight < math.inf:
+        raise ValueError(
+            f"theta_weight must be a finite number >= 0 or 'auto', got {theta_weight!r}"
+        )
     if theta_weight == 1 and classes <= 3 and steps <= 4:
         warnings.warn(
             f"literal TMC (theta_weight=1) with {classes} classes and T={steps}: at chance its "

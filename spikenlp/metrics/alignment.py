@@ -38,15 +38,22 @@ class LinearCKA:
             first, second: [N, D] and [N, E]; D and E the same in every call.
 
         Raises:
-            ValueError: tensors of other dimensions, or of other numbers of rows.
+            ValueError: tensors of other dimensions, of other numbers of rows, or of other widths than before.
         """
         if first.dim() != 2 or second.dim() != 2 or len(first) != len(second):
             raise ValueError(
                 "first and second must be [N, D] and [N, E] of the same N, got "
                 f"{list(first.shape)} and {list(second.shape)}"
             )
-        both = torch.cat([first, second], dim=1).double().cpu()
+        both = torch.cat([first, second], dim=1).detach().double().cpu()
         products, sums = both.T @ both, both.sum(0)
+        if self._products is not None and (
+            (first.shape[1], len(products)) != (self._width, len(self._products))
+        ):
+            raise ValueError(
+                f"first and second had widths {self._width} and {len(self._products) - self._width}, now they have "
+                f"{first.shape[1]} and {second.shape[1]}"
+            )
         if self._products is None or self._sums is None:
             self._width, self._products, self._sums = first.shape[1], products, sums
         else:

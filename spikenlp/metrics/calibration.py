@@ -187,7 +187,7 @@ def calibration_by_timestep(
 
 def _confidence(probabilities: Array, labels: Array, bins: int) -> tuple[np.ndarray, np.ndarray]:
     """Confidence [N] of the predicted class, and whether it is the label [N]."""
-    if not isinstance(bins, int) or bins < 1:
+    if not isinstance(bins, (int, np.integer)) or bins < 1:
         raise ValueError(f"bins must be an integer >= 1, got {bins!r}")
     p, y = _probabilities(probabilities, labels)
     return p.max(1), p.argmax(1) == y

@@ -97,7 +97,7 @@ def fit_amplitudes(
             order of 0.1.
 
     Raises:
-        ValueError: no batch; a spike cost below 0, or of neurons that do not round.
+        ValueError: no batch; activations that are not finite; a spike cost below 0, or of neurons that do not round.
     """
     if not batches:
         raise ValueError("calibration data is empty: give at least one batch")
@@ -122,6 +122,11 @@ def fit_amplitudes(
                     "they send, and with a high threshold never"
                 )
             lowest, highest = x.amin(0), x.amax(0)
+            if not bool(torch.isfinite(lowest + highest).all()):
+                raise ValueError(
+                    "calibration meets NaN or infinite activations: look at the dense model's weights (and its "
+                    "dtype, half precision may overflow)"
+                )
             low[neuron] = torch.minimum(low.get(neuron, lowest), lowest)
             high[neuron] = torch.maximum(high.get(neuron, highest), highest)
     for batch in batches:

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from spikenlp.neurons.compilation import run_compiled
-from spikenlp.neurons.dynamics import SMALLEST_SCALE, drop_bits, kept_dtype, spike_dtype, sum_to
+from spikenlp.neurons.dynamics import drop_bits, floored, kept_dtype, spike_dtype, sum_to
+from spikenlp.neurons.first_order import first_order
 
 LARGEST_BFLOAT16_STEPS = 126
 
@@ -46,7 +46,7 @@ def collapsed_forward(
     state_dtype: torch.dtype | None,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
-    alpha = amplitude.clamp_min(SMALLEST_SCALE)
+    alpha = floored(amplitude)
     shifted = x.float() if offset is None else x.float() + offset
     r = shifted / alpha * steps
     # An infinite input may not pass as the largest level.
@@ -66,7 +66,7 @@ def collapsed_of_state(
     out_dtype: torch.dtype,
 ) -> Tensor:
     """What was sent, from the state that was kept."""
-    alpha = amplitude.clamp_min(SMALLEST_SCALE)
+    alpha = floored(amplitude)
     sent = alpha * (level_of(state.float(), steps, ternary) / steps)
     return (sent if offset is None else sent - offset).to(out_dtype)
 
@@ -103,7 +103,7 @@ class _Collapsed(torch.autograd.Function):
         return out, state
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, *grads: Tensor):
         state, *parameters = ctx.saved_tensors
         grad_x, *grads_in = run_compiled(

@@ -29,12 +29,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from spikenlp.neurons.compilation import run_compiled
+from spikenlp.neurons.first_order import first_order
 
 SMALLEST_SCALE = 1e-6
 """Floor of thresholds and amplitudes inside the op; a learned one may not reach zero."""
+
+
+def floored(scale: Tensor) -> Tensor:
+    """A threshold or an amplitude, `SMALLEST_SCALE` at least. Its gradient passes below it as above."""
+    return scale.clamp_min(SMALLEST_SCALE)
 
 
 def spike_function(u: Tensor, threshold: Tensor | float, ternary: bool) -> Tensor:
@@ -139,7 +144,7 @@ def spikes_of_state(
     out_dtype: torch.dtype,
 ) -> Tensor:
     """What a neuron sent, [T, ...], from the state that it kept."""
-    alpha = sent_amplitude(amplitude, out_dtype) if rounding else amplitude
+    alpha = sent_amplitude(amplitude, out_dtype) if rounding else floored(amplitude)
     threshold = 0.5 if rounding else 1.0
     sent = [alpha * spike_function(state[t].float(), threshold, ternary) for t in range(len(state))]
     if offset is not None:
@@ -164,7 +169,7 @@ def spike_forward(
     state_dtype: torch.dtype | None,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
-    threshold = v_threshold.clamp_min(SMALLEST_SCALE)
+    threshold, alpha = floored(v_threshold), floored(amplitude)
     scale = 1 / threshold
     v = torch.zeros_like(x[0], dtype=torch.float32)
     sent, state = [], []
@@ -172,7 +177,7 @@ def spike_forward(
         u = beta * v + current
         s = spike_function(u, threshold, ternary)
         v = reset_membrane(u, s, threshold, hard, v_reset)
-        sent.append(amplitude * s)
+        sent.append(alpha * s)
         if state_dtype is not None:
             state.append(keep_state(u * scale, s, 1.0, ternary, state_dtype))
     out = write_sent(sent, running, out_dtype)
@@ -198,7 +203,7 @@ def spike_backward(
     x_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     needs_beta, needs_threshold, needs_amplitude = needs_parameters
-    threshold = v_threshold.clamp_min(SMALLEST_SCALE)
+    threshold, alpha = floored(v_threshold), floored(amplitude)
     steps = state.shape[0]
     z = state[steps - 1].float()
     grad_v = torch.zeros_like(z)
@@ -211,7 +216,7 @@ def spike_backward(
         g = grad_sent[t]
         up = surrogate(u - threshold, width)
         down = surrogate(-u - threshold, width) if ternary else torch.zeros_like(up)
-        grad_s = g * amplitude
+        grad_s = g * alpha
         grad_fired = torch.zeros_like(g)
         if hard:
             carry = grad_v * (1 - s.abs())
@@ -265,7 +270,7 @@ class _Spike(torch.autograd.Function):
         return out, state
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, *grads: Tensor):
         state, *parameters = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:4]
@@ -426,7 +431,7 @@ class _RoundingSpike(torch.autograd.Function):
         return out, state
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, *grads: Tensor):
         state, *parameters = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:3]

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from spikenlp.neurons.compilation import run_compiled
+from spikenlp.neurons.first_order import first_order
 
 
 class SpikeRecord(NamedTuple):
@@ -77,7 +77,7 @@ class _SpikingLinear(torch.autograd.Function):
         return F.linear(spikes, weight, None if bias is None else bias.to(spikes.dtype))
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, *grads: Tensor):
         weight, state, amplitude, offset = ctx.saved_tensors
         needs_spikes, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -88,7 +88,7 @@ class _SpikingLinear(torch.autograd.Function):
             spikes = run_compiled(
                 ctx.again, state, amplitude, offset, loop_steps=len(state), **ctx.options
             )
-            grad_weight = rows.t() @ spikes.flatten(0, -2)
+            grad_weight = rows.t() @ spikes.flatten(0, -2).to(rows.dtype)
         return (
             grad @ weight.to(grad.dtype) if needs_spikes else None,
             grad_weight,
@@ -100,15 +100,19 @@ class _SpikingLinear(torch.autograd.Function):
 class SpikingLinear(nn.Linear):
     """`nn.Linear` on what a neuron sent, [T, ..., in_features] to [T, ..., out_features].
 
-    The same function and gradients. In training it keeps the neuron's state in place of its input.
+    The same function and gradients. In training it keeps the neuron's state in place of its input; in a model
+    that torch.compile made, which cannot tell what was changed in place, only where `trusts_input` is True.
 
     >>> neuron, linear = RoundingIF(3), SpikingLinear(3, 2)
     >>> linear(neuron(torch.randn(4, 5, 3))).shape
     torch.Size([4, 5, 2])
     """
 
+    trusts_input = False
+    """Whether the model around it changes nothing in place between the neuron and the layer."""
+
     def forward(self, input: Tensor) -> Tensor:
         record = record_of(input)
-        if record is None:
+        if record is None or (torch.compiler.is_compiling() and not self.trusts_input):
             return super().forward(input)
         return _SpikingLinear.apply(input, self.weight, self.bias, *record[:-1])

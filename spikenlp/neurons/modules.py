@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from spikenlp.neurons.collapsed import collapsed_of_state, collapsed_spike
 from spikenlp.neurons.dynamics import (
-    SMALLEST_SCALE,
+    floored,
     integrate_and_round,
     reset_membrane,
     rounding_spike,
@@ -51,6 +51,8 @@ class SpikingNeuron(nn.Module):
             raise ValueError(f"channels must be None (one value per layer) or >= 1, got {channels}")
         if state_dtype not in (torch.bfloat16, torch.float32):
             raise ValueError(f"state_dtype must be bfloat16 or float32, got {state_dtype}")
+        if channel_dim == 0:
+            raise ValueError("channel_dim must not be 0, where the time steps are")
         self.channels = channels
         self.channel_dim = channel_dim
         self.state_dtype = state_dtype
@@ -64,17 +66,18 @@ class SpikingNeuron(nn.Module):
         if self.channels is None or self.channel_dim == -1:
             return parameter
         shape = [1] * step.dim()
-        shape[self._step_channel_dim(step)] = self.channels
+        shape[self.step_channel_dim(step)] = self.channels
         return parameter.view(shape)
 
-    def _step_channel_dim(self, step: Tensor) -> int:
+    def step_channel_dim(self, step: Tensor) -> int:
+        """The dimension of x[t] that `channel_dim` of x is."""
         return self.channel_dim if self.channel_dim < 0 else self.channel_dim - 1
 
     def _check_step(self, step: Tensor) -> None:
         if not step.is_floating_point():
             raise ValueError(f"the input current must be floating point, got {step.dtype}")
         if self.channels is not None:
-            dim = self._step_channel_dim(step)
+            dim = self.step_channel_dim(step)
             found = step.shape[dim] if -step.dim() <= dim < step.dim() else "none"
             if found != self.channels:
                 raise ValueError(
@@ -126,7 +129,6 @@ class SpikingNeuron(nn.Module):
             raise ValueError(
                 f"with a state a neuron takes one time step, x [1, ...], got shape {tuple(x.shape)}"
             )
-        self._check_step(x[0])
         if state.membrane is not None and state.membrane.shape != x.shape[1:]:
             raise ValueError(
                 f"the state belongs to inputs of shape {(1, *state.membrane.shape)}, got "
@@ -277,6 +279,7 @@ class IF(SpikingNeuron):
     def advance(
         self, x: Tensor, state: NeuronState, *, running: bool = False
     ) -> tuple[Tensor, NeuronState]:
+        self._check_step(x[0])
         amplitude = self._broadcast(self.amplitude, x[0])
         parameters = (self.decay(), self._broadcast(self.v_threshold, x[0]), amplitude)
         options: dict[str, Any] = {"hard": self.reset == "hard", "v_reset": self.v_reset}
@@ -287,13 +290,13 @@ class IF(SpikingNeuron):
     def step(self, x: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One time step, without gradient: x [...] and v [...] (None: 0) to (alpha * s, v)."""
         self._check_step(x)
-        threshold = self._broadcast(self.v_threshold, x).clamp_min(SMALLEST_SCALE)
+        threshold = floored(self._broadcast(self.v_threshold, x))
         u = self.current(x.float())
         if v is not None:
             u = self.decay() * v + u
         s = spike_function(u, threshold, self.ternary)
         v = reset_membrane(u, s, threshold, self.reset == "hard", self.v_reset)
-        return (self._broadcast(self.amplitude, x) * s).to(spike_dtype(x)), v
+        return (floored(self._broadcast(self.amplitude, x)) * s).to(spike_dtype(x)), v
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ternary={self.ternary}, reset={self.reset!r}"
@@ -441,6 +444,7 @@ class RoundingIF(SpikingNeuron):
     def advance(
         self, x: Tensor, state: NeuronState, *, running: bool = False
     ) -> tuple[Tensor, NeuronState]:
+        self._check_step(x[0])
         return self._advance(round_once, x, state, running, self._parameters_for(x[0]))
 
     @torch.no_grad()

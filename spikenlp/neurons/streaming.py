@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from spikenlp.neurons.compilation import MIN_COMPILED_NUMEL, run_compiled
 from spikenlp.neurons.dynamics import (
-    SMALLEST_SCALE,
+    floored,
     integrate_and_round,
     reset_membrane,
     sent_amplitude,
@@ -173,10 +173,10 @@ def spike_once(
     v_reset: float,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    threshold = v_threshold.clamp_min(SMALLEST_SCALE)
+    threshold = floored(v_threshold)
     current = read_current(x, received, step)
     u = current if membrane is None else beta * membrane + current
     s = spike_function(u, threshold, ternary)
     v = reset_membrane(u, s, threshold, hard, v_reset)
-    out, total = write_sent(amplitude * s, sent, step, out_dtype)
+    out, total = write_sent(floored(amplitude) * s, sent, step, out_dtype)
     return out, v, total

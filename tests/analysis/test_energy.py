@@ -20,6 +20,7 @@ from spikenlp.analysis import (
     energy_by_step,
     energy_report,
 )
+from spikenlp.analysis.tracing import trace
 from spikenlp.analysis.watching import watch_neurons
 from spikenlp.neurons import IF, RoundingIF, SpikingLinear
 from tests.conftest import TINY_DENSE
@@ -336,6 +337,9 @@ def test_running_means_multiply_where_both_operands_are_activations():
     [
         (lambda s, x, w: torch.einsum("tblc,cd->tbld", s, w), "einsum"),
         (lambda s, x, w: torch.tensordot(s, w, 1), "tensordot"),
+        (lambda s, x, w: s[0, 0].mv(w[:, 0]), "mv"),
+        (lambda s, x, w: nn.LSTM(3, 2)(s[0])[0], "lstm"),
+        (lambda s, x, w: nn.Bilinear(3, 3, 2)(s, x), "bilinear"),
     ],
 )
 def test_a_product_that_is_not_counted_is_refused(product, name):
@@ -530,6 +534,7 @@ def spread(spikes, before):
         (nn.AvgPool2d(2, divisor_override=1), "integer"),
         (nn.AvgPool2d(3, 2, 1), "integer"),
         (nn.ZeroPad2d((0, 1, 2, 0)), "binary"),
+        (nn.CircularPad2d(1), "binary"),
     ],
     ids=str,
 )
@@ -539,6 +544,86 @@ def test_what_lies_between_spikes_and_a_convolution(before, form):
     (layer,) = energy_report(model, x).layers
     assert layer.driver == form
     assert layer.sops == spread(model.neuron(x), before) > 0
+
+
+class Reads(nn.Module):
+    """A layer on what `between` makes of spikes [T, B, L, C]."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.neuron, self.between = IF(), between
+        self.layer, self.last = nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(self.layer(self.between(self.neuron(x))).relu())
+
+
+@pytest.mark.parametrize(
+    ("between", "driver", "spikes"),
+    [
+        (lambda s: s[..., [4, 0, 1, 2, 3]], "binary", lambda s: s),
+        (lambda s: s.index_select(-1, torch.tensor([0, 0, 1, 2, 3])), "binary",
+         lambda s: s[..., [0, 0, 1, 2, 3]]),
+        (lambda s: s.sum(2), "integer", lambda s: s),
+        (lambda s: sum([s, s]), "integer", lambda s: 2 * s),
+        (lambda s: torch.stack([s[:, :, i] for i in range(6)], 2), "binary", lambda s: s),
+        (lambda s: torch.stack([s[:, i] for i in range(3)], 1), "binary", lambda s: s),
+    ],
+)  # fmt: skip
+def test_what_is_made_of_spikes_is_billed_by_them(between, driver, spikes):
+    torch.manual_seed(0)
+    model, x = Reads(between), 2 * torch.rand(4, 3, 6, 5)
+    seen = trace(model, x)
+    product = seen.products[0]
+    assert (product.driver, product.steps) == (driver, 4)
+    assert product.sops.tolist() == (4 * spikes(model.neuron(x)).sum((0, 2, 3))).tolist()
+
+
+def test_a_layer_called_once_for_each_step_is_one_layer():
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.neuron, self.head, self.loop = IF(), Reads(nn.Identity()), False
+            self.head.neuron = nn.Identity()
+
+        def forward(self, x):
+            sent = self.neuron(x)
+            return torch.stack([self.head(s) for s in sent]) if self.loop else self.head(sent)
+
+    torch.manual_seed(0)
+    model, x = Whole(), 2 * torch.rand(4, 3, 6, 5)
+    at_once = energy_report(model, x)
+    model.loop = True
+    assert energy_report(model, x) == at_once
+    assert at_once.dense_macs == 6 * (5 * 4 + 4 * 3)
+
+
+@pytest.mark.parametrize("channels", [5, 6])
+def test_padding_of_channels_before_positions_is_left_out(channels):
+    """[T, B, C, L] with a mask [B, L]; of as many channels as positions, too."""
+
+    class TextCNN(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.neuron = RoundingIF(channels, channel_dim=2)
+            self.conv = nn.Conv1d(channels, 4, 1)
+
+        def forward(self, x, attention_mask=None):
+            self.sent = self.neuron(x.mT[None], num_timesteps=4)
+            return self.conv(self.sent.flatten(0, 1)).unflatten(0, (4, -1))
+
+    torch.manual_seed(0)
+    model, x = TextCNN(), 2 * torch.randn(2, 6, channels)
+    mask = torch.tensor([[1] * 6, [1] * 2 + [0] * 4])
+    report = energy_report(model, {"x": x, "attention_mask": mask})
+    with SpikeMonitor(model) as monitor:
+        model(x, attention_mask=mask)
+    real = int((model.sent.ne(0) * mask[:, None]).sum())
+    assert monitor.spikes_per_neuron == pytest.approx(real / (8 * channels))
+    assert report.spikes_per_neuron == pytest.approx(monitor.spikes_per_neuron)
+    assert report.layers[0].sops == 4 * real / 2
+    assert report.dense_macs == 8 * channels * 4 / 2
+    assert report.membrane_updates == 4 * 8 * channels / 2
 
 
 class Adds(nn.Module):
@@ -566,6 +651,10 @@ def add_in_place(y, x):
         (lambda y, x: y.tanh(), "tanh"),
         (lambda y, x: torch.sigmoid(y), "sigmoid"),
         (lambda y, x: nn.functional.silu(y), "SiLU"),
+        (lambda y, x: nn.functional.leaky_relu(y), "ReLU"),
+        (lambda y, x: nn.functional.rms_norm(y, [4]), "RMS norm"),
+        (lambda y, x: y.softmax(-1), "softmax"),
+        (lambda y, x: y.flatten(0, 1).relu(), "ReLU"),
     ],
 )
 def test_a_function_is_billed_in_whatever_form(between, name):

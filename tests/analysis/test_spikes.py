@@ -384,3 +384,78 @@ def test_other_values_than_spikes_are_caught(batches):
 def test_a_collapsed_model_does_not_spike(batches):
     with pytest.raises(ValueError, match="collapsed"):
         assert_spiking(bert(collapsed=True), batches[0])
+
+
+class Wraps(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **batch):
+        return self.model(**batch).logits
+
+
+def test_a_wrapper_hides_nothing_of_the_model_inside(batches):
+    model = bert()
+    model.config.collapsed = True
+    for look in (lambda: energy_report(Wraps(model), batches[0]), lambda: watch(Wraps(model))):
+        with pytest.raises(ValueError, match="collapsed"):
+            look()
+    model.config.collapsed = False
+    with SpikeMonitor(Wraps(model)) as step_by_step:
+        list(model.anytime(batches[0]))
+    with SpikeMonitor(model) as at_once, torch.no_grad():
+        model(**batches[0])
+    assert step_by_step.spikes_per_neuron == at_once.spikes_per_neuron > 0
+
+
+def test_implicit_steps_are_counted_from_outside_and_inside(batches):
+    """In a wrapper, and of a base model that is called twice: its steps begin again."""
+    model = bert(architecture="spikingbert", neuron="if", gradient="implicit", num_timesteps=6)
+    wanted = energy_report(model, batches[0]).spikes_per_neuron
+    with torch.no_grad(), SpikeMonitor(Wraps(model)) as outside:
+        outside.model(**batches[0])
+    with torch.no_grad(), SpikeMonitor(model) as inside:
+        for _ in range(2):
+            model.bert(**batches[0])
+    for monitor in (outside, inside):
+        assert monitor.spikes_per_neuron == pytest.approx(wanted)
+    assert energy_report(Wraps(model), batches[0]).spikes_per_neuron == pytest.approx(wanted)
+
+
+def test_neurons_that_only_step_are_not_seen():
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.neuron, self.linear = IF(), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.linear(self.neuron.step(x[0])[0])
+
+    with pytest.raises(ValueError, match="no neuron of the model ran"):
+        energy_report(Steps(), torch.rand(2, 4, 3))
+
+
+def test_an_amplitude_below_zero_is_the_smallest():
+    """A learned one may get there: spikes and energy are those of spikes that are sent."""
+    neuron = LIF(learn_amplitude=True)
+    with torch.no_grad():
+        neuron.amplitude.fill_(-0.01)
+    model, x = nn.Sequential(neuron, nn.Linear(3, 2)), torch.full((4, 1, 3), 1.2)
+    report = energy_report(model, x)
+    assert report.layers[0].sops == 2 * int(neuron(x).ne(0).sum()) == 24
+    assert watch(model, x)["0"].rate == report.layers[0].rate == 1
+    state = torch.zeros(1, 3)
+    for out in neuron(x):
+        sent, state = neuron.step(x[0], state)
+        assert torch.equal(sent, out)
+        assert (sent > 0).all()
+
+
+def test_running_means_too_coarse_to_tell_spikes_apart_are_refused():
+    model, x = RoundingIF(), torch.rand(200, 2, 3)
+    with SpikeMonitor(model) as monitor:
+        model(x, running=True)
+    assert monitor.layers[""].rate > 0
+    with SpikeMonitor(model), pytest.raises(ValueError, match="200 steps in bfloat16"):
+        model(x.bfloat16(), running=True)

@@ -7,7 +7,7 @@ from spikenlp import SpikingBertForSequenceClassification
 from spikenlp.analysis import SpikeMonitor
 from spikenlp.losses.spikes import count_spikes, spikes_per_neuron
 from spikenlp.models.over_time import increments
-from spikenlp.neurons import LIF, RoundingIF
+from spikenlp.neurons import IF, LIF, RoundingIF
 
 
 def plain(neuron, sent, steps, running, mask):
@@ -79,6 +79,21 @@ def test_it_counts_what_the_monitor_counts(dense, batches, nonlinearity):
     assert monitor.rate_by_step[0].item() == pytest.approx(at_the_first / sum(neurons))
     assert steps * monitor.rate_by_step.mean().item() == pytest.approx(monitor.spikes_per_neuron)
     assert counted.mean().item() == pytest.approx(spikes / sum(neurons), rel=1e-5)
+
+
+def test_a_neuron_may_get_its_input_by_name():
+    class Named(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.neuron = IF()
+
+        def forward(self, x):
+            return self.neuron(x=x)
+
+    model, x = Named(), torch.ones(4, 2, 3)
+    with count_spikes(model) as counted:
+        model(x)
+    assert counted.mean().item() == 4
 
 
 def test_what_has_no_record_is_refused():

@@ -630,6 +630,14 @@ def test_the_weight_penalty_of_trt_against_a_loop():
     )
 
 
+def test_the_weight_penalty_of_trt_has_no_second_derivative():
+    """Which would be left out in silence beside a loss that has one."""
+    weight = torch.ones(3, requires_grad=True)
+    loss = trt_weight_penalty([weight], 4) + weight.pow(3).sum()
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        torch.autograd.grad(loss, weight, create_graph=True)
+
+
 def test_the_weight_penalty_of_trt_keeps_the_weights_alone():
     kept = []
     weight = torch.randn(5, 3, requires_grad=True)
@@ -674,6 +682,19 @@ def test_bad_inputs_are_named(name, z, labels, message):
         TEMPORAL_LOSSES[name](z, labels)
 
 
+@pytest.mark.parametrize("name", ["sdt", "tet", "tmc", "trt"])
+@pytest.mark.parametrize("smoothing", [-0.5, 1.0])
+def test_label_smoothing_out_of_range_is_named(name, smoothing):
+    with pytest.raises(ValueError, match="label_smoothing"):
+        TEMPORAL_LOSSES[name](torch.zeros(2, 3, 4), torch.tensor([0, 1]), label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize("name", ["sdt", "tet"])
+def test_label_smoothing_is_not_for_regression(name):
+    with pytest.raises(ValueError, match="in regression"):
+        TEMPORAL_LOSSES[name](torch.zeros(2, 3, 1), torch.ones(2), label_smoothing=0.1)
+
+
 def test_unknown_loss_names_the_choices():
     with pytest.raises(ValueError, match=r"(?s)tcm.*sdt.*tet.*tmc"):
         get_temporal_loss("tcm")
@@ -693,6 +714,7 @@ def test_unknown_option_is_named_with_the_choices(name, option):
         {"theta_reduction": "mean"},
         {"theta_weight": "few"},
         {"theta_weight": -0.5},
+        {"theta_weight": math.inf},
         {"theta_lambda": "cosine"},
         {"theta_max": 0.0},
     ],

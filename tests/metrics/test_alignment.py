@@ -64,3 +64,14 @@ def test_what_cannot_be_compared_is_refused(pair):
         LinearCKA().update(x, y[1:])
     with pytest.raises(ValueError, match=r"got \[5\] and \[8\]"):
         LinearCKA().update(x[0], y[0])
+    cka = LinearCKA()
+    cka.update(x, y)
+    with pytest.raises(ValueError, match="widths 5 and 8, now they have 8 and 5"):
+        cka.update(y, x)
+
+
+def test_no_graph_is_kept(pair):
+    x, y = (side.clone().requires_grad_() for side in pair)
+    cka = LinearCKA()
+    cka.update(x, y)
+    assert not cka._products.requires_grad

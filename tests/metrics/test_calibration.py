@@ -69,7 +69,7 @@ def ada_ece_by_hand(p, labels, bins):
 @pytest.mark.parametrize("classes", [2, 7])
 def test_against_a_loop(bins, classes):
     p, labels = sample(classes=classes)
-    found = expected_calibration_error(p, labels, bins=bins)
+    found = expected_calibration_error(p, labels, bins=np.int64(bins))
     assert found == pytest.approx(ece_by_hand(p, labels, bins), abs=1e-12)
     found = adaptive_calibration_error(p, labels, bins=bins)
     assert found == pytest.approx(ada_ece_by_hand(p, labels, bins), abs=1e-12)

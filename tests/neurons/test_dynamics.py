@@ -611,6 +611,11 @@ def test_channel_dim(make, channel_dim):
         torch.testing.assert_close(found[name], last[name], rtol=1e-4, atol=1e-4)
 
 
+def test_time_is_no_channel_dimension(make):
+    with pytest.raises(ValueError, match="channel_dim must not be 0"):
+        make(channels=3, channel_dim=0)
+
+
 def test_non_contiguous_input_and_gradient(make):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 7, 5, generator=generator).permute(2, 1, 0)

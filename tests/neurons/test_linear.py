@@ -131,13 +131,27 @@ def test_what_was_changed_in_place_is_multiplied_as_it_is(neuron, change):
 
 
 def test_second_derivatives_are_refused(neuron):
-    """They would be those of spikes as constants."""
+    """They would be those of spikes as constants; torch leaves them out in silence where the incoming gradient
+    is constant, as that of a sum."""
     linear = SpikingLinear(6, 5)
     x = current(4, 7, 6).requires_grad_()
     for out, wanted in ((neuron(x), x), (linear(neuron(x)), linear.weight)):
-        (grad,) = torch.autograd.grad(out.square().sum(), wanted, create_graph=True)
-        with pytest.raises(RuntimeError, match="once_differentiable"):
-            grad.square().sum().backward()
+        for loss in (out.square().sum(), out.sum()):
+            with pytest.raises(RuntimeError, match="second derivatives"):
+                torch.autograd.grad(loss, wanted, create_graph=True)
+
+
+def test_autocast_may_begin_between_the_neuron_and_the_layer(neuron):
+    layers = SpikingLinear(6, 5), nn.Linear(6, 5)
+    layers[1].load_state_dict(layers[0].state_dict())
+    grads = []
+    for layer in layers:
+        sent = neuron(current(4, 7, 6).requires_grad_())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = layer(sent)
+        out.float().square().sum().backward()
+        grads.append(layer.weight.grad)
+    torch.testing.assert_close(*grads, rtol=2e-2, atol=1e-1)
 
 
 def test_a_hook_on_the_neuron_may_replace_its_output():
@@ -145,6 +159,25 @@ def test_a_hook_on_the_neuron_may_replace_its_output():
     neuron.register_forward_hook(lambda module, inputs, out: torch.ones_like(out))
     (grad,) = torch.autograd.grad(linear(neuron(current(4, 7, 6))).sum(), linear.weight)
     assert torch.equal(grad, torch.full((5, 6), 28.0))
+
+
+@pytest.mark.slow
+def test_compiled_what_was_changed_in_place_is_what_the_layer_learns_from():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.neuron, self.linear = RoundingIF(6), SpikingLinear(6, 5)
+
+        def forward(self, x):
+            sent = self.neuron(x)
+            sent[:, :, 0] = 0
+            return self.linear(sent)
+
+    model, x = Masked(), current(4, 3, 6)
+    for run in (model, torch.compile(model, backend="aot_eager")):
+        model.zero_grad()
+        run(x).sum().backward()
+        assert not model.linear.weight.grad[:, 0].any()
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ from spikenlp.models.spiking_bert.parts import (
     TimeSharedDropout,
 )
 from spikenlp.neurons import IF, SpikingLinear
-from spikenlp.neurons.dynamics import SMALLEST_SCALE
+from spikenlp.neurons.dynamics import floored
 
 _LOOKED_AT = {k << n for k in (1, 2, 3) for n in range(16)}
 """Steps t at which rates are compared with those at t / 2."""
@@ -57,9 +57,9 @@ Readout = Callable[[Tensor], Tensor]
 def equilibrium_rate(neuron: IF, current: Tensor) -> Tensor:
     """What `neuron` sends on average under a constant `current` [..., C], for T -> infinity."""
     dtype = torch.promote_types(current.dtype, torch.float32)
-    threshold = neuron.v_threshold.to(dtype).clamp_min(SMALLEST_SCALE)
+    threshold = floored(neuron.v_threshold.to(dtype))
     rate = (current.to(dtype) / threshold).clamp(-1.0 if neuron.ternary else 0.0, 1.0)
-    return (neuron.amplitude.to(dtype) * rate).to(current.dtype)
+    return (floored(neuron.amplitude.to(dtype)) * rate).to(current.dtype)
 
 
 class Firing(Protocol):
@@ -353,7 +353,7 @@ def _read(readout: Readout, hidden: Tensor) -> Tensor:
 
 def mean_of_samples(x: Tensor, neuron: IF, real: Tensor | None) -> Tensor:
     """Mean of x [1, B, L, C], in amplitudes, over channels and the real tokens of each sample: [B]."""
-    by_token = (x[0] / neuron.amplitude.float().clamp_min(SMALLEST_SCALE)).mean(-1)
+    by_token = (x[0] / floored(neuron.amplitude.float())).mean(-1)
     if real is None:
         return by_token.mean(-1)
     weight = real.to(by_token.dtype)

@@ -286,6 +286,12 @@ class SpikingBertPreTrainedModel(SpikingCheckpoint, PreTrainedModel):
         """transformers looks for the call of the attention interface in this file; it is in `parts`."""
         return True
 
+    def post_init(self) -> None:
+        super().post_init()
+        for module in self.modules():
+            if isinstance(module, SpikingLinear):
+                module.trusts_input = True
+
     @property
     def head_over_time(self) -> OverTime:
         """How a head acts over time; in "spikingbert" on the rates so far, whatever is inside."""

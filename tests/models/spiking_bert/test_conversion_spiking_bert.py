@@ -1,6 +1,7 @@
 """A dense BERT made spiking: weights by name, amplitudes by calibration, spikes that flow."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -350,6 +351,10 @@ def test_bad_calibration_data_and_fields(dense, batches):
         convert(dense, [{k: torch.zeros_like(v) for k, v in batches[0].items()}])
     with pytest.raises(ValueError, match="num_time_steps"):
         convert(dense, batches, num_time_steps=4)
+    with torch.no_grad():
+        dense.bert.encoder.layer[0].intermediate.dense.weight[0, 0] = math.nan
+    with pytest.raises(ValueError, match="NaN or infinite activations"):
+        convert(dense, batches)
 
 
 def test_a_headless_folder_gets_a_head_of_so_many_labels(dense, batches, tmp_path):
