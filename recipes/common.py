@@ -117,14 +117,19 @@ def temporal_loss_of(args: SpikingTrainingArguments) -> str:
 def train(trainer: SpikingTrainer, args: SpikingTrainingArguments) -> dict[str, Any]:
     """Trains on from the last checkpoint, if there is one, and saves; what results.json says of it.
 
-    How long a run took that was stopped and went on, and its mean loss, are not known: they are then None.
+    How long a run took that was stopped and went on, and its mean loss, are not known: they are then None. Of a run
+    that is done it stays what it was.
     """
     resume = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
+    record = Path(args.output_dir) / "results.json"
+    before = json.loads(record.read_text()).get("training") if record.exists() else None
     if resume and trainer.is_world_process_zero():
         print(f"resuming from {resume}", flush=True)
     trained = trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     trainer.save_state()
+    if before and before["steps"] == trainer.state.global_step:
+        return before
     return {
         "steps": trainer.state.global_step,
         "seconds": None if resume else trained.metrics["train_runtime"],

@@ -275,12 +275,18 @@ def summary(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def distill(argv: list[str]) -> dict[str, Any]:
-    """The whole job; returns what results.json holds."""
+def parse(
+    argv: list[str],
+) -> tuple[PipelineArguments, DataArguments, CorpusArguments, DistillationArguments]:
     kinds = (PipelineArguments, DataArguments, CorpusArguments, DistillationArguments)
-    options, data_args, corpus_args, args = parse_arguments(
+    return parse_arguments(
         argv, kinds, output_dir="outputs/distill", collapsed_timesteps=COLLAPSED_TIMESTEPS
     )
+
+
+def distill(argv: list[str]) -> dict[str, Any]:
+    """The whole job; returns what results.json holds."""
+    options, data_args, corpus_args, args = parse(argv)
     if options.model_name_or_path is None:
         raise ValueError("distillation starts from a dense BERT: give --model_name_or_path")
     prepare(args)

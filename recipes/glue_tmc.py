@@ -113,8 +113,9 @@ def build_model(
             raise ValueError(f"--dense_first needs a dense BERT, but {path} is spiking")
         model_args.check_reconstruct(f"{path} is spiking")
         check_labels(path, source_config, inputs.task)
-        model = inputs.spiking_class.from_pretrained(path, **inputs.label_fields(), **fields)
+        model, _, _ = load(inputs.spiking_class, path, **inputs.label_fields(), **fields)
         if model_args.spikes_otherwise(path):
+            print(f"{path} is to spike otherwise: its amplitudes are calibrated anew", flush=True)
             calibrate(model, calibration(), model_args.spike_cost)
         return model
     if source_config.model_type != "bert":

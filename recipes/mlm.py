@@ -19,6 +19,7 @@ tokens at every time step: dense, converted, trained) and the Trainer's own logs
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,13 @@ from common import (
     train,
 )
 from corpus import BlockArguments, in_batches
-from student import CALIBRATION_BATCH, FROM_SCRATCH, StudentArguments, config_from_scratch
+from student import (
+    CALIBRATION_BATCH,
+    FROM_SCRATCH,
+    OF_TOKENIZER,
+    StudentArguments,
+    config_from_scratch,
+)
 from transformers import (
     AutoConfig,
     BertForMaskedLM,
@@ -118,7 +125,7 @@ def build_model(
         config = config_from_scratch(
             blocks.tokenizer,
             text_args.max_seq_length,
-            **{**parse_overrides(model_args.config_overrides), **fields},
+            **{**parse_overrides(model_args.config_overrides, fields), **fields},
         )
         text_args.check_length(config)
         model = SpikingBertForMaskedLM(config)
@@ -133,8 +140,9 @@ def build_model(
     text_args.check_length(source_config)
     if source_config.model_type == "spiking_bert":
         model_args.check_reconstruct(f"{path} is spiking")
-        model = SpikingBertForMaskedLM.from_pretrained(path, **fields)
+        model = SpikingBertForMaskedLM.from_pretrained(path, dtype=torch.float32, **fields)
         if model_args.spikes_otherwise(path):
+            print(f"{path} is to spike otherwise: its amplitudes are calibrated anew", flush=True)
             calibrate(model, calibration(), model_args.spike_cost)
         return model
     if source_config.model_type != "bert":
@@ -142,7 +150,7 @@ def build_model(
             f"{path} is of model_type {source_config.model_type!r}: give a dense BERT ('bert') or "
             "a spiking checkpoint ('spiking_bert')"
         )
-    dense = BertForMaskedLM.from_pretrained(path)
+    dense = BertForMaskedLM.from_pretrained(path, dtype=torch.float32)
     check_tokenizer_fits(dense, blocks.tokenizer)
     if "BertForMaskedLM" in (source_config.architectures or []):
         results["dense"] = evaluate(dense_trainer(dense, blocks, args))
@@ -155,12 +163,17 @@ def build_model(
     )
 
 
-def parse_overrides(text: str | None) -> dict[str, Any]:
-    """ "hidden_size=256,hidden_act=relu" -> fields, of the types that the config has."""
+def parse_overrides(text: str | None, taken: Collection[str] = ()) -> dict[str, Any]:
+    """ "hidden_size=256,hidden_act=relu" -> fields, of the types that the config has. Raises ValueError for those
+    `taken`, which options say, or that the tokenizer says."""
     defaults = SpikingBertConfig()
     fields: dict[str, Any] = {}
     for item in text.split(",") if text else []:
         name, _, value = item.strip().partition("=")
+        if name in taken or name in OF_TOKENIZER:
+            raise ValueError(
+                f"--config_overrides has {item!r}, and {name} is what --{name} or the tokenizer says: leave it out"
+            )
         kind = type(getattr(defaults, name, None))
         try:
             if kind not in (int, float, str):

@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 
 import transformers
 from common import parse_arguments
+from student import dense_config
 from task_data import DataArguments, load_task_data, task_of
 from torch import nn
-from transformers import AutoTokenizer, BertForSequenceClassification
+from transformers import AutoTokenizer, PreTrainedModel
 
 from spikenlp.losses.distillation import layer_map
 from spikenlp.models.vocabulary import trim_vocabulary
@@ -40,18 +41,22 @@ class ShrinkArguments:
     )
 
 
-def shrink(options: ShrinkArguments, data_args: DataArguments) -> BertForSequenceClassification:
-    model = BertForSequenceClassification.from_pretrained(options.model_name_or_path)
+def shrink(options: ShrinkArguments, data_args: DataArguments) -> PreTrainedModel:
+    """Of the class that the checkpoint was saved as, without a head where it has none."""
+    made = dense_config(options.model_name_or_path).architectures or ["BertModel"]
+    model = getattr(transformers, made[0]).from_pretrained(options.model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(options.model_name_or_path)
     if options.num_hidden_layers is not None:
-        layers = model.bert.encoder.layer
+        encoder = model.base_model.encoder
+        layers = encoder.layer
         kept = layer_map(options.num_hidden_layers, len(layers))[1:]
-        model.bert.encoder.layer = nn.ModuleList(layers[i - 1] for i in kept)
+        encoder.layer = nn.ModuleList(layers[i - 1] for i in kept)
         model.config.num_hidden_layers = len(kept)
     if options.vocab_size is not None:
         data, _ = load_task_data(data_args)
         columns = task_of(data_args, data).text_columns
-        texts = (text for column in columns for text in data["train"][column])
+        rows = (text for column in columns for text in data["train"][column])
+        texts = (text if isinstance(text, str) else " ".join(text) for text in rows)
         model, tokenizer = trim_vocabulary(model, tokenizer, texts, options.vocab_size)
     model.save_pretrained(options.output_dir)
     tokenizer.save_pretrained(options.output_dir)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 import yaml
 from torch import Tensor
 from transformers import (
@@ -36,6 +37,9 @@ FROM_SCRATCH: dict[str, Any] = {
     "initializer_range": 0.1,
 }
 
+OF_TOKENIZER = ("vocab_size", "pad_token_id")
+SPIKES_STAY = ("hidden_dropout_prob", "gradient", "settle_tolerance")
+"""Fields that leave amplitudes what they should be."""
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Spiking = TypeVar("Spiking", bound=SpikingBertPreTrainedModel)
@@ -134,6 +138,8 @@ class StudentArguments:
         names = ("architecture", "gradient", "settle_tolerance", "num_timesteps", "nonlinearity")
         names += ("neuron", "ternary")
         chosen = {k: getattr(self, k) for k in names if getattr(self, k) is not None}
+        if self.gradient == "bptt":  # which runs all steps, whatever the checkpoint does
+            chosen.setdefault("settle_tolerance", None)
         return {**chosen, "hidden_dropout_prob": self.hidden_dropout_prob}
 
     def spikes_otherwise(self, path: str | Path) -> bool:
@@ -142,9 +148,8 @@ class StudentArguments:
         if self.spike_cost:
             return True
         before = AutoConfig.from_pretrained(path)
-        fields = self.spiking_fields()
-        fields.pop("hidden_dropout_prob")
-        return any(getattr(before, name) != value for name, value in fields.items())
+        fields = self.spiking_fields().items()
+        return any(getattr(before, k) != v for k, v in fields if k not in SPIKES_STAY)
 
     def check_converted(self, path: Path, config: SpikingBertConfig) -> None:
         """Raises ValueError where the student at `path` was converted with other options than are given."""
@@ -246,7 +251,7 @@ def config_from_scratch(
     """Of a small model for `tokenizer`, unless `fields` say otherwise, and for texts of `max_seq_length`."""
     positions = max(max_seq_length, FROM_SCRATCH["max_position_embeddings"])
     usual = {**FROM_SCRATCH, "max_position_embeddings": positions}
-    words = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    words = dict(zip(OF_TOKENIZER, (len(tokenizer), tokenizer.pad_token_id), strict=True))
     return SpikingBertConfig(**{**usual, **fields, **words})
 
 
@@ -278,14 +283,14 @@ def bert_config(path: str | Path) -> BertConfig | SpikingBertConfig:
 
 
 def load(kind: type[Model], path: str | Path, **fields: Any) -> tuple[Model, list[str], list[str]]:
-    """The model, and the names of what it creates and of what it drops of the checkpoint. A classifier of
-    another number of labels is created anew.
+    """The model in float32, whatever the checkpoint is in, and the names of what it creates and of what it drops
+    of that. A classifier of another number of labels is created anew.
 
     Raises:
         ValueError: other weights whose shapes are not those of the model.
     """
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, report = kind.from_pretrained(path, **options, **fields)
+    model, report = kind.from_pretrained(path, dtype=torch.float32, **options, **fields)
     replaced = [name for name, *_ in report["mismatched_keys"]]
     if broken := [name for name in replaced if not name.startswith("classifier.")]:
         raise ValueError(f"{path} has weights of other shapes than its config says: {broken}")

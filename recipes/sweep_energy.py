@@ -22,10 +22,11 @@ from typing import Any
 
 import transformers
 from common import is_score, write_text
-from distill import STUDENTS, USUAL_PHASES, distill
+from distill import STUDENTS, USUAL_PHASES, distill, parse
 
 from spikenlp.analysis.plots import plot_energy_front
 from spikenlp.provenance import run_record
+from spikenlp.training.trainer import check_penalty
 
 BILLINGS = ("float32", "int8")
 TRAINED_WITH_PENALTY = ("collapsed", "unrolled")
@@ -54,6 +55,16 @@ def last_trained(phases: list[str]) -> str:
             "--spike_targets without a value"
         )
     return trained[-1]
+
+
+def check_targets(options: list[str], phases: list[str], weight: float) -> None:
+    """Raises ValueError where a penalty of `weight` would do nothing, or cannot be."""
+    if not weight > 0:
+        raise ValueError(
+            f"--spike_weight must be > 0 where there are --spike_targets, got {weight}"
+        )
+    student, *_, training = parse([*options, "--spike_weight", str(weight)])
+    check_penalty(student.student_config(phases), training)
 
 
 def folder_of(root: Path, steps: int, share: float | None = None) -> Path:
@@ -89,7 +100,7 @@ def run_target(
             *("--output_dir", str(folder_of(root, steps, share))),
             *("--student", str(before / trained)),
             *("--spike_target", str(wanted), "--spike_weight", str(weight)),
-            *("--reconstruct", "False"),
+            *("--reconstruct", "False", "--spike_cost", "0"),
             *("--phases", "converted", *again),
         ]
     )
@@ -171,6 +182,7 @@ def main() -> None:
     args, options = parser.parse_known_args()
     if args.spike_targets:
         last_trained(args.phases)
+        check_targets(options, args.phases, args.spike_weight)
     root: Path = args.output_dir
     given = [] if args.teacher is None else ["--teacher", args.teacher]
     teacher = distill([*options, *given, "--phases", "teacher", "--output_dir", str(root)])

@@ -220,8 +220,8 @@ def watch_neurons(model: nn.Module, observe: Callable[[Sent], None], *, real: Te
     def watched_step(name, neuron):
         step = neuron.step
 
-        def watched(x, v=None):
-            sent, v = step(x, v)
+        def watched(x, v=None, **options):
+            sent, v = step(x, v, **options)
             report(name, neuron, sent, False, mask[0], next_step.get(neuron, 0))
             next_step[neuron] = next_step.get(neuron, 0) + 1
             return sent, v

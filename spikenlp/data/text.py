@@ -7,6 +7,7 @@ and nothing is padded or thrown away.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -49,7 +50,8 @@ def load_corpus(
         .tab files copies, are left out.
 
     Raises:
-        ValueError: not exactly one source, an argument out of range, no text, a column that is not there.
+        ValueError: not exactly one source, an argument out of range, no text, a column that is not there, a
+            .txt file that is not UTF-8.
         FileNotFoundError: no such file.
 
     >>> corpus = load_corpus("datasets/20newsgroups-train.tab")
@@ -123,6 +125,8 @@ def _read_files(
     files: str | Path | Sequence[str | Path], column: str | None, sample_by: str
 ) -> Dataset:
     paths = _expand([files] if isinstance(files, str | Path) else files)
+    if column and not any(path.suffix == ".tab" for path in paths):
+        raise ValueError(f"column={column!r} is of .tab files and data sets: a .txt file has none")
     texts: list[str] = []
     for path in paths:
         if path.suffix == ".tab":
@@ -131,9 +135,16 @@ def _read_files(
     texts = list(dict.fromkeys(text.strip() for text in texts))
     for path in paths:
         if path.suffix == ".txt":
-            rows = load_dataset("text", data_files=str(path), split="train", sample_by=sample_by)
-            texts += [text.strip() for text in rows["text"]]
+            texts += [text.strip() for text in _read_txt(path, sample_by)]
     return Dataset.from_dict({"text": [text for text in texts if text]})
+
+
+def _read_txt(path: Path, sample_by: str) -> list[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return list(file) if sample_by == "line" else re.split(r"\n[ \t]*\n", file.read())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from None
 
 
 def _expand(files: Iterable[str | Path]) -> list[Path]:

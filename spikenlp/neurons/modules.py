@@ -287,14 +287,20 @@ class IF(SpikingNeuron):
         return self._advance(spike_once, self.current(x), state, running, parameters, **options)
 
     @torch.no_grad()
-    def step(self, x: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """One time step, without gradient: x [...] and v [...] (None: 0) to (alpha * s, v)."""
+    def step(
+        self, x: Tensor, v: Tensor | None = None, *, active: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One time step, without gradient: x [...] and v [...] (None: 0) to (alpha * s, v).
+
+        `active`: 0 where nothing is sent any more and 1 elsewhere, broadcast against x.
+        """
         self._check_step(x)
         threshold = floored(self._broadcast(self.v_threshold, x))
         u = self.current(x.float())
         if v is not None:
             u = self.decay() * v + u
         s = spike_function(u, threshold, self.ternary)
+        s = s if active is None else s * active
         v = reset_membrane(u, s, threshold, self.reset == "hard", self.v_reset)
         return (floored(self._broadcast(self.amplitude, x)) * s).to(spike_dtype(x)), v
 

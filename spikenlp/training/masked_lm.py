@@ -22,6 +22,11 @@ from spikenlp.training.arguments import SpikingTrainingArguments
 from spikenlp.training.loss_function import TemporalLossFunction
 from spikenlp.training.trainer import SpikingTrainer
 
+NO_LABELS = (
+    "masked language models learn from, and are scored on, the tokens that labels mark as masked, and the batch has "
+    "no labels: use DataCollatorForLanguageModeling"
+)
+
 
 class MaskedLMLossFunction(TemporalLossFunction):
     """A temporal loss of the logits of masked tokens alone, [N, T, V], or of their mean, [N, V]."""
@@ -81,6 +86,8 @@ class MaskedLMTrainer(SpikingTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         per_step = not model.training or self.args.temporal_loss != "sdt"
+        if inputs.get("labels") is None:
+            raise ValueError(NO_LABELS)
         asked = {
             "masked_positions": inputs["labels"] != IGNORE_INDEX,
             "output_timesteps": per_step,
@@ -100,10 +107,7 @@ def token_scores(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
         float32 [B, T, 2]: cross entropy of the running mean at each step, and tokens predicted right.
     """
     if labels is None:
-        raise ValueError(
-            "masked language models are scored on the tokens that labels mark as masked, and the batch has none: "
-            "use DataCollatorForLanguageModeling"
-        )
+        raise ValueError(NO_LABELS)
     steps = logits[-1] if isinstance(logits, tuple) else logits
     masked = labels != IGNORE_INDEX
     if steps.dim() == 2:

@@ -330,7 +330,8 @@ def _rows(rows: list[int]) -> str:
 class FiringRateWatchdog(Watchdog):
     """Warns of layers of neurons that hardly fire, and of layers that always do.
 
-    Rates are those of training batches, padding left out, every `every` steps; a layer is reported
+    Rates are those of training batches, up to the last time step at which a neuron fires, padding left out, every
+    `every` steps; a layer is reported
     when it becomes dead or saturated, and not again while it stays so. Steps of the collapsed twin,
     which sends no spikes, are not looked at. With torch_compile a step that is looked at runs eagerly.
 
@@ -374,7 +375,10 @@ class FiringRateWatchdog(Watchdog):
         self._looking.close()
         if self._monitor is None:
             return
-        self.rates = {name: counts.rate for name, counts in self._monitor.layers.items()}
+        layers = self._monitor.layers
+        fired = self._monitor.rate_by_step.nonzero()
+        ran = int(fired.max()) + 1 if len(fired) else 1  # with `settle_tolerance` fewer than T
+        self.rates = {name: counts.spikes_per_neuron / ran for name, counts in layers.items()}
         self._monitor = None
         dead = {(name, False) for name, rate in self.rates.items() if rate < self.dead}
         saturated = {(name, True) for name, rate in self.rates.items() if rate > self.saturated}

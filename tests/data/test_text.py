@@ -28,6 +28,14 @@ def test_lines_of_text_files_are_documents(tmp_path):
     assert all_texts(load_corpus(tmp_path)) == sorted(DOCUMENTS)
 
 
+def test_a_file_is_no_pattern(tmp_path):
+    (tmp_path / "a[1].txt").write_text("this one\n")
+    (tmp_path / "a1.txt").write_text("another\n")
+    (tmp_path / "empty.txt").write_text("")
+    files = [tmp_path / "a[1].txt", tmp_path / "empty.txt"]
+    assert load_corpus(files, validation_share=0)["train"]["text"][:] == ["this one"]
+
+
 def test_paragraphs_of_text_files_are_documents(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one\ntwo\n\nthree\n\n\n\nfour\nfive\n", encoding="utf-8")
@@ -100,6 +108,8 @@ def test_which_column_is_the_text_must_be_clear(tmp_path):
         ({"files": "empty.txt"}, ValueError, "no document of text for the train split"),
         ({"files": "folder"}, FileNotFoundError, "holds no .tab or .txt file"),
         ({"files": "a.csv"}, ValueError, "text files end in .tab or .txt"),
+        ({"files": "a.txt", "column": "body"}, ValueError, "column='body' is of .tab files"),
+        ({"files": "latin.txt"}, ValueError, "latin.txt is not UTF-8"),
         ({"files": "one.txt"}, ValueError, "no document of text for the validation split"),
     ],
 )
@@ -113,6 +123,7 @@ def test_bad_sources_are_refused(options, error, message, tmp_path, monkeypatch)
         ("one.txt", "a"),
     ):
         (tmp_path / name).write_text(text)
+    (tmp_path / "latin.txt").write_bytes("é\n".encode("latin-1"))
     with pytest.raises(error, match=message):
         load_corpus(**options)
 

@@ -19,11 +19,14 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
     BertTokenizer,
     DistilBertConfig,
     RobertaConfig,
@@ -429,6 +432,33 @@ def test_a_student_of_fewer_layers_and_words_learns_from_a_teacher_of_as_many_wo
     assert distill.distill([*arguments, *apart])["teacher"] == found["teacher"]
     made = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "collapsed")
     assert (made.config.num_hidden_layers, made.config.vocab_size) == (1, small.config.vocab_size)
+
+
+@pytest.mark.parametrize("kind", [BertModel, BertForTokenClassification])
+def test_what_is_shrunk_keeps_the_head_that_it_has(kind, tmp_path):
+    torch.manual_seed(0)
+    model = kind(BertConfig(**TINY_DENSE))
+    model.save_pretrained(tmp_path / "large")
+    wordpiece_tokenizer(["a word"]).save_pretrained(tmp_path / "large")
+    out = str(tmp_path / "small")
+    shrink(
+        ShrinkArguments(str(tmp_path / "large"), out, num_hidden_layers=1),
+        DataArguments(task_name="qqp"),
+    )
+    small = kind.from_pretrained(out)
+    assert small.config.architectures == [kind.__name__]
+    assert type(AutoModel.from_pretrained(out)) is BertModel
+    named = dict(model.named_parameters())
+    for name, value in small.named_parameters():
+        if "encoder" not in name:
+            assert torch.equal(value, named[name]), name
+
+
+def test_a_spiking_model_is_not_shrunk(tmp_path):
+    SpikingBertForSequenceClassification(SpikingBertConfig(**TINY_DENSE)).save_pretrained(tmp_path)
+    options = ShrinkArguments(str(tmp_path), str(tmp_path / "small"), num_hidden_layers=1)
+    with pytest.raises(ValueError, match="give a dense BERT"):
+        shrink(options, DataArguments(task_name="qqp"))
 
 
 @pytest.mark.slow
@@ -901,6 +931,8 @@ def test_a_target_goes_on_from_the_run_above_it(tmp_path, monkeypatch, phases, g
     monkeypatch.setattr(sweep_energy, "distill", distill)
     argv = [
         "sweep_energy.py",
+        "--task_name",
+        "qqp",
         "--timesteps",
         "2",
         "4",
@@ -921,6 +953,7 @@ def test_a_target_goes_on_from_the_run_above_it(tmp_path, monkeypatch, phases, g
         assert run[run.index("--spike_target") + 1] == target
     assert penalised[penalised.index("--phases") + 1 :] == ["converted", *again]
     assert penalised[penalised.index("--reconstruct") + 1] == "False"  # it is spiking by now
+    assert penalised[penalised.index("--spike_cost") + 1] == "0"  # nor calibrated anew
     lengths = [call[call.index("--max_steps") + 1] for call in (free, penalised, lower, *rest)]
     assert lengths == ["40"] * 3 + ["20"] * 3
 
@@ -941,6 +974,21 @@ def test_targets_need_a_phase_that_trains(tmp_path, monkeypatch):
         sweep_energy.main()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--spike_weight", "0"], "--spike_weight must be > 0"),
+        (["--architecture", "spikingbert"], "gradient='implicit'"),
+    ],
+)
+def test_a_sweep_tells_at_once_that_a_penalty_cannot_be(options, message, tmp_path, monkeypatch):
+    argv = ["sweep_energy.py", "--task_name", "qqp", "--phases", "converted", "unrolled"]
+    monkeypatch.setattr(sys, "argv", [*argv, *options, "--output_dir", str(tmp_path)])
+    monkeypatch.setattr(sweep_energy, "distill", lambda argv: pytest.fail("must not run"))
+    with pytest.raises(ValueError, match=message):
+        sweep_energy.main()
+
+
 def test_a_sweep_is_written_whole(tmp_path, monkeypatch):
     def replace(source, target):
         raise OSError("no space left")
@@ -948,7 +996,8 @@ def test_a_sweep_is_written_whole(tmp_path, monkeypatch):
     dense = {"teacher": {"dense": {"accuracy": 0.99}}}
     found = {**dense, "unrolled": {"spiking": {"accuracy": 0.8}, **SPENT}}
     monkeypatch.setattr(sweep_energy, "distill", lambda argv: found)
-    argv = ["sweep_energy.py", "--timesteps", "2", "--output_dir", str(tmp_path)]
+    argv = ["sweep_energy.py", "--task_name", "qqp", "--timesteps", "2"]
+    argv += ["--output_dir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(os, "replace", replace)
     (tmp_path / "sweep.json").write_text("before")
@@ -960,7 +1009,7 @@ def test_a_sweep_is_written_whole(tmp_path, monkeypatch):
 def test_a_target_for_all_runs_is_not_taken_for_the_targets_of_the_sweep(
     options, tmp_path, monkeypatch
 ):
-    words = [*options[0], "--spike_weight", "0", "--spike_target", "0.7"]
+    words = [*options[0], "--spike_target", "0.7"]
     monkeypatch.setattr(sys, "argv", ["sweep_energy.py", *words, "--output_dir", str(tmp_path)])
     with pytest.raises(ValueError, match="does nothing without spike_weight"):
         sweep_energy.main()

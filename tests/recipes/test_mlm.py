@@ -124,6 +124,16 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_ran_through(
 
 
 @pytest.mark.slow
+def test_a_finished_run_keeps_its_record(pretrained, text_file, tokenizer_folder):
+    before = json.loads((pretrained / "results.json").read_text())
+    run_here(mlm, *pretraining(text_file, tokenizer_folder, pretrained))
+    after = json.loads((pretrained / "results.json").read_text())
+    assert before["training"]["seconds"] > 0
+    assert after["training"] == before["training"]
+    assert after["spiking"]["loss"] == before["spiking"]["loss"]
+
+
+@pytest.mark.slow
 def test_r8_from_a_pretrained_model_is_chosen_on_validation_and_reported_on_test(
     pretrained, tmp_path
 ):
@@ -245,6 +255,34 @@ def test_a_spiking_checkpoint_is_calibrated_anew_for_another_number_of_steps(
 
 
 @pytest.mark.parametrize("recipe", ["mlm", "glue"])
+def test_what_changes_no_spike_leaves_amplitudes_as_they_were(
+    recipe, text_file, dense_model, tmp_path
+):
+    kind = SpikingBertForMaskedLM if recipe == "mlm" else SpikingBertForSequenceClassification
+    before = kind.from_dense(
+        str(dense_model), architecture="spikingbert", num_timesteps=4, settle_tolerance=0.1
+    )
+    with torch.no_grad():
+        before.bert.encoder.neuron.v_threshold += 0.01  # as training would
+    before.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(dense_model).save_pretrained(tmp_path)
+    for field in ({"gradient": "bptt"}, {"settle_tolerance": 1e-3}):
+        asked = {"model_name_or_path": str(tmp_path), **field}
+        model = built(recipe, asked, 16, text_file, tmp_path / "out")
+        for name, weight in before.state_dict().items():
+            assert torch.equal(model.state_dict()[name], weight), name
+
+
+@pytest.mark.parametrize("recipe", ["mlm", "glue"])
+def test_what_is_trained_is_in_float32(recipe, text_file, dense_model, tmp_path):
+    kind = SpikingBertForMaskedLM if recipe == "mlm" else SpikingBertForSequenceClassification
+    kind.from_dense(str(dense_model), num_timesteps=2).bfloat16().save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(dense_model).save_pretrained(tmp_path)
+    model = built(recipe, {"model_name_or_path": str(tmp_path)}, 16, text_file, tmp_path / "out")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("recipe", ["mlm", "glue"])
 def test_a_model_from_scratch_fits_its_tokenizer_and_the_texts(recipe, text_file, tmp_path):
     tokenizer = wordpiece_tokenizer(documents(20, seed=0))
     tokenizer.pad_token = "[MASK]"
@@ -265,6 +303,9 @@ def test_overrides_have_the_types_of_the_config():
     for wrong in ("hidden=64", "ternary=False", "hidden_size"):
         with pytest.raises(ValueError, match="config_overrides"):
             parse_overrides(wrong)
+    for taken in ("hidden_dropout_prob=0.2", "vocab_size=999", "pad_token_id=1"):
+        with pytest.raises(ValueError, match="leave it out"):
+            parse_overrides(taken, StudentArguments().spiking_fields())
 
 
 def test_blocks_come_in_the_same_random_order(text_file):

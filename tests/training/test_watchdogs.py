@@ -358,6 +358,20 @@ def test_dead_and_saturated_layers_are_reported_once_with_advice(tmp_path, caplo
     assert dead in caplog.text
 
 
+def test_steps_that_settled_samples_do_not_run_make_no_layer_dead(tmp_path):
+    options = {"neuron_learning_rate": 0.0, "learning_rate": 0.0, "max_steps": 1}
+    model = make_model(
+        architecture="spikingbert", num_timesteps=400, settle_tolerance=0.07, initializer_range=0.3
+    )
+    with SpikeMonitor(copy.deepcopy(model).train()) as monitor, torch.no_grad():
+        monitor.model(torch.tensor(make_data()["input_ids"]))
+    assert max(counts.rate for counts in monitor.layers.values()) < 0.08
+    watchdog = FiringRateWatchdog(every=1, dead=0.1)
+    trainer_of(tmp_path, model, [watchdog], temporal_loss="sdt", **options).train()
+    assert watchdog.reports == []
+    assert min(watchdog.rates.values()) > 0.1
+
+
 def test_training_that_fails_leaves_no_hooks(tmp_path):
     model = make_model()
     with torch.no_grad():

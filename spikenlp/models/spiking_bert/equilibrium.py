@@ -92,7 +92,7 @@ class Stepping:
         self.running = running
         self.t = 0
         self.active: Tensor | None = None
-        """Samples whose spikes still count, [1, B, 1, 1] of 0 and 1; None: all."""
+        """Samples that still spike, [1, B, 1, 1] of 0 and 1; None: all."""
         self.steps: Tensor | int = 0
         """Steps that counted, of all samples or [1, B, 1, 1]."""
         self.totals: dict[IF, Tensor] = {}
@@ -111,10 +111,10 @@ class Stepping:
             total = current.float() * self.t
             current = total - self._received[neuron] if neuron in self._received else total
             self._received[neuron] = total
-        sent, self._membranes[neuron] = neuron.step(current, self._membranes.get(neuron))
-        counted = sent.float() if self.active is None else sent.float() * self.active
-        before = self.totals.get(neuron)
-        self.totals[neuron] = counted if before is None else before + counted
+        before = self._membranes.get(neuron)
+        sent, self._membranes[neuron] = neuron.step(current, before, active=self.active)
+        total = self.totals.get(neuron)
+        self.totals[neuron] = sent.float() if total is None else total + sent.float()
         return self.mean(neuron).to(value.dtype) if self.running else sent
 
     def time_mean(self, sent: Tensor) -> None:
@@ -128,7 +128,7 @@ class Stepping:
         return {neuron: self.mean(neuron) for neuron in self.totals}
 
     def stop_settled(self, tolerance: float, real: Tensor | None) -> bool:
-        """Whether all samples have settled; those that have count no further. `real` [B, L]."""
+        """Whether all samples have settled; those that have spike no further. `real` [B, L]."""
         if self.t not in _LOOKED_AT:
             return False
         means = self._earlier[self.t] = self.means()

@@ -15,6 +15,7 @@ from spikenlp import (
     SpikingBertForTokenClassification,
     SpikingBertModel,
 )
+from spikenlp.analysis import SpikeMonitor
 from spikenlp.losses import sdt_loss, tet_loss, tmc_loss
 from spikenlp.models.spiking_bert.equilibrium import AtRates, equilibrium_rate
 from spikenlp.neurons import IF
@@ -362,9 +363,9 @@ def test_settled_samples_stop(batches):
     ran = []
     step = IF.step
 
-    def counted(neuron, x, v=None):
+    def counted(neuron, x, v=None, **options):
         ran.append(neuron)
-        return step(neuron, x, v)
+        return step(neuron, x, v, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(IF, "step", counted)
@@ -393,6 +394,21 @@ def test_a_sample_has_the_same_result_alone_and_in_a_padded_batch(nonlinearity, 
     for i, length in enumerate(lengths[:3]):
         alone = model(input_ids=batch["input_ids"][i : i + 1, :length]).logits[0]
         torch.testing.assert_close(together[i, :length], alone, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("nonlinearity", ["step", "running"])
+def test_a_settled_sample_spikes_no_further_whoever_is_beside_it(nonlinearity, batches):
+    model = make(nonlinearity=nonlinearity, num_timesteps=100, settle_tolerance=0.07)
+    lengths = batches[0]["attention_mask"].sum(1).tolist()
+
+    def spikes(ids, mask):
+        with SpikeMonitor(model) as monitor, torch.no_grad():
+            model(input_ids=ids, attention_mask=mask)
+        return sum(int((c.positive + c.negative).sum()) for c in monitor.layers.values())
+
+    ids, mask = batches[0]["input_ids"], batches[0]["attention_mask"]
+    alone = [spikes(ids[i : i + 1, :n], mask[i : i + 1, :n]) for i, n in enumerate(lengths)]
+    assert spikes(ids, mask) == pytest.approx(sum(alone), rel=1e-3)
 
 
 def test_samples_stop_each_on_its_own(batches):
