@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import HfArgumentParser, TrainingArguments, set_seed
+from transformers import HfArgumentParser, TrainerState, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 
 from spikenlp import SpikingTrainer, SpikingTrainingArguments
 from spikenlp.data.files import write_whole
@@ -121,15 +122,14 @@ def train(trainer: SpikingTrainer, args: SpikingTrainingArguments) -> dict[str, 
     that is done it stays what it was.
     """
     resume = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
-    record = Path(args.output_dir) / "results.json"
-    before = json.loads(record.read_text()).get("training") if record.exists() else None
     if resume and trainer.is_world_process_zero():
         print(f"resuming from {resume}", flush=True)
     trained = trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     trainer.save_state()
-    if before and before["steps"] == trainer.state.global_step:
-        return before
+    record = Path(args.output_dir) / "results.json"
+    if resume and record.exists() and _step_of(resume) == trainer.state.global_step:
+        return json.loads(record.read_text())["training"]
     return {
         "steps": trainer.state.global_step,
         "seconds": None if resume else trained.metrics["train_runtime"],
@@ -137,6 +137,10 @@ def train(trainer: SpikingTrainer, args: SpikingTrainingArguments) -> dict[str, 
         "temporal_loss": temporal_loss_of(args),
         **({} if args.collapsed else args.temporal_loss_options()),
     }
+
+
+def _step_of(checkpoint: str) -> int:
+    return TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step
 
 
 def base_model(path: str | None) -> str | None:

@@ -39,21 +39,28 @@ CARRIES = {
 @dataclass(frozen=True)
 class Axis:
     """Where time, samples or positions lie in a tensor's memory: element `o` has the index
-    o // stride % size."""
+    start + step (o // stride % size), of `whole` that there are."""
 
     stride: int
     size: int
+    whole: int
+    start: int = 0
+    step: int = 1
 
     def lies_on(self, x: Tensor, dim: int) -> bool:
         """Whether the index changes along dimension `dim` of `x`, which may be several in one."""
-        return x.stride(dim) <= self.stride < x.stride(dim) * x.shape[dim]
+        last = x.stride(dim) * (x.shape[dim] - 1)
+        if x.stride(dim) >= self.stride:
+            return last > 0 and x.stride(dim) % (self.stride * self.size) != 0
+        first = x.storage_offset()
+        return first // self.stride != (first + last) // self.stride
 
     def index(self, x: Tensor) -> Tensor:
         """Of each element of `x`, int64 in its shape, on the CPU."""
         offset = torch.tensor(x.storage_offset())
         for size, stride in zip(x.shape, x.stride(), strict=True):
             offset = offset[..., None] + stride * torch.arange(size)
-        return offset // self.stride % self.size
+        return self.start + self.step * (offset // self.stride % self.size)
 
     def along(self, x: Tensor) -> tuple[int | None, Tensor]:
         """The dimension of `x` that it lies on, and the index there; None and one index, [], where all
@@ -68,19 +75,29 @@ Axes = dict[str, Axis]
 
 def axes_on(x: Tensor, **dims: int) -> Axes:
     """`dims`: the dimension of `x` that each axis is; of one entry there is nothing to tell apart."""
-    return {name: Axis(x.stride(d), x.shape[d]) for name, d in dims.items() if x.shape[d] > 1}
+    sizes = {name: x.shape[d] for name, d in dims.items()}
+    return {k: Axis(x.stride(d), sizes[k], sizes[k]) for k, d in dims.items() if sizes[k] > 1}
 
 
 def move_axes(x: Tensor, axes: Axes, y: Tensor, pairs: Iterable[tuple[int, int]]) -> Axes:
     """Axes of `y`, whose dimension j is dimension i of `x` for each pair (i, j)."""
     moved = {}
-    for i, j in pairs:
+    for i, j in pairs if x.numel() else ():
         for name, axis in axes.items():
             if axis.lies_on(x, i) and x.shape[i] == y.shape[j]:
-                within = axis.stride // x.stride(i)
+                within = max(axis.stride // x.stride(i), 1)
                 size = min(axis.size, x.shape[i] // within)
-                moved[name] = Axis(y.stride(j) * within, size)
+                start, skipped = int(axis.index(x[(0,) * x.dim()])), x.stride(i) // axis.stride
+                step = axis.step * max(skipped, 1)
+                moved[name] = Axis(y.stride(j) * within, size, axis.whole, start, step)
     return moved
+
+
+def _taken(index: Any) -> int:
+    """How many dimensions one part of an index takes."""
+    if index is None or index is ...:
+        return 0
+    return index.dim() if isinstance(index, Tensor) and index.dtype == torch.bool else 1
 
 
 def _dims(given: Any) -> tuple:
@@ -105,10 +122,10 @@ def follow_axes(func: Any, args: tuple, kwargs: dict, x: Tensor, axes: Axes, y: 
         return move_axes(x, axes, torch.empty(x.shape, device="meta"), same)
     if func in INDEXES:
         index: Any = args[1] if isinstance(args[1], tuple) else (args[1],)
-        rest = [slice(None)] * (own - sum(at is not None and at is not ... for at in index))
+        rest = [slice(None)] * (own - sum(map(_taken, index)))
         index = [at for given in index for at in (rest if given is ... else [given])]
-        whole = next((i for i, at in enumerate(index) if at != slice(None)), len(index))
-        return move_axes(x, axes, y, same[:whole])
+        kept = [isinstance(at, slice) and at == slice(None) for at in index]
+        return move_axes(x, axes, y, same[: [*kept, False].index(False)])
     if func in PICKS:
         return move_axes(x, axes, y, [pair for pair in same if pair[0] != dim % own])
     if func in CATS:
@@ -151,7 +168,9 @@ def carry(func: Any, args: tuple, kwargs: dict, operands: list[Spikes | None]) -
         return replace(first, behind=behind)
     if func in RESHAPES or func in INDEXES or func in PICKS:
         return replace(first, behind=func(behind, *others, **kwargs))
-    if func in ADD and isinstance(others[0], int) and not others[0]:  # how Python's sum begins
+    if (
+        func in ADD and others and isinstance(others[0], int) and not others[0]
+    ):  # how Python's sum begins
         return replace(first, behind=behind)
     if func in SUMS and not kwargs.get("dtype"):
         return Spikes(

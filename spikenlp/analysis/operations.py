@@ -38,7 +38,8 @@ ELEMENTWISE = {
 """Float functions between products, by what they are billed as."""
 
 UNREGISTERED = {
-    getattr(torch.ops.aten, name)
-    for name in ("mv", "addmv", "dot", "vdot", "addr", "_trilinear", "mkldnn_rnn_layer")
+    *(torch.ops.aten.mv, torch.ops.aten.addmv, torch.ops.aten.dot, torch.ops.aten.vdot),
+    *(torch.ops.aten.addr, torch.ops.aten.addbmm, torch.ops.aten._int_mm, torch.ops.aten.sspaddmm),
+    *(torch.ops.aten._trilinear, torch.ops.aten.mkldnn_rnn_layer, torch.ops.aten.conv_tbc),
 }
 """Products that torch's own counter of operations leaves out."""

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from spikenlp.analysis.following import (
     CARRIES,
     CASTS,
+    CATS,
     INDEXES,
     PICKS,
     Axes,
@@ -78,19 +79,25 @@ def _index_of(x: Tensor, memory: _Memory) -> dict[str, int]:
     if not x.numel():
         return {}
     first = x[(0,) * x.dim()]
-    alone = {
-        k: a
-        for k, a in memory.axes.items()
-        if not any(map(a.lies_on, [x] * x.dim(), range(x.dim())))
-    }
-    return memory.at | {name: int(axis.index(first)) for name, axis in alone.items()}
+    spread = {k for k, a in memory.axes.items() if any(a.lies_on(x, d) for d in range(x.dim()))}
+    alone = {k: int(a.index(first)) for k, a in memory.axes.items() if k not in spread}
+    return memory.at | alone
 
 
 def _common(indices: Sequence[dict[str, int]]) -> dict[str, int]:
-    """Those that are the same in all that have one."""
+    """Those that are the same in all that have one; of several time steps the last, from which on there is what
+    was made of them."""
     names = {name for index in indices for name in index}
     found = {name: {index[name] for index in indices if name in index} for name in names}
-    return {name: values.pop() for name, values in found.items() if len(values) == 1}
+    return {k: max(values) for k, values in found.items() if len(values) == 1 or k == "time"}
+
+
+def _joined(indices: Sequence[dict[str, int]]) -> set[str]:
+    """The axes whose entries, one after the other, tensors with these indices are; time steps in any order."""
+    names = {name for index in indices for name in index}
+    every = list(range(len(indices)))
+    found = {name: [index.get(name, -1) for index in indices] for name in names}
+    return {k for k, v in found.items() if v == every or (k == "time" and sorted(v) == every)}
 
 
 def _laid_out(values: Tensor, x: Tensor) -> Tensor:
@@ -263,6 +270,9 @@ class _Recorder(TorchFunctionMode):
         addresses = {_address(x) for x in operands}
         made = [y for y in _tensors([result]) if _address(y) not in addresses]
         known = [(x, memory) for x in operands if (memory := self._known(x)) is not None]
+        if known and args and result is args[0] is known[0][0]:  # in place
+            _, changed = known[0]
+            changed.at |= _common([_index_of(x, m) for x, m in known if "time" not in m.axes])
         carried = None
         if func in CARRIES and isinstance(result, Tensor) and made:
             carried = carry(func, args, kwargs, [self.origin(x) for x in operands])
@@ -277,21 +287,14 @@ class _Recorder(TorchFunctionMode):
             for x, memory in known:
                 axes = follow_axes(func, args, kwargs, x, memory.axes, y) | axes
             fixed = [_index_of(x, memory) for x, memory in known]
-            if func is torch.stack:
-                dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-                joined = self._joined(fixed, len(operands)) - axes.keys()
-                axes |= axes_on(y, **dict.fromkeys(joined, dim))
+            dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+            singles = func in CATS and all(x.shape[dim] == 1 for x in operands)
+            if (func is torch.stack or singles) and len(fixed) == len(operands):
+                axes |= axes_on(y, **dict.fromkeys(_joined(fixed) - axes.keys(), dim))
             at = {name: i for name, i in _common(fixed).items() if name not in axes}
             self._memory[address] = _Memory(axes, at)
             if carried is not None:
                 self._keep(y, carried)
-
-    def _joined(self, fixed: Sequence[dict[str, int]], tensors: int) -> set[str]:
-        """The axes whose entries, one after the other, a stack of so many `tensors` is."""
-        names = {name for index in fixed for name in index}
-        in_order = {n for n in names if [i.get(n) for i in fixed] == list(range(tensors))}
-        unknown = "time" not in names and tensors == self.num_timesteps
-        return in_order | ({"time"} if unknown else set())
 
     # --- counting ------------------------------------------------------------------------------
 
@@ -324,7 +327,7 @@ class _Recorder(TorchFunctionMode):
 
         sample, real = index("sample"), torch.ones(first.shape, dtype=torch.int64)
         position = memory.axes.get("position")
-        whole = position is None or (self.mask is not None and position.size == self.mask.shape[1])
+        whole = position is None or (self.mask is not None and position.whole == self.mask.shape[1])
         if self.mask is not None and whole and (position or "position" in memory.at):
             real = self.mask[sample, index("position")].long()
         by_sample = torch.zeros(self.samples, dtype=torch.int64)
@@ -345,6 +348,10 @@ class _Recorder(TorchFunctionMode):
         """Sums of `counts`, in the shape of `x` or of its first dimensions, int64 [B] on the CPU."""
         memory = self._known(x)
         axis = None if memory is None else memory.axes.get("sample")
+        if memory is not None and "sample" in memory.at:
+            alone = torch.zeros(self.samples, dtype=torch.int64)
+            alone[memory.at["sample"]] = round(float(counts.sum()))
+            return alone
         if axis is None:
             total = round(float(counts.sum()))
             share = torch.full((self.samples,), total // self.samples)
@@ -381,14 +388,19 @@ class _Recorder(TorchFunctionMode):
             self._made_by_layer = result if func in LAYERS else None
         elif func is F.batch_norm and self._folds(args[0]):
             return result
-        elif (kind := ELEMENTWISE.get(func)) and isinstance(result, Tensor) and result.dim() > 1:
+        elif (kind := ELEMENTWISE.get(func)) and self._is_billed(result):
             rows, at_steps = self.rows(result)
-            if result.dim() > 2 or at_steps:
-                count = rows * result.shape[-1]
-                means = (0 if kind == "residual" else 2) * count
-                timeless = not self.neurons and not at_steps
-                self._elementwise("input" if timeless else kind, count, at_steps, means)
+            count = rows * result.shape[-1]
+            means = (0 if kind == "residual" else 2) * count
+            timeless = not self.neurons and not at_steps
+            self._elementwise("input" if timeless else kind, count, at_steps, means)
         return result
+
+    def _is_billed(self, x: Any) -> bool:
+        """Whether `x`, which a float function returned, is of positions or time steps; what prepares a mask is not."""
+        if not isinstance(x, Tensor) or not x.dim():
+            return False
+        return x.dim() > 2 or bool(self._at_steps(x, self._known(x)))
 
     def _folds(self, input: Tensor) -> bool:
         """Whether a batch norm (in eval mode) goes into the weights of the layer before it, as in
@@ -474,20 +486,22 @@ class _Recorder(TorchFunctionMode):
     def _attention(self, func, result, query: Tensor, key: Tensor, value: Tensor, *_, **options):
         """Query [..., heads, L, d], or of the first token alone [..., heads, 1, d]: each real query
         of a sample meets each real key of it."""
-        heads, found, width = query.shape[-3:]
+        found, width = query.shape[-2:]
+        memory = self._known(query)
+        units = self._by_sample(torch.ones(query.shape[:-2]), query)  # a head at a step is one
         steps = query.shape[:-3].numel() // self.samples
-        at_steps = self._at_steps(query, self._known(query)) or frozenset(range(steps))
+        at_steps = self._at_steps(query, memory) or frozenset(range(steps))
         lengths = self.lengths
         if lengths is None or self.mask is None or self.mask.shape[1] != key.shape[-2]:
             lengths = torch.full((self.samples,), key.shape[-2])
         queries = lengths if found == key.shape[-2] else torch.full_like(lengths, found)
-        macs = steps * queries * lengths * heads * width
+        macs = units * queries * lengths * width
         for operand, kind in ((key, "attention scores"), (value, "attention context")):
             origin = self._of_single(operand)
             sops = None if origin is None else self._by_sample(origin.behind, operand) * queries
             self._add(kind, origin, macs, at_steps, sops, "." + kind.split()[1])
-        streams = 2 * steps * (queries + lengths) * heads * width
-        self._elementwise("softmax", steps * queries * lengths * heads, at_steps, streams)
+        streams = 2 * units * (queries + lengths) * width
+        self._elementwise("softmax", units * queries * lengths, at_steps, streams)
 
 
 _SECOND = ("other", "mat1", "mat2", "batch1", "batch2")

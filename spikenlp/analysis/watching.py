@@ -64,13 +64,13 @@ class Sent:
 
 
 def position_dim(neuron: SpikingNeuron, sent: Tensor, real: Tensor | None) -> int | None:
-    """The dimension of `sent` [T, B, ...] on which the positions of the mask `real` [B, L] lie: the last one
-    of L that does not hold the channels."""
+    """The dimension of `sent` [T, B, ...] on which the positions of the mask `real` [B, L] lie: the only one
+    of L that does not hold the channels. None where there is no such one, or are several."""
     if real is None or len(real) != sent.shape[1]:
         return None
     channel = neuron.channel_dim % sent.dim()
     found = [d for d in range(2, sent.dim()) if d != channel and sent.shape[d] == real.shape[1]]
-    return found[-1] if found else None
+    return found[0] if len(found) == 1 else None
 
 
 def configs_of(model: nn.Module) -> list[Any]:

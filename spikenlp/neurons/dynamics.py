@@ -39,7 +39,7 @@ SMALLEST_SCALE = 1e-6
 
 def floored(scale: Tensor) -> Tensor:
     """A threshold or an amplitude, `SMALLEST_SCALE` at least. Its gradient passes below it as above."""
-    return scale.clamp_min(SMALLEST_SCALE)
+    return scale.detach().clamp_min(SMALLEST_SCALE) + (scale - scale.detach())
 
 
 def spike_function(u: Tensor, threshold: Tensor | float, ternary: bool) -> Tensor:

@@ -126,6 +126,10 @@ class SpikingTrainingArguments(TrainingArguments):
             raise ValueError(
                 "batch_eval_metrics must be False: metrics at each time step are of the whole eval set"
             )
+        if not self.eval_do_concat_batches:
+            raise ValueError(
+                "eval_do_concat_batches must be True: metrics at each time step are of the whole eval set"
+            )
         if self.spike_target and not self.spike_weight:
             raise ValueError(
                 f"spike_target={self.spike_target} does nothing without spike_weight > 0"

@@ -303,8 +303,14 @@ class ResumableTrainer(Trainer):
         return state.global_step >= state.max_steps and epochs >= self.args.num_train_epochs
 
     def _train_no_further(self, folder: str, state: TrainerState) -> TrainOutput:
-        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
-        self._load_from_checkpoint(best or folder)
+        if self.args.load_best_model_at_end and state.best_model_checkpoint:
+            best = Path(state.best_model_checkpoint)
+            # Of an output folder that was moved since.
+            best = best if best.is_dir() else Path(folder).parent / best.name
+            if problem := checkpoint_problem(best):
+                raise CheckpointError(f"the best checkpoint, {best}, cannot be loaded: {problem}")
+            folder, state.best_model_checkpoint = str(best), str(best)
+        self._load_from_checkpoint(folder)
         self.state = state
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
         loss = float(np.mean(losses)) if losses else float("nan")
@@ -331,12 +337,15 @@ class ResumableTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
             finally:
                 self._writing = False
-            best_is_here = self.state.best_model_checkpoint == str(unfinished)
-            if best_is_here:
-                self.state.best_model_checkpoint = str(place)
+            best = run / f"checkpoint-{self.state.best_global_step}"
+            found = self.state.best_model_checkpoint
+            # Here it has another name while it is written, and in a folder that was moved another path.
+            moved = str(best) != found and (best == place or best.is_dir())
+            if moved:
+                self.state.best_model_checkpoint = str(best)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                if best_is_here:
+                if moved:
                     self.state.save_to_json(str(unfinished / TRAINER_STATE_NAME))
                 _put_in_place(unfinished, place)
         except Exception as error:

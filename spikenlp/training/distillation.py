@@ -131,11 +131,11 @@ class DistillationTrainer(SpikingTrainer):
             until training ends).
         further_teachers: others of the task, fine-tuned from other seeds, say, whose logits are
             averaged with the teacher's. Hidden states and attention scores are the teacher's alone.
-        The rest as in `SpikingTrainer`. Accumulated batches of unlike sizes weigh as their labels, in collapsed
-        training and without labels the same.
+        The rest as in `SpikingTrainer`, without `model_init`. Accumulated batches of unlike sizes weigh as their labels;
+        in collapsed training, and without labels, each weighs the same.
 
     Raises:
-        ValueError: a vocabulary, head, number of classes, depth or number of attention heads that does not
+        ValueError: no `model`; adapters of another width than the teacher's; a vocabulary, head, number of classes, depth or number of attention heads that does not
             fit; layers that the teacher does not have; a penalty on spikes with gradient="implicit"; a
             teacher, or a dropout within it, left in training mode; a batch with a row of padding only, or that leaves nothing to learn; further teachers with
             logit_weight=0; without `args.collapsed` varied `collapsed_timesteps`, with it label
@@ -154,6 +154,8 @@ class DistillationTrainer(SpikingTrainer):
         further_teachers: Sequence[PreTrainedModel] = (),
         **kwargs: Any,
     ):
+        if model is None or kwargs.get("model_init") is not None:
+            raise ValueError("give the student as model: model_init is not for distillation")
         if not isinstance(args, DistillationArguments):
             raise ValueError(f"args must be DistillationArguments, got {type(args).__name__}")
         check_options(model, args)
@@ -166,6 +168,15 @@ class DistillationTrainer(SpikingTrainer):
         width, teacher_width = model.config.hidden_size, teacher.config.hidden_size
         projections: nn.ModuleList | None = None
         if args.hidden_weight and width != teacher_width:
+            if hasattr(model, "peft_config"):
+                raise ValueError(
+                    f"adapters of a student of width {width} keep no projection to a teacher of {teacher_width} in "
+                    "their checkpoints: set hidden_weight=0"
+                )
+            if (
+                args.ddp_find_unused_parameters is None
+            ):  # projections are used after the forward pass
+                args.ddp_find_unused_parameters = False
             set_seed(args.seed)
             projections = nn.ModuleList(nn.Linear(width, teacher_width) for _ in range(states))
             setattr(model, PROJECTIONS, projections.to(model.device))
@@ -197,9 +208,10 @@ class DistillationTrainer(SpikingTrainer):
         if self._projections is None:
             return super().train(*args, **kwargs)
         setattr(self.model, PROJECTIONS, self._projections)
-        output = super().train(*args, **kwargs)
-        delattr(self.model, PROJECTIONS)
-        return output
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            delattr(self.model, PROJECTIONS)
 
     def _cache_fits(self) -> bool:
         data, config, args = self.train_dataset, self.teacher.config, self.args

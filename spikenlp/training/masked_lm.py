@@ -24,7 +24,7 @@ from spikenlp.training.trainer import SpikingTrainer
 
 NO_LABELS = (
     "masked language models learn from, and are scored on, the tokens that labels mark as masked, and the batch has "
-    "no labels: use DataCollatorForLanguageModeling"
+    "no labels: use ReproducibleMasking (spikenlp.data) or DataCollatorForLanguageModeling"
 )
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
@@ -23,10 +22,7 @@ from spikenlp.data.masking import ReproducibleMasking
 
 
 def draws_samples(data: Any) -> bool:
-    """Whether the samples of a data set may have a random part: a torch `Dataset` with a length, or one of
-    `datasets` with a transform."""
-    if isinstance(data, datasets.Dataset):
-        return data.format["type"] == "custom"
+    """Whether samples are drawn by their indices, so that what is random in them and in their collator may be too."""
     return hasattr(data, "__len__") and not isinstance(data, IterableDataset)
 
 
@@ -80,7 +76,12 @@ class SeededBatches(CollatorOfEpoch):
     def __call__(self, indices: Sequence[int]) -> Any:
         drawn_from = np.array([self.seed, int(self._epoch), *indices], np.int64)
         with seeded(zlib.crc32(drawn_from.tobytes())):
-            return self.collator([self.data[index] for index in indices])
+            several = getattr(self.data, "__getitems__", None)
+            return self.collator(
+                [self.data[index] for index in indices]
+                if several is None
+                else several(list(indices))
+            )
 
 
 @contextmanager

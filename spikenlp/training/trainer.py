@@ -115,10 +115,27 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
             )
         if args.collapsed:
             check_has_twin(config)
+        self._check_targets(config)
         for name, dataset in (("train", self.train_dataset), ("eval", self.eval_dataset)):
             if isinstance(dataset, Sized) and len(dataset) == 0:
                 raise ValueError(f"the {name} data set is empty")
         check_tokenizer_fits(cast(nn.Module, self.model), self.processing_class)
+
+    def _check_targets(self, config: Any) -> None:
+        args = self.args
+        regression = getattr(config, "problem_type", None) == "regression"
+        outputs = getattr(config, "num_labels", 1)
+        if regression and outputs > 1 and not args.collapsed:
+            raise ValueError(
+                f"problem_type='regression' with {outputs} outputs has no temporal loss: make a model of one output "
+                "each, or train with collapsed=True"
+            )
+        smoothed = not (self._of_spans or self._several_labels or regression or outputs == 1)
+        if args.label_smoothing_factor and args.collapsed and not smoothed:
+            raise ValueError(
+                "label_smoothing_factor must be 0 with collapsed=True where no class is chosen (regression, spans, "
+                f"several labels at once), got {args.label_smoothing_factor}"
+            )
 
     @property
     def _watchdogs(self) -> list[Watchdog]:
@@ -169,7 +186,7 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
         if self.args.collapsed and inputs.get("labels") is not None:
             if self._several_labels:
                 label_distributions(inputs["labels"], config.num_labels)
-            else:
+            elif getattr(config, "problem_type", None) != "regression":
                 check_classes(inputs["labels"])
         mode = collapsed(config) if self.args.collapsed else nullcontext()
         penalised = self.args.spike_weight > 0

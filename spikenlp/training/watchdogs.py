@@ -376,9 +376,11 @@ class FiringRateWatchdog(Watchdog):
         if self._monitor is None:
             return
         layers = self._monitor.layers
-        fired = self._monitor.rate_by_step.nonzero()
-        ran = int(fired.max()) + 1 if len(fired) else 1  # with `settle_tolerance` fewer than T
-        self.rates = {name: counts.spikes_per_neuron / ran for name, counts in layers.items()}
+        fired = [
+            step for c in layers.values() for step in c.rate_by_step.nonzero().flatten().tolist()
+        ]
+        ran = max(fired, default=0) + 1  # with `settle_tolerance` fewer than T
+        self.rates = {k: c.spikes_per_neuron / min(ran, len(c.positive)) for k, c in layers.items()}
         self._monitor = None
         dead = {(name, False) for name, rate in self.rates.items() if rate < self.dead}
         saturated = {(name, True) for name, rate in self.rates.items() if rate > self.saturated}

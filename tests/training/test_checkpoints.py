@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from spikenlp import SpikingTrainer
@@ -186,6 +187,26 @@ def test_the_best_checkpoint_is_known_by_its_final_name(tmp_path):
     last = last_checkpoint(tmp_path)
     state = json.loads((tmp_path / os.path.basename(last) / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == path
+
+
+def test_the_best_checkpoint_is_found_in_a_folder_that_was_moved(tmp_path):
+    options = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}
+    options |= {"metric_for_best_model": "loss", "greater_is_better": False, "learning_rate": 1e-2}
+    options["eval_dataset"] = make_data(8, seed=1)
+    first = trainer(tmp_path / "before", max_steps=4, **options)
+    first.train()
+    best = os.path.basename(first.state.best_model_checkpoint)
+    assert best == "checkpoint-2"
+    (tmp_path / "before").rename(tmp_path / "after")
+    done = trainer(tmp_path / "after", max_steps=4, **options)
+    done.train(resume_from_checkpoint=True)
+    on = trainer(tmp_path / "after", max_steps=6, **options)
+    on.train(resume_from_checkpoint=str(tmp_path / "after" / "checkpoint-4"))
+    kept = load_file(tmp_path / "after" / best / "model.safetensors")
+    for run in (done, on):
+        assert run.state.best_model_checkpoint == str(tmp_path / "after" / best)
+        for name, weight in run.model.state_dict().items():
+            assert torch.equal(weight, kept[name]), name
 
 
 @pytest.mark.parametrize("writer", ["torch.save", "safetensors.torch.save_file", "limit"])

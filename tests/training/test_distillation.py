@@ -361,6 +361,33 @@ def test_projections_are_there_again_when_training_goes_on(dense, batches, tmp_p
     assert not hasattr(model, PROJECTIONS)
 
 
+def test_training_that_is_stopped_leaves_no_projections(dense, batches, tmp_path, monkeypatch):
+    model = make_student(dense, batches)
+    trainer = make_trainer(tmp_path, model, make_teacher(hidden_size=48))
+    monkeypatch.setattr(
+        trainer, "training_step", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert not hasattr(model, PROJECTIONS)
+
+
+def test_adapters_of_another_width_are_refused(dense, batches, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = make_student(dense, batches)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["query"]))
+    with pytest.raises(ValueError, match="keep no projection"):
+        make_trainer(tmp_path, adapted, make_teacher(hidden_size=48))
+
+
+def test_a_student_to_be_made_later_is_refused(dense, batches, tmp_path):
+    args = make_args(tmp_path, DistillationArguments)
+    with pytest.raises(ValueError, match="model_init is not for distillation"):
+        DistillationTrainer(
+            None, args, teacher=make_teacher(), model_init=lambda: make_student(dense, batches)
+        )
+
+
 def test_projections_are_those_of_the_seed_whatever_was_drawn_before(dense, batches, tmp_path):
     drawn = []
     for ambient, seed in ((1, 5), (2, 5), (1, 6)):

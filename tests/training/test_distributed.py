@@ -54,6 +54,12 @@ def one(tmp_path_factory):
     return two_processes.gradients(tmp_path_factory.mktemp("one"), 1)
 
 
+@pytest.mark.slow
+def test_a_student_of_another_width_learns_in_two_processes(two):
+    assert two[0]["narrower"] == two[1]["narrower"]
+    assert two[0]["narrower"][2] != 0
+
+
 def largest_difference(found, expected):
     assert found.keys() == expected.keys()
     scale = max(gradient.abs().max() for gradient in expected.values())

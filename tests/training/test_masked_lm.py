@@ -183,7 +183,7 @@ def test_processes_that_wait_for_each_other_need_a_masked_token(tmp_path):
 def test_what_has_no_labels_has_no_scores(tmp_path):
     rows = make_rows()
     trainer = make_trainer(tmp_path, rows=rows)
-    with pytest.raises(ValueError, match="use DataCollatorForLanguageModeling"):
+    with pytest.raises(ValueError, match="DataCollatorForLanguageModeling"):
         trainer.compute_loss(trainer.model, {"input_ids": rows["input_ids"][:2]})
     with pytest.raises(ValueError, match="the tokens that labels mark"):
         trainer.predict(Dataset.from_dict({"input_ids": rows["input_ids"].tolist()}))

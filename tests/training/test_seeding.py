@@ -44,12 +44,13 @@ class Noting(nn.Module):
         return {"loss": (x * self.weight).sum()}
 
 
-def run(folder, resume=None, data=None, **options):
+def run(folder, resume=None, data=None, data_collator=None, **options):
     model = Noting()
     options = {"num_train_epochs": 3, "max_steps": -1, "per_device_train_batch_size": 2, **options}
     options |= {"save_strategy": "steps", "save_steps": 4, "dataloader_pin_memory": False}
     args = make_args(folder, **options)
-    trainer = ResumableTrainer(model, args, train_dataset=Augmented() if data is None else data)
+    data = Augmented() if data is None else data
+    trainer = ResumableTrainer(model, args, data_collator=data_collator, train_dataset=data)
     trainer.train(resume_from_checkpoint=resume)
     return torch.stack(model.seen)
 
@@ -98,10 +99,34 @@ def test_a_transform_of_datasets_counts_as_one_that_draws(tmp_path):
     assert torch.equal(run(tmp_path, resume=str(tmp_path / "checkpoint-4"), **options), whole[4:])
     assert [draws_samples(data) for data in (augmented, rows, Augmented(), Rows())] == [
         True,
-        False,
+        True,
         True,
         False,
     ]
+
+
+def test_a_random_collator_draws_the_same_in_a_run_that_resumes(tmp_path):
+    rows = datasets.Dataset.from_dict({"x": [[float(i)] * 4 for i in range(6)]})
+
+    def mixed(samples):
+        x = torch.tensor([sample["x"] for sample in samples])
+        return {"x": x + torch.rand(len(x), 1)}
+
+    options = {"data": rows, "data_collator": mixed}
+    whole = run(tmp_path, **options)
+    assert torch.equal(run(tmp_path, resume=str(tmp_path / "checkpoint-4"), **options), whole[4:])
+
+
+def test_a_transform_sees_its_batch_as_a_whole(tmp_path):
+    sizes = []
+
+    def transform(batch):
+        sizes.append(len(batch["x"]))
+        return {"x": [torch.tensor(x) for x in batch["x"]]}
+
+    rows = datasets.Dataset.from_dict({"x": [[float(i)] * 4 for i in range(6)]})
+    run(tmp_path, data=rows.with_transform(transform), remove_unused_columns=False)
+    assert set(sizes) == {2}
 
 
 def test_outside_nothing_was_drawn():

@@ -49,6 +49,29 @@ def make_model(**fields):
     )
 
 
+def test_several_outputs_of_a_regression_have_no_temporal_loss(tmp_path):
+    model = make_model(problem_type="regression")
+    with pytest.raises(ValueError, match="2 outputs has no temporal loss"):
+        SpikingTrainer(model, make_args(tmp_path))
+    data = make_data().remove_columns("labels").add_column("labels", [[0.3, 0.7]] * 32)
+    trainer = SpikingTrainer(model, make_args(tmp_path, collapsed=True), train_dataset=data)
+    batch = {k: torch.tensor(v) for k, v in data[:8].items()}
+    model.train()
+    loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
+    assert loss.item() == pytest.approx((outputs.logits - batch["labels"]).square().mean().item())
+
+
+def test_smoothing_that_would_do_nothing_is_refused(tmp_path):
+    args = make_args(tmp_path, collapsed=True, label_smoothing_factor=0.1)
+    with pytest.raises(ValueError, match="where no class is chosen"):
+        SpikingTrainer(make_model(num_labels=1), args)
+
+
+def test_batches_of_an_evaluation_are_joined(tmp_path):
+    with pytest.raises(ValueError, match="eval_do_concat_batches must be True"):
+        make_args(tmp_path, eval_do_concat_batches=False)
+
+
 def make_data(rows=32, classes=2, seed=0):
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, 120, (rows, 10), generator=generator)

@@ -6,12 +6,23 @@ import sys
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback, default_data_collator
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    TrainerCallback,
+    default_data_collator,
+)
 
 from spikenlp import SpikingTrainer
 from spikenlp.losses import tmc_loss
 from spikenlp.losses.temporal import theta_at_bound
 from spikenlp.training import TrainingTerminated, last_checkpoint
+from spikenlp.training.distillation import (
+    PROJECTIONS,
+    DistillationArguments,
+    DistillationTrainer,
+)
+from tests.conftest import TINY_DENSE
 from tests.training.test_trainer import gradients_of, make_args, make_data, make_model
 
 CASES = {
@@ -164,6 +175,22 @@ def logged(folder, rank):
     return trainer.state.log_history[-1]["spikes_per_neuron"]
 
 
+def narrower_student(folder):
+    """The sum of all weights of a student of half its teacher's width after two steps, and of its projections."""
+    torch.manual_seed(1)
+    teacher = BertForSequenceClassification(
+        BertConfig(**{**TINY_DENSE, "hidden_size": 64, "num_labels": 2})
+    )
+    args = make_args(folder, DistillationArguments, max_steps=2)
+    model = make_model()
+    trainer = DistillationTrainer(model, args, teacher=teacher, train_dataset=make_data())
+    projections = getattr(model, PROJECTIONS)
+    before = float(sum(p.double().sum() for p in projections.parameters()))
+    trainer.train()
+    sums = [float(sum(p.double().sum() for p in m.parameters())) for m in (model, projections)]
+    return [*sums, sums[1] - before]
+
+
 def main(folder):
     results = {"gradients": gradients(folder, 2)}
     rank = dist.get_rank()
@@ -173,6 +200,7 @@ def main(folder):
     results["at_bound"] = at_bound(rank)
     results["logged"] = logged(folder, rank)
     results["rows"] = rows_of_epochs(folder, epochs=3)
+    results["narrower"] = narrower_student(folder)
     results["terminated"] = terminated_and_resumed(folder)
     results["world_size"] = dist.get_world_size()
     torch.save(results, f"{folder}/results_{rank}.pt")

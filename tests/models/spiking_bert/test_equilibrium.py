@@ -396,6 +396,14 @@ def test_a_sample_has_the_same_result_alone_and_in_a_padded_batch(nonlinearity, 
         torch.testing.assert_close(together[i, :length], alone, rtol=0.02, atol=0.02)
 
 
+def test_an_amplitude_below_its_floor_can_come_back():
+    neuron = IF(learn_amplitude=True, channels=2)
+    with torch.no_grad():
+        neuron.amplitude.copy_(torch.tensor([-0.01, 0.5]))
+    equilibrium_rate(neuron, torch.tensor([[0.6, 0.6]])).sum().backward()
+    assert neuron.amplitude.grad.tolist() == pytest.approx([0.6, 0.6])
+
+
 @pytest.mark.parametrize("nonlinearity", ["step", "running"])
 def test_a_settled_sample_spikes_no_further_whoever_is_beside_it(nonlinearity, batches):
     model = make(nonlinearity=nonlinearity, num_timesteps=100, settle_tolerance=0.07)
