@@ -66,7 +66,7 @@ class Sent:
 def position_dim(neuron: SpikingNeuron, sent: Tensor, real: Tensor | None) -> int | None:
     """The dimension of `sent` [T, B, ...] on which the positions of the mask `real` [B, L] lie: the only one
     of L that does not hold the channels. None where there is no such one, or are several."""
-    if real is None or len(real) != sent.shape[1]:
+    if real is None or real.shape[0] != sent.shape[1]:
         return None
     channel = neuron.channel_dim % sent.dim()
     found = [d for d in range(2, sent.dim()) if d != channel and sent.shape[d] == real.shape[1]]
@@ -200,8 +200,8 @@ def watch_neurons(model: nn.Module, observe: Callable[[Sent], None], *, real: Te
         positions = position_dim(neuron, output, real)
         shaped = None
         if positions is not None:
-            shape = [len(real), *[1] * (output.dim() - 2)]
-            shape[positions - 1] = -1
+            shape = [real.shape[0], *[1] * (output.dim() - 2)]
+            shape[positions - 1] = real.shape[1]
             shaped = real.view(shape)
         observe(Sent(name, neuron, _levels(neuron, output, running, before), running, shaped, step))
 
