@@ -1,18 +1,10 @@
-"""What every matrix product of a forward pass reads, and how many operations it is.
-
-Which neuron an operand comes from is seen from its memory, not from the module's class: a layer that
-claims to read spikes and gets something else is found out. Memory that was written to since counts
-as float.
-
-Spikes, time, samples and positions are followed from the inputs and neurons on, through what functions
-make of them (`spikenlp.analysis.following`): it does not matter whether sizes are alike.
-"""
+"""What every matrix product of a forward pass reads (`spikenlp.analysis.origins`), and how many operations it is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,19 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from transformers import PreTrainedModel
 
-from spikenlp.analysis.following import (
-    CARRIES,
-    CASTS,
-    CATS,
-    INDEXES,
-    PICKS,
-    Axes,
-    Spikes,
-    axes_on,
-    carry,
-    follow_axes,
-)
+from spikenlp.analysis.following import CASTS, Spikes
 from spikenlp.analysis.operations import ELEMENTWISE, LAYERS, MATMULS, UNREGISTERED
+from spikenlp.analysis.origins import Origins, address_of, tensors_in
 from spikenlp.analysis.watching import (
     Sent,
     named_inputs,
@@ -49,68 +31,6 @@ from spikenlp.analysis.watching import (
 )
 from spikenlp.models.modes import evaluating, exclusive
 from spikenlp.neurons.modules import SpikingNeuron
-
-
-@dataclass
-class _Memory:
-    """What is known of the memory of a tensor."""
-
-    axes: Axes
-    at: dict[str, int] = field(default_factory=dict)
-    """Of an axis that it has not, the one index that all of it has: a step, if it was made of that step alone."""
-    spikes: Spikes | None = None
-    """`behind` and `values` are flat and lie as the memory does."""
-    values: Tensor | None = None
-    """What it held when the spikes were put there."""
-    alive: Tensor | None = None
-    """The tensor, where nothing else may come to lie in its place."""
-
-
-def _address(x: Tensor) -> int | None:
-    """None of a tensor that has no memory of its own (inside a `vmap`)."""
-    try:
-        return x.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):
-        return None
-
-
-def _index_of(x: Tensor, memory: _Memory) -> dict[str, int]:
-    """The axes of which all of `x` has one index, and this."""
-    if not x.numel():
-        return {}
-    first = x[(0,) * x.dim()]
-    spread = {k for k, a in memory.axes.items() if any(a.lies_on(x, d) for d in range(x.dim()))}
-    alone = {k: int(a.index(first)) for k, a in memory.axes.items() if k not in spread}
-    return memory.at | alone
-
-
-def _common(indices: Sequence[dict[str, int]]) -> dict[str, int]:
-    """Those that are the same in all that have one; of several time steps the last, from which on there is what
-    was made of them."""
-    names = {name for index in indices for name in index}
-    found = {name: {index[name] for index in indices if name in index} for name in names}
-    return {k: max(values) for k, values in found.items() if len(values) == 1 or k == "time"}
-
-
-def _joined(indices: Sequence[dict[str, int]]) -> set[str]:
-    """The axes whose entries, one after the other, tensors with these indices are; time steps in any order."""
-    names = {name for index in indices for name in index}
-    every = list(range(len(indices)))
-    found = {name: [index.get(name, -1) for index in indices] for name in names}
-    return {k for k, v in found.items() if v == every or (k == "time" and sorted(v) == every)}
-
-
-def _laid_out(values: Tensor, x: Tensor) -> Tensor:
-    """`values` in the shape of `x`, as a flat tensor in which they lie as `x` does in its memory."""
-    flat = values.new_zeros(x.untyped_storage().nbytes() // x.element_size())
-    flat.as_strided(x.shape, x.stride(), x.storage_offset()).copy_(values)
-    return flat
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    """Those among arguments, or in what a function returned."""
-    nested = (v if isinstance(v, (tuple, list)) else (v,) for v in values)
-    return [v for group in nested for v in group if isinstance(v, Tensor)]
 
 
 class _Products(TorchDispatchMode):
@@ -183,7 +103,7 @@ class _Recorder(TorchFunctionMode):
         self.neurons: list[Sent] = []
         self._calls: dict[tuple[str, str], list[set[int]]] = {}
         """Steps of each float function, by where it is called and what it is billed as."""
-        self._memory: dict[int | None, _Memory] = {}
+        self.origins = Origins()
         self._inside: list[str] = []
         self._names = {module: name for name, module in model.named_modules()}
         self.samples = samples
@@ -210,8 +130,6 @@ class _Recorder(TorchFunctionMode):
         self.mask = None if mask is None else mask.cpu()
         self.lengths = None if self.mask is None else self.mask.sum(1)
 
-    # --- where a tensor comes from -------------------------------------------------------------
-
     def enter(self, module, args):
         self._inside.append(self._names[module])
 
@@ -232,89 +150,19 @@ class _Recorder(TorchFunctionMode):
         positions = position_dim(neuron, output, self.mask)
         if positions is not None:
             dims["position"] = positions
-        self.place(output, **dims)
-        self._keep(output, Spikes(self._last_sent, "spikes", self._last_sent.spikes().abs()))
+        self.origins.place(output, **dims)
+        self.origins.keep(output, Spikes(self._last_sent, "spikes", self._last_sent.spikes().abs()))
         self._in_neuron = False
-
-    def place(self, x: Tensor, **dims: int) -> None:
-        """Tells which dimension of `x` each axis is."""
-        self._memory[_address(x)] = _Memory(axes_on(x, **dims), alive=x)
-
-    def _keep(self, x: Tensor, spikes: Spikes) -> None:
-        memory = self._memory[_address(x)]
-        dtype = torch.uint8 if spikes.form == "spikes" else torch.float32
-        memory.spikes = replace(spikes, behind=_laid_out(spikes.behind.to(dtype), x))
-        memory.values, memory.alive = _laid_out(x, x), x
-
-    def _known(self, x: Tensor) -> _Memory | None:
-        address = _address(x)
-        return None if address is None else self._memory.get(address)
-
-    def origin(self, x: Tensor) -> Spikes | None:
-        """The spikes behind `x`, a view of what was sent that still holds it. The running mean of one
-        step is no spike, nor a sum of those of its step."""
-        memory = self._known(x)
-        if memory is None or memory.spikes is None or memory.values is None:
-            return None
-        spikes, layout = memory.spikes, (x.shape, x.stride(), x.storage_offset())
-        if x.dtype != memory.values.dtype or not x.equal(memory.values.as_strided(*layout)):
-            return None
-        source = spikes.source
-        if source.running and len(self._at_steps(x, memory)) < len(source.levels) > 1:
-            return None
-        return replace(spikes, behind=spikes.behind.as_strided(*layout).float())
-
-    def _follow(self, func: Any, args: tuple, kwargs: dict, result: Any) -> None:
-        """Notes what is known of the memory that `func` returned."""
-        operands = _tensors(args[:1] if func in INDEXES or func in PICKS else args)
-        addresses = {_address(x) for x in operands}
-        made = [y for y in _tensors([result]) if _address(y) not in addresses]
-        known = [(x, memory) for x in operands if (memory := self._known(x)) is not None]
-        if known and args and result is args[0] is known[0][0]:  # in place
-            _, changed = known[0]
-            changed.at |= _common([_index_of(x, m) for x, m in known if "time" not in m.axes])
-        carried = None
-        if func in CARRIES and isinstance(result, Tensor) and made:
-            carried = carry(func, args, kwargs, [self.origin(x) for x in operands])
-        for y in made:
-            address = _address(y)
-            if address is None:
-                continue
-            self._memory.pop(address, None)
-            if not known or not isinstance(result, Tensor):
-                continue
-            axes: Axes = {}
-            for x, memory in known:
-                axes = follow_axes(func, args, kwargs, x, memory.axes, y) | axes
-            fixed = [_index_of(x, memory) for x, memory in known]
-            dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-            singles = func in CATS and all(x.shape[dim] == 1 for x in operands)
-            if (func is torch.stack or singles) and len(fixed) == len(operands):
-                axes |= axes_on(y, **dict.fromkeys(_joined(fixed) - axes.keys(), dim))
-            at = {name: i for name, i in _common(fixed).items() if name not in axes}
-            self._memory[address] = _Memory(axes, at)
-            if carried is not None:
-                self._keep(y, carried)
-
-    # --- counting ------------------------------------------------------------------------------
 
     @property
     def num_timesteps(self) -> int:
         return len(self.neurons[0].levels) if self.neurons else 1
 
-    def _at_steps(self, x: Tensor, memory: _Memory | None) -> frozenset[int]:
-        """The time steps that `x` holds; none where nothing says that it has any."""
-        if memory is None:
-            return frozenset()
-        if "time" in memory.axes:
-            return frozenset(memory.axes["time"].along(x)[1].unique().tolist())
-        return frozenset([memory.at["time"]] if "time" in memory.at else [])
-
     def rows(self, x: Tensor) -> tuple[Tensor, frozenset[int]]:
         """Real rows [C] of an activation [..., C] by sample, int64 [B], and at which time steps."""
-        memory = self._known(x)
+        memory = self.origins.known(x)
         first = x.select(-1, 0) if x.dim() else x
-        at_steps = self._at_steps(first, memory)
+        at_steps = self.origins.at_steps(first)
         known = memory is not None and ("sample" in memory.axes or "sample" in memory.at)
         if memory is None or (not known and self.samples > 1):
             rows, guessed = self._rows_by_shape(first.shape)
@@ -346,7 +194,7 @@ class _Recorder(TorchFunctionMode):
 
     def _by_sample(self, counts: Tensor, x: Tensor) -> Tensor:
         """Sums of `counts`, in the shape of `x` or of its first dimensions, int64 [B] on the CPU."""
-        memory = self._known(x)
+        memory = self.origins.known(x)
         axis = None if memory is None else memory.axes.get("sample")
         if memory is not None and "sample" in memory.at:
             alone = torch.zeros(self.samples, dtype=torch.int64)
@@ -380,7 +228,7 @@ class _Recorder(TorchFunctionMode):
                     "counted: write it with linear layers, convolutions, torch.matmul or "
                     "scaled_dot_product_attention"
                 )
-        self._follow(func, args, kwargs, result)
+        self.origins.follow(func, args, kwargs, result)
         if args and result is args[0] is self._made_by_layer and func not in CASTS:
             self._made_by_layer = None  # it was changed in place
         if counts is not None:
@@ -400,13 +248,13 @@ class _Recorder(TorchFunctionMode):
         """Whether `x`, which a float function returned, is of positions or time steps; what prepares a mask is not."""
         if not isinstance(x, Tensor) or not x.dim():
             return False
-        return x.dim() > 2 or bool(self._at_steps(x, self._known(x)))
+        return x.dim() > 2 or bool(self.origins.at_steps(x))
 
     def _folds(self, input: Tensor) -> bool:
         """Whether a batch norm (in eval mode) goes into the weights of the layer before it, as in
         `fold_batch_norm`."""
         made = self._made_by_layer
-        return made is not None and _address(input) == _address(made)
+        return made is not None and address_of(input) == address_of(made)
 
     def _elementwise(
         self, kind: str, count: Tensor, at_steps: frozenset[int], running_means: Tensor
@@ -439,7 +287,7 @@ class _Recorder(TorchFunctionMode):
         self.products.append(product)
 
     def _linear(self, func, result, input: Tensor, weight: Tensor, bias: Tensor | None = None):
-        origin = self.origin(input)
+        origin = self.origins.spikes_behind(input)
         rows, at_steps = self.rows(input)
         sops = None if origin is None else self._by_sample(origin.behind, input) * weight.shape[0]
         self._add("linear", origin, rows * weight.numel(), at_steps, sops)
@@ -447,7 +295,7 @@ class _Recorder(TorchFunctionMode):
     def _conv(
         self, func, result, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
     ) -> None:
-        origin, sops = self.origin(input), None
+        origin, sops = self.origins.spikes_behind(input), None
         rows, at_steps = self.rows(result.movedim(1, -1))
         # One output channel of each group stands for all.
         ones = torch.ones_like(weight[:groups], dtype=torch.float64)
@@ -469,7 +317,11 @@ class _Recorder(TorchFunctionMode):
         weight = next((x for x in (a, b) if isinstance(x, nn.Parameter)), None)
         origin = sops = None
         for operand in (a, b):
-            origin = self.origin(operand) if weight is not None else self._of_single(operand)
+            origin = (
+                self.origins.spikes_behind(operand)
+                if weight is not None
+                else self._of_single(operand)
+            )
             if origin is not None:
                 sops = self._by_sample(origin.behind, operand) * (macs // operand.numel())
                 break
@@ -480,17 +332,16 @@ class _Recorder(TorchFunctionMode):
 
     def _of_single(self, x: Tensor) -> Spikes | None:
         """`origin` of an operand that meets an activation: with a running mean of spikes it multiplies."""
-        origin = self.origin(x)
+        origin = self.origins.spikes_behind(x)
         return None if origin is None or origin.source.running else origin
 
     def _attention(self, func, result, query: Tensor, key: Tensor, value: Tensor, *_, **options):
         """Query [..., heads, L, d], or of the first token alone [..., heads, 1, d]: each real query
         of a sample meets each real key of it."""
         found, width = query.shape[-2:]
-        memory = self._known(query)
         units = self._by_sample(torch.ones(query.shape[:-2]), query)  # a head at a step is one
         steps = query.shape[:-3].numel() // self.samples
-        at_steps = self._at_steps(query, memory) or frozenset(range(steps))
+        at_steps = self.origins.at_steps(query) or frozenset(range(steps))
         lengths = self.lengths
         if lengths is None or self.mask is None or self.mask.shape[1] != key.shape[-2]:
             lengths = torch.full((self.samples,), key.shape[-2])
@@ -599,13 +450,13 @@ def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Trace:
         raise ValueError("the batch is empty: give at least one sample")
     with evaluating(model), _recording(model, samples, None) as recorder:
         if isinstance(batch, Tensor):
-            recorder.place(inputs[""], time=0, sample=1)
+            recorder.origins.place(inputs[""], time=0, sample=1)
             model(inputs[""])
         else:
-            for x in _tensors(inputs.values()):
+            for x in tensors_in(inputs.values()):
                 # [B, L], [B, L, D], or frames [B, T, C, H, W]
                 dims = {2: {"position": 1}, 3: {"position": 1}, 5: {"time": 1}}.get(x.dim(), {})
-                recorder.place(x, sample=0, **dims)
+                recorder.origins.place(x, sample=0, **dims)
             model(**inputs)
     if not recorder.neurons:
         raise ValueError(
