@@ -135,9 +135,10 @@ class DistillationTrainer(SpikingTrainer):
         in collapsed training, and without labels, each weighs the same.
 
     Raises:
-        ValueError: no `model`; adapters of another width than the teacher's; a vocabulary, head, number of classes, depth or number of attention heads that does not
-            fit; layers that the teacher does not have; a penalty on spikes with gradient="implicit"; a
-            teacher, or a dropout within it, left in training mode; a batch with a row of padding only, or that leaves nothing to learn; further teachers with
+        ValueError: no `model`; a vocabulary, head, number of classes, depth or number of attention heads that
+            does not fit; adapters of another width than the teacher's; layers that the teacher does not have; a
+            penalty on spikes with gradient="implicit"; a teacher, or a dropout within it, left in training mode;
+            a batch with a row of padding only, or that leaves nothing to learn; further teachers with
             logit_weight=0; without `args.collapsed` varied `collapsed_timesteps`, with it label
             smoothing.
     """
@@ -173,9 +174,8 @@ class DistillationTrainer(SpikingTrainer):
                     f"adapters of a student of width {width} keep no projection to a teacher of {teacher_width} in "
                     "their checkpoints: set hidden_weight=0"
                 )
-            if (
-                args.ddp_find_unused_parameters is None
-            ):  # projections are used after the forward pass
+            # Projections are used after the forward pass, where DDP would take them for unused.
+            if args.ddp_find_unused_parameters is None:
                 args.ddp_find_unused_parameters = False
             set_seed(args.seed)
             projections = nn.ModuleList(nn.Linear(width, teacher_width) for _ in range(states))

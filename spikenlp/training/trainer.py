@@ -130,8 +130,8 @@ class SpikingTrainer(ResumableTrainer, PublishingTrainer):
                 f"problem_type='regression' with {outputs} outputs has no temporal loss: make a model of one output "
                 "each, or train with collapsed=True"
             )
-        smoothed = not (self._of_spans or self._several_labels or regression or outputs == 1)
-        if args.label_smoothing_factor and args.collapsed and not smoothed:
+        no_class = self._of_spans or self._several_labels or regression or outputs == 1
+        if args.label_smoothing_factor and args.collapsed and no_class:
             raise ValueError(
                 "label_smoothing_factor must be 0 with collapsed=True where no class is chosen (regression, spans, "
                 f"several labels at once), got {args.label_smoothing_factor}"
