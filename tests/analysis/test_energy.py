@@ -625,7 +625,7 @@ def every_other(dim):
         every_other(1),
         every_other(2),
         lambda head, sent: torch.stack([head(sent[:, i].clone()) for i in range(4)], 1),
-        lambda head, sent: torch.stack([head(s) for s in reversed(sent.unbind())]),
+        lambda head, sent: head(torch.stack([s.clone() for s in reversed(sent.unbind())])),
         lambda head, sent: head(torch.cat([s[None].clone() for s in sent])),
     ],
 )
