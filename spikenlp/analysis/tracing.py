@@ -228,6 +228,8 @@ class _Recorder(TorchFunctionMode):
                     "counted: write it with linear layers, convolutions, torch.matmul or "
                     "scaled_dot_product_attention"
                 )
+        if not args and "input" in kwargs:
+            args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
         self.origins.follow(func, args, kwargs, result)
         if args and result is args[0] is self._made_by_layer and func not in CASTS:
             self._made_by_layer = None  # it was changed in place

@@ -565,6 +565,7 @@ class Reads(nn.Module):
         (lambda s: s.index_select(-1, torch.tensor([0, 0, 1, 2, 3])), "binary",
          lambda s: s[..., [0, 0, 1, 2, 3]]),
         (lambda s: s.sum(2), "integer", lambda s: s),
+        (lambda s: torch.sum(input=s, dim=2), "integer", lambda s: s),
         (lambda s: sum([s, s]), "integer", lambda s: 2 * s),
         (lambda s: torch.stack([s[:, :, i] for i in range(6)], 2), "binary", lambda s: s),
         (lambda s: torch.stack([s[:, i] for i in range(3)], 1), "binary", lambda s: s),
