@@ -102,13 +102,9 @@ def _taken(index: Any) -> int:
 
 def _dims(given: Any) -> tuple:
     """The dimensions that a function was given, as one or as several."""
-    return (
-        (given,)
-        if isinstance(given, int)
-        else tuple(given)
-        if isinstance(given, (tuple, list))
-        else ()
-    )
+    if isinstance(given, int):
+        return (given,)
+    return tuple(given) if isinstance(given, (tuple, list)) else ()
 
 
 def follow_axes(func: Any, args: tuple, kwargs: dict, x: Tensor, axes: Axes, y: Tensor) -> Axes:
@@ -168,9 +164,8 @@ def carry(func: Any, args: tuple, kwargs: dict, operands: list[Spikes | None]) -
         return replace(first, behind=behind)
     if func in RESHAPES or func in INDEXES or func in PICKS:
         return replace(first, behind=func(behind, *others, **kwargs))
-    if (
-        func in ADD and others and isinstance(others[0], int) and not others[0]
-    ):  # how Python's sum begins
+    # 0 + s, as Python's sum begins.
+    if func in ADD and others and isinstance(others[0], int) and not others[0]:
         return replace(first, behind=behind)
     if func in SUMS and not kwargs.get("dtype"):
         return Spikes(

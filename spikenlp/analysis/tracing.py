@@ -432,8 +432,8 @@ def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Trace:
     transformers model and [T, B, ...] of another module.
 
     Raises:
-        ValueError: a model without neurons, or that calls none; an empty batch; a collapsed one, which has no time steps; one that
-            torch.compile made; a classifier of sequences whose first token, which it reads, is padding; what
+        ValueError: an empty batch; a model without neurons, or that calls none; a collapsed one, which has no time
+            steps; one that torch.compile made; a classifier of sequences whose first token, which it reads, is padding; what
             `record` refuses.
     """
     refuse_collapsed(model)

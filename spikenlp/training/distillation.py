@@ -171,8 +171,7 @@ class DistillationTrainer(SpikingTrainer):
         if args.hidden_weight and width != teacher_width:
             if hasattr(model, "peft_config"):
                 raise ValueError(
-                    f"adapters of a student of width {width} keep no projection to a teacher of {teacher_width} in "
-                    "their checkpoints: set hidden_weight=0"
+                    "checkpoints of adapters keep no projection to a teacher of another width: set hidden_weight=0"
                 )
             # Projections are used after the forward pass, where DDP would take them for unused.
             if args.ddp_find_unused_parameters is None:

@@ -376,10 +376,8 @@ class FiringRateWatchdog(Watchdog):
         if self._monitor is None:
             return
         layers = self._monitor.layers
-        fired = [
-            step for c in layers.values() for step in c.rate_by_step.nonzero().flatten().tolist()
-        ]
-        ran = max(fired, default=0) + 1  # with `settle_tolerance` fewer than T
+        ends = (c.rate_by_step.nonzero().amax() + 1 for c in layers.values() if c.rate > 0)
+        ran = int(max(ends, default=1))  # with `settle_tolerance` fewer than T
         self.rates = {k: c.spikes_per_neuron / min(ran, len(c.positive)) for k, c in layers.items()}
         self._monitor = None
         dead = {(name, False) for name, rate in self.rates.items() if rate < self.dead}
