@@ -58,7 +58,7 @@ class DataArguments:
         metadata={"help": "own_data: column of the text, or two of pairs (default: text)."},
     )
     label_column: str | None = field(
-        default=None, metadata={"help": "own_data: column of the class (default: label)."}
+        default=None, metadata={"help": "own_data: column of the class or score (default: label)."}
     )
     class_names: list[str] | None = field(
         default=None,
@@ -330,15 +330,15 @@ def evaluation_data(args: argparse.Namespace) -> DataArguments:
 def labelled_batches(checkpoint: Path, data_args: DataArguments, size: int) -> list[dict[str, Any]]:
     """The task's first dev split, sorted by length, as the checkpoint's tokenizer reads it. Own data have the
     checkpoint's classes."""
-    if data_args.task_name == OWN_DATA:
-        labels = AutoConfig.from_pretrained(checkpoint).id2label
-        names = [name for _, name in sorted(labels.items())]
+    config = AutoConfig.from_pretrained(checkpoint)
+    if data_args.task_name == OWN_DATA and config.num_labels > 1:
+        names = [name for _, name in sorted(config.id2label.items())]
         data_args = dataclasses.replace(data_args, class_names=names)
     model_args = StudentArguments(model_name_or_path=str(checkpoint))
     inputs = load_inputs(model_args, data_args, *load_pairs(data_args))
     if inputs.task.labels is None:
         raise ValueError(f"{inputs.task.name} is a regression, which has no confidence to stop at")
-    check_label_order(checkpoint, AutoConfig.from_pretrained(checkpoint), inputs.task)
+    check_label_order(checkpoint, config, inputs.task)
     split = next(iter(inputs.evaluation.values()))
     return model_inputs(inputs, split, size, labels=True)
 

@@ -1,10 +1,12 @@
-"""One's own texts, or pairs of texts, and their classes or labels, and words with a label each, in tables."""
+"""One's own texts, or pairs of texts, and their classes, labels or scores, and words with a label each, in tables."""
 
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +26,8 @@ SPLITS = {"train": "train", "validation": "validation", "dev": "validation", "te
 """Name of a file -> split."""
 OWN_DATA = "own_data"
 Kind = Literal["one_label", "several_labels", "tokens"]
-"""A text has one label, a list of labels, or is a list of words with a label each."""
+"""A text has one label or score, a list of labels, or is a list of words with a label each."""
+OF_SCORES = ("pearson", "spearman")
 METRICS: dict[Kind, tuple[str, ...]] = {
     "one_label": ("accuracy", "macro_f1"),
     "several_labels": ("subset_accuracy", "micro_f1", "macro_f1"),
@@ -37,12 +40,14 @@ class OwnTask:
     """What tells a task apart, as `TextTask` has it."""
 
     text_columns: tuple[str, ...]
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] | None
     name: str = OWN_DATA
     kind: Kind = "one_label"
 
     @property
     def metrics(self) -> tuple[str, ...]:
+        if self.labels is None:
+            return OF_SCORES
         of_entities = self.kind == "tokens" and are_entity_tags(self.labels)
         return (*METRICS[self.kind], *(["entity_f1"] if of_entities else []))
 
@@ -56,6 +61,8 @@ def own_task(train: Dataset) -> OwnTask:
         label, kind = label.feature, "several_labels"
     if isinstance(train.features[columns[0]], List):
         kind = "tokens"
+    if not isinstance(label, ClassLabel):
+        return OwnTask(columns, None)
     return OwnTask(columns, tuple(label.names), kind=kind)
 
 
@@ -100,18 +107,20 @@ def load_own(
 ) -> DatasetDict:
     """Loads train, validation (or dev) and test, so far as they are there, from a folder of tables.
 
-    A row of .json or .jsonl may have a list of labels, or a list of words (one text column) and as many labels.
+    Labels are classes; numbers of which one has a fraction are scores, to be predicted as such. A row of .json or
+    .jsonl may have a list of labels, or a list of words (one text column) and as many labels.
 
     Args:
         data_dir: with train.csv, or .tsv, .json, .jsonl, and the like of the other splits.
         class_names: in the order of their ids. Default: the labels of train, sorted.
 
     Returns:
-        Splits with `text_columns` (of strings, or of lists of words) and `label`, a ClassLabel or a list of them.
+        Splits with `text_columns` (of strings, or of lists of words) and `label`, a ClassLabel, a list of them, or a
+        score.
 
     Raises:
-        ValueError: as `read_table`; no train, or a split in two files; labels that are no classes, or that the
-            classes do not hold; lists in one split and none in another, of unlike lengths, of something
+        ValueError: as `read_table`; no train, or a split in two files; labels that are neither classes nor scores,
+            or that the classes do not hold; scores that are not finite, or with `class_names`; lists in one split and none in another, of unlike lengths, of something
             else than words and labels, or with a label twice.
         FileNotFoundError: no folder.
     """
@@ -136,8 +145,15 @@ def load_own(
         check_lists(rows, paths[split], text_columns, label_column, lists)
     found = tables["train"][label_column]
     flat = [label for labels in found for label in labels] if lists[label_column] else found
-    names = classes_of(flat, paths["train"], class_names)
-    words, label = Value("string"), ClassLabel(names=names)
+    label: Any
+    if are_scores(flat) and not lists[label_column]:
+        if class_names is not None:
+            raise ValueError(f"{paths['train']} has scores for labels, and no classes to name")
+        label, labels = Value("float32"), scores
+    else:
+        names = classes_of(flat, paths["train"], class_names)
+        label, labels = ClassLabel(names=names), partial(ids, names=names)
+    words = Value("string")
     features = Features(
         {column: List(words) if lists[column] else words for column in text_columns}
         | {"label": List(label) if lists[label_column] else label}
@@ -146,7 +162,7 @@ def load_own(
         {
             split: Dataset.from_dict(
                 {column: as_text(rows[column], lists[column]) for column in text_columns}
-                | {"label": ids(rows[label_column], names, paths[split])},
+                | {"label": labels(rows[label_column], path=paths[split])},
                 features=features,
             )
             for split, rows in tables.items()
@@ -200,12 +216,38 @@ def check_lists(
             )
 
 
+def are_scores(labels: Sequence[Any]) -> bool:
+    """Whether all are numbers and one has a fraction."""
+    numbers = all(isinstance(label, int | float) for label in labels)
+    return numbers and any(label != label // 1 for label in labels)
+
+
+def scores(labels: Sequence[Any], path: Path) -> list[float]:
+    """Raises ValueError where one is no finite number."""
+
+    def score_of(label: Any, row: int) -> float:
+        try:
+            score = float(label)
+        except ValueError:
+            score = math.nan
+        if not math.isfinite(score):
+            raise ValueError(
+                f"{path}, row {row}: label {label!r} must be a finite number, as the scores of train are"
+            )
+        return score
+
+    return [score_of(label, row) for row, label in enumerate(labels, 1)]
+
+
 def classes_of(labels: Sequence[Any], path: Path, given: Sequence[str] | None) -> list[str]:
     """`given`, or the different labels, sorted; whole numbers by size."""
     if any(isinstance(label, list) for label in labels):
         raise ValueError(f"{path} has lists in some rows of its labels and none in others")
     if any(isinstance(label, float) for label in labels):
-        raise ValueError(f"{path} has numbers with a fraction for labels, which are no classes")
+        raise ValueError(
+            f"{path} has decimal numbers for labels, which are no classes, and none with a fraction, as scores "
+            "have: write classes as whole numbers or names"
+        )
     whole = all(isinstance(label, int) for label in labels)
     names = [str(x) for x in sorted(set(labels) if whole else set(map(str, labels)))]
     if given is not None:

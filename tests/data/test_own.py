@@ -54,6 +54,25 @@ def test_numbers_are_ordered_by_size(tmp_path, labels, names):
     assert load_own(tmp_path)["train"].features["label"].names == names
 
 
+@pytest.mark.parametrize("kind", [".csv", ".jsonl"])
+def test_numbers_with_a_fraction_are_scores(tmp_path, kind):
+    write(tmp_path / f"train{kind}", [("a text", 3), ("another", 0.5)])
+    write(tmp_path / f"validation{kind}", [("a third", 4)])
+    data = load_own(tmp_path)
+    assert data["train"]["label"][:] == [3.0, 0.5]
+    assert data["validation"]["label"][:] == [4.0]
+    task = own_task(data["train"])
+    assert (task.labels, task.metrics) == (None, ("pearson", "spearman"))
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), "much"])
+def test_scores_are_finite_numbers(tmp_path, wrong):
+    write(tmp_path / "train.csv", [("a text", 3), ("another", 0.5)])
+    write(tmp_path / "validation.csv", [("a third", 4), ("a fourth", wrong)])
+    with pytest.raises(ValueError, match=r"validation\.csv, row 2: label .* must be a finite number"):
+        load_own(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("train", "options", "message"),
     [
@@ -64,7 +83,8 @@ def test_numbers_are_ordered_by_size(tmp_path, labels, names):
         (ROWS, {"class_names": ["low", "mid", "high", "mid"]}, "each with a name of its own"),
         (ROWS[:1], {}, r"two classes or more.*got \['low'\]"),
         ([("a", "good"), ("b", "")], {}, "each with a name of its own"),
-        ([("a", 0.5), ("b", 1.0)], {}, "a fraction for labels"),
+        ([("a", 0.0), ("b", 1.0)], {}, "write classes as whole numbers or names"),
+        ([("a", 0.5), ("b", 1.0)], {"class_names": ["bad", "good"]}, "no classes to name"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, train, options, message):

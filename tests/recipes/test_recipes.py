@@ -274,6 +274,29 @@ def test_lists_train_a_model_of_tokens_or_of_several_labels(
     assert names <= {"LABEL", "B-X", "O", "how", "what"}
 
 
+@pytest.mark.parametrize("recipe", [glue_tmc, distill])
+def test_scores_train_a_regression(recipe, dense_model, tmp_path):
+    files, out = tmp_path / "files", tmp_path / "out"
+    files.mkdir()
+    for split in ("train", "validation"):
+        questions = demo_question_pairs()[split]["question1"][:96]
+        rows = [{"text": question, "label": len(question) / 8} for question in questions]
+        (files / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    options = ["--task_name", "own_data", "--data_dir", files, "--model_name_or_path", dense_model]
+    options += ["--num_timesteps", "2", "--output_dir", out, *QUICK]
+    with pytest.raises(ValueError, match="no confidence for TMC to calibrate"):
+        run_here(recipe, *options)
+    options += ["--temporal_loss", "tet"]
+    if recipe is distill:
+        options += ["--teacher_epochs", "1", "--collapsed_steps", "2"]
+    run_here(recipe, *options)
+    results = json.loads((out / "results.json").read_text())
+    scores = results["unrolled"]["spiking"] if recipe is distill else results["spiking"]
+    assert {"pearson", "spearman", "pearson_t1", "spearman_t2"} <= scores.keys()
+    config = json.loads(((out / "unrolled" if recipe is distill else out) / "config.json").read_text())
+    assert config["problem_type"] == "regression"
+
+
 def test_a_word_has_its_label_at_its_first_token():
     words = [None, 0, 0, 1, 2, 2, None]
     expected = [-100, 5, -100, 7, 9, -100, -100]
