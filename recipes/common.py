@@ -63,7 +63,7 @@ OF_TRAINING = STEPS | {
 
 def parse_arguments(argv: list[str], kinds: tuple[type, ...], **defaults: Any) -> Any:
     """Command line, or a YAML file followed by options that override it."""
-    parser = HfArgumentParser(kinds)
+    parser = HfArgumentParser(kinds, allow_abbrev=False)
     usual = {
         "save_total_limit": 2,
         "train_sampling_strategy": "group_by_length",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -99,13 +100,14 @@ def run_one(options: list[str], out: Path, seed: int) -> dict[str, Any]:
     inputs = load_inputs(model_args, data_args, *load_data(data_args))
     model = SpikingBertForSequenceClassification.from_pretrained(out).eval()
     size = training_args.per_device_eval_batch_size
-    similarity = temporal_similarity(model, evaluation_batches(inputs, LOOKED_INTO, size)[0])
+    matrices = temporal_similarity(model, evaluation_batches(inputs, LOOKED_INTO, size)[0])
+    similarity = statistics.mean(mean_off_diagonal(matrix) for matrix in matrices.values())
     log = json.loads((out / "trainer_state.json").read_text())["log_history"]
     losses = [entry["loss"] for entry in log if "loss" in entry]
     found = {
         **results,
         "start_weights": start_weights,
-        "similarity": statistics.mean(mean_off_diagonal(m) for m in similarity.values()),
+        "similarity": similarity if math.isfinite(similarity) else None,
         "loss_oscillation": loss_oscillation(losses, WINDOW) if len(losses) >= WINDOW else None,
     }
     write_text(done, json.dumps(found, indent=1) + "\n")
@@ -128,7 +130,7 @@ def measures(found: dict[str, Any]) -> dict[str, float]:
         others |= {f"{name}_t{t}": value for t, value in enumerate(values, 1)}
     seconds, steps = found["training"]["seconds"], found["training"]["steps"]
     others["seconds_per_step"] = None if seconds is None else seconds / steps
-    return {k: v for k, v in {**by_step, **others}.items() if v is not None}
+    return {k: v for k, v in {**by_step, **others}.items() if v is not None and math.isfinite(v)}
 
 
 def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -195,6 +197,8 @@ def parse_own(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list
     args, options = parser.parse_known_args()
     if any(option.partition("=")[0] == "--seed" for option in options):
         parser.error("--seed is that of one run: give --seeds")
+    if len(set(args.seeds)) < len(args.seeds):
+        parser.error(f"--seeds must differ, got {' '.join(map(str, args.seeds))}")
     return args, options
 
 

@@ -1,4 +1,4 @@
-"""Train the same image or event classifier with each temporal loss, and the dense network beside them.
+"""Train the same image or event classifier with each temporal loss, and the dense network, if it has one, beside them.
 
     python recipes/compare_vision.py image --data_dir cifar10 --num_timesteps 2 --seeds 1 2 3 \\
         --output_dir outputs/compare_cifar10
@@ -139,9 +139,15 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/compare_vision"))
     args, options = parse_own(parser)
     runs: dict[str, list[dict[str, Any]]] = {loss: [] for loss in args.losses}
-    dense: dict[str, list[dict[str, Any]]] = {"dense": []}
+    model_args = arguments_of(args.kind, options, args.output_dir, args.seeds[0])[0]
+    has_dense = hasattr(model_args.model_class, "from_dense")
+    dense: dict[str, list[dict[str, Any]]] = {"dense": []} if has_dense else {}
     if args.rounding:
-        if arguments_of(args.kind, options, args.output_dir, args.seeds[0])[0].preset:
+        if not has_dense:
+            parser.error(
+                f"{model_args.model_class.__name__} has no dense network that --rounding could convert"
+            )
+        if model_args.preset:
             parser.error(
                 "--rounding converts the dense network of each seed, which has its shape already: give "
                 "--model_config in place of --preset"
@@ -151,6 +157,8 @@ def main() -> None:
         for loss in args.losses:
             out = args.output_dir / loss / f"seed{seed}"
             runs[loss].append(run_one(args.kind, [*options, *options_of(loss)], out, seed))
+        if not has_dense:
+            continue
         out = args.output_dir / "dense" / f"seed{seed}"
         dense["dense"].append(run_one(args.kind, [*options, "--neuron", "relu"], out, seed))
         if args.rounding:

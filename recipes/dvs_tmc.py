@@ -4,7 +4,7 @@
     accelerate launch recipes/dvs_tmc.py --events simulated --data_dir mnist --num_timesteps 8
 
 `--data_dir` is the unpacked archive of CIFAR10-DVS, N-Caltech101, DVS128-Gesture or SL-Animals-DVS from
-its own site, or for `--events simulated` images (see image_tmc.py), of which the first channel is
+its own site, or for `--events simulated` images of one size (see image_tmc.py), of which the luminance is
 turned into event streams. Recordings become T frames [2, H, W], which are kept in `--cache_dir`.
 
 Models, validation, options and output as in image_tmc.py. Where subjects are known, those that
@@ -36,6 +36,7 @@ from vision import (
 
 from spikenlp import SpikingTrainingArguments
 from spikenlp.data import carve_validation
+from spikenlp.data.augmentation import of_eight_bits
 from spikenlp.data.events import FrameDataset, Saccades, SimulatedEvents, ToFrames, load_recordings
 from spikenlp.data.events.recordings import FOLDS
 from spikenlp.data.images import label_names, load_images
@@ -150,7 +151,11 @@ def simulated(data_args: EventArguments) -> tuple[dict[str, SimulatedEvents], li
         if split not in splits:
             raise ValueError(f"{data_args.data_dir} has no {split} split: found {sorted(splits)}")
         rows = splits[split].select(some(range(len(splits[split])), limit))
-        images = np.stack([np.asarray(row["image"].convert("L")) for row in rows])
+        grey = [np.asarray(of_eight_bits(row["image"]).convert("L")) for row in rows]
+        if len(sizes := {image.shape for image in grey}) > 1:
+            height_width = ", ".join(f"{height} x {width}" for height, width in sorted(sizes)[:3])
+            raise ValueError(f"a simulated camera needs images of one size, got {height_width}")
+        images = np.stack(grey)
         height, width = images.shape[1:]
         camera = Saccades(sensor=(height + 6, width + 6))
         sources[split] = SimulatedEvents(images, rows["label"], camera, name=f"simulated-{split}")

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import common
 import numpy as np
 import torch
 from common import DENSE, base_model, metrics_of, prepare, record_options, save_records, summary
@@ -38,8 +39,8 @@ from spikenlp import (
     watchdogs,
 )
 from spikenlp.losses import few_class_weight
+from spikenlp.models.vision_conversion import calibrate
 from spikenlp.provenance import run_record
-from spikenlp.training import last_checkpoint
 
 CALIBRATION_BATCH = 32
 SUBSET_SEED = 0
@@ -109,6 +110,12 @@ class VisionModelArguments:
             "batches, without training."
         },
     )
+
+    @property
+    def model_class(self) -> type[PreTrainedModel]:
+        path = self.model_name_or_path
+        loaded = path is not None and not path.endswith(ORIGINAL)
+        return MODELS[AutoConfig.from_pretrained(path).model_type if loaded else self.model][1]
 
     def fields(self) -> dict[str, Any]:
         """Fields of the config that the options name."""
@@ -234,8 +241,13 @@ def build_model(
         if original:
             check_labels(path, model_args.original_config, data)
             return MODELS[model_args.model][1].from_original(path, **fields)
-        check_labels(path, AutoConfig.from_pretrained(path), data)
-        return AutoModelForImageClassification.from_pretrained(path, **fields)
+        trained = AutoConfig.from_pretrained(path)
+        check_labels(path, trained, data)
+        model = AutoModelForImageClassification.from_pretrained(path, **fields)
+        if neuron == "rounding" and model.config.num_timesteps != trained.num_timesteps:
+            print(f"{path} is to spike otherwise: its amplitudes are calibrated anew", flush=True)
+            calibrate(model, calibration_batches(model_args, data, training_args))
+        return model
     config_class, model_class = MODELS[model_args.model]
     if fields.get("neuron") == "rounding" and not model_args.dense_first:
         raise ValueError(
@@ -261,8 +273,7 @@ def build_model(
         training_args, output_dir=str(Path(training_args.output_dir) / DENSE), push_to_hub=False
     )
     trainer = trainer_of(model, data, args)
-    train(trainer, args)
-    trainer.save_model()
+    train(trainer)
     results["dense"] = score(trainer, data.test, "dense")
     return convert(model, model_args, data, training_args)
 
@@ -288,24 +299,24 @@ def convert(
     data: VisionData,
     training_args: SpikingTrainingArguments,
 ) -> PreTrainedModel:
-    size = min(model_args.calibration_batches * CALIBRATION_BATCH, len(data.calibration))  # type: ignore[arg-type]
-    chosen = np.random.default_rng(training_args.seed).permutation(len(data.calibration))[:size]  # type: ignore[arg-type]
-    rows = [data.calibration[i] for i in chosen.tolist()]
-    batches = [
-        {
-            "pixel_values": torch.stack(
-                [row["pixel_values"] for row in rows[i : i + CALIBRATION_BATCH]]
-            )
-        }
-        for i in range(0, size, CALIBRATION_BATCH)
-    ]
     overrides = {k: v for k, v in model_args.fields().items() if k in OF_CONVERSION}
     return type(dense).from_dense(
         dense.cpu().eval(),
-        calibration=batches,
+        calibration=calibration_batches(model_args, data, training_args),
         reconstruct=model_args.reconstruct,
         **overrides,
     )
+
+
+def calibration_batches(
+    model_args: VisionModelArguments, data: VisionData, training_args: SpikingTrainingArguments
+) -> list[dict[str, torch.Tensor]]:
+    """Training images as they are, drawn with the seed."""
+    size = min(model_args.calibration_batches * CALIBRATION_BATCH, len(data.calibration))  # type: ignore[arg-type]
+    chosen = np.random.default_rng(training_args.seed).permutation(len(data.calibration))[:size]  # type: ignore[arg-type]
+    pixels = [data.calibration[i]["pixel_values"] for i in chosen.tolist()]
+    starts = range(0, size, CALIBRATION_BATCH)
+    return [{"pixel_values": torch.stack(pixels[i : i + CALIBRATION_BATCH])} for i in starts]
 
 
 def trainer_of(
@@ -326,20 +337,13 @@ def trainer_of(
     )
 
 
-def train(trainer: SpikingTrainer, args: SpikingTrainingArguments) -> dict[str, Any]:
-    """Trains, from the last checkpoint if there is one; what results.json says about it."""
-    resume = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
-    if resume and trainer.is_world_process_zero():
-        print(f"resuming from {resume}", flush=True)
-    trained = trainer.train(resume_from_checkpoint=resume)
+def train(trainer: SpikingTrainer) -> dict[str, Any]:
+    """`common.train`, and the epochs and the best checkpoint."""
+    trained = common.train(trainer, trainer.args)
     best = trainer.state.best_model_checkpoint
     return {
-        "steps": trainer.state.global_step,
+        **trained,
         "epochs": trainer.state.epoch,
-        "seconds": None if resume else trained.metrics["train_runtime"],
-        "loss": None if resume else trained.metrics["train_loss"],
-        "temporal_loss": trainer.args.temporal_loss,
-        **trainer.args.temporal_loss_options(),
         "best_checkpoint": Path(best).name if best else None,
         "best_validation_accuracy": trainer.state.best_metric,
     }
@@ -404,9 +408,7 @@ def run(
     output_dir = Path(training_args.output_dir)
     if "dense" in results or model_args.model_name_or_path is not None:
         results["before_training"] = score(trainer, data.test, "before_training")
-    results["training"] = train(trainer, training_args)
-    trainer.save_model()
-    trainer.save_state()
+    results["training"] = train(trainer)
     results["validation"] = score(trainer, data.validation, "validation")
     name = "dense" if model.config.neuron == "relu" else "spiking"
     results[name] = score(trainer, data.test, "test")

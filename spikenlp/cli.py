@@ -181,7 +181,7 @@ def _image_batches(args: argparse.Namespace, config: SpikingVisionConfig) -> lis
         ValueError: options or data that do not fit each other or the model.
         OSError: no folder, or no image processor and no `--normalisation`.
     """
-    from spikenlp.data.augmentation import ImageTransform
+    from spikenlp.data.augmentation import ImageTransform, of_eight_bits
     from spikenlp.data.images import MEAN_STD, label_names, load_images
 
     if config.num_channels == 2:
@@ -203,7 +203,8 @@ def _image_batches(args: argparse.Namespace, config: SpikingVisionConfig) -> lis
         processor = AutoImageProcessor.from_pretrained(args.model)
 
         def pixels(image: Any) -> torch.Tensor:
-            return processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+            image = of_eight_bits(image).convert("RGB")
+            return processor(images=image, return_tensors="pt")["pixel_values"][0]
     elif args.normalisation in MEAN_STD:
         pixels = ImageTransform(config.image_size, *MEAN_STD[args.normalisation], train=False)
     else:

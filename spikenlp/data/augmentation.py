@@ -175,8 +175,12 @@ def random_erasing(pixels: Tensor, probability: float) -> Tensor:
     return pixels
 
 
-def _of_eight_bits(image: Image.Image) -> Image.Image:
-    """PIL itself clips grey values of 16 bits at 255."""
+def of_eight_bits(image: Image.Image) -> Image.Image:
+    """Grey values of 16 bits, which PIL itself clips at 255, brought to 8; other images as they are.
+
+    Raises:
+        ValueError: an image of mode I or F, whose range is not known.
+    """
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     if image.mode in ("I", "F"):
@@ -240,7 +244,7 @@ class ImageTransform:
             raise ValueError(f"crop_pct must lie in (0, 1], got {self.crop_pct}")
 
     def __call__(self, image: Image.Image) -> Tensor:
-        image = _of_eight_bits(image).convert("L" if len(self.mean) == 1 else "RGB")
+        image = of_eight_bits(image).convert("L" if len(self.mean) == 1 else "RGB")
         if not self.train:
             return self._normalise(self._to_size(image))
         image = (
@@ -259,7 +263,8 @@ class ImageTransform:
 
     def image_processor(self) -> BaseImageProcessor | None:
         """The same without augmentation as transformers' pipelines know it; None for grey images, which
-        they turn into colour. Grey values of 16 bits it clips, as PIL does: bring them to 8 before serving."""
+        they turn into colour. It takes RGB images as they are; others bring to 8 bits and RGB before serving, as
+        training does (`of_eight_bits(image).convert("RGB")`): 16 bits it clips, transparent images it lays on white."""
         if len(self.mean) == 1:
             return None
         from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil

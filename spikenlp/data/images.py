@@ -38,12 +38,12 @@ def load_images(*, dataset: str | None = None, data_dir: str | Path | None = Non
 
     Returns:
         Splits among `train`, `validation` and `test` with the columns `image` (decoded to PIL) and
-        `label` (ClassLabel where the source names the classes, or has words for labels). ImageNet's test split, whose labels
-        are withheld, is left out.
+        `label` (ClassLabel where the source names the classes, or has words for labels), with train's ids in every
+        split. ImageNet's test split, whose labels are withheld, is left out.
 
     Raises:
-        ValueError: not exactly one source; no column of images or labels; an empty split; a class that train
-            lacks; labels that are neither ids nor words.
+        ValueError: not exactly one source; no column of images or labels; an empty split; a row without a label; a
+            class that train lacks; labels that are neither ids nor words.
         FileNotFoundError: nothing of the kind in `data_dir`.
 
     >>> load_images(data_dir="cifar10")["train"].column_names  # doctest: +SKIP
@@ -66,20 +66,29 @@ def load_images(*, dataset: str | None = None, data_dir: str | Path | None = Non
 
 
 def _with_class_ids(splits: DatasetDict, source: str) -> DatasetDict:
-    """Labels that are words as ids of train's classes, in the order of the alphabet, or of numbers."""
-    kind = getattr(splits["train"].features["label"], "dtype", "lists")
-    if kind in ("string", "large_string"):
-        if any(None in split["label"] for split in splits.values()):
-            raise ValueError(f"{source}: some rows have no label")
+    """Labels as ids of train's classes; words in the order of the alphabet, or of numbers."""
+    for name, split in splits.items():
+        labels = set(split["label"])
+        if None in labels or -1 in labels:
+            raise ValueError(f"{source} ({name}): some rows have no label")
+    kinds = {getattr(split.features["label"], "dtype", "lists") for split in splits.values()}
+    if kinds <= {"string", "large_string"}:
         found = set(splits["train"]["label"])
         names = sorted(found, key=int if all(name.isdecimal() for name in found) else None)
         for name, split in splits.items():
             if unknown := sorted(set(split["label"]) - set(names)):
                 raise ValueError(f"{source} ({name}) has classes that train lacks: {unknown}")
         return splits.cast_column("label", ClassLabel(names=names))
-    if not kind.startswith(("int", "uint", "bool")):
-        raise ValueError(f"{source}: labels must be classes, as ids or words, got {kind}")
-    return splits
+    if not all(kind.startswith(("int", "uint", "bool")) for kind in kinds):
+        raise ValueError(
+            f"{source}: labels must be classes, all as ids or all as words, got {', '.join(sorted(kinds))}"
+        )
+    return DatasetDict(
+        {
+            name: _with_classes_of(splits["train"], split, f"{source} ({name})")
+            for name, split in splits.items()
+        }
+    )
 
 
 def _load_folder(folder: Path) -> DatasetDict:
@@ -104,18 +113,22 @@ def _load_folder(folder: Path) -> DatasetDict:
     splits = {"train": train}
     for name, path in folders.items():
         found = load_dataset("imagefolder", data_dir=str(path), split="train", drop_labels=False)
-        splits[name] = _with_classes_of(train, found, path)
+        splits[name] = _with_classes_of(train, found, str(path))
     return DatasetDict(splits)
 
 
-def _with_classes_of(train: Dataset, split: Dataset, folder: Path) -> Dataset:
-    """The split with train's ids: on its own each folder numbers the classes that it has."""
+def _with_classes_of(train: Dataset, split: Dataset, source: str) -> Dataset:
+    """The split with train's ids: on its own each folder numbers the classes that it has, and so may a file."""
     if "label" not in train.features:
         return split
     names = label_names(train)
-    own = label_names(split)
-    if unknown := sorted(set(own) - set(names)):
-        raise ValueError(f"{folder} has classes that train lacks: {', '.join(unknown)}")
+    named = isinstance(split.features["label"], ClassLabel)
+    own = label_names(split) if named else names
+    if own == names and max(split["label"]) < len(names):
+        return split
+    used = [own[i] if i < len(own) else str(i) for i in sorted(set(split["label"]))]
+    if unknown := [name for name in used if name not in names]:
+        raise ValueError(f"{source} has classes that train lacks: {', '.join(unknown)}")
     ids = [names.index(own[i]) for i in split["label"]]
     return split.remove_columns("label").add_column("label", ids, feature=train.features["label"])
 

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_dataset
 from datasets.exceptions import DatasetsError
 
 from spikenlp.metrics.entities import are_entity_tags
 
-READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", {"keep_default_na": False}),
-    ".tsv": ("csv", {"keep_default_na": False, "delimiter": "\t", "quoting": csv.QUOTE_NONE}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
+SEPARATED: dict[str, dict[str, Any]] = {
+    ".csv": {},
+    ".tsv": {"sep": "\t", "quoting": csv.QUOTE_NONE},
 }
-"""Ending of a file -> how `datasets` reads it. As in GLUE's files, quotation marks of a .tsv are text."""
+"""Ending of a file -> how pandas reads it. As in GLUE's files, quotation marks of a .tsv are text."""
+READERS = (*SEPARATED, ".json", ".jsonl")
 SPLITS = {"train": "train", "validation": "validation", "dev": "validation", "test": "test"}
 """Name of a file -> split."""
 OWN_DATA = "own_data"
@@ -80,9 +82,11 @@ def read_table(path: Path, text_columns: Sequence[str], label_column: str) -> Da
         raise FileNotFoundError(f"no file {path}")
     if len(text_columns) not in (1, 2):
         raise ValueError(f"--text_columns takes one or two, got {list(text_columns)}")
-    reader, options = READERS[path.suffix]
     try:
-        rows = load_dataset(reader, data_files=str(path), split="train", **options)
+        if path.suffix in SEPARATED:
+            rows = read_separated(path, label_column)
+        else:
+            rows = load_dataset("json", data_files=str(path), split="train")
     except (DatasetsError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error.__cause__ or error}") from error
     columns = [*text_columns, label_column]
@@ -96,6 +100,22 @@ def read_table(path: Path, text_columns: Sequence[str], label_column: str) -> Da
         if None in rows[column]:
             raise ValueError(f"{path}, row {list(rows[column]).index(None) + 1} has no {column!r}")
     return rows
+
+
+def read_separated(path: Path, label_column: str) -> Dataset:
+    """Values as they stand there, 007 and NA as well, but for labels that are all numbers and not all whole."""
+    table = pandas.read_csv(path, dtype=str, keep_default_na=False, **SEPARATED[path.suffix])
+    columns: dict[str, list[Any]] = {name: table[name].tolist() for name in table.columns}
+    labels = columns.get(label_column, [])
+    if not all(map(is_whole, labels)):
+        with suppress(ValueError):
+            columns[label_column] = [float(label) for label in labels]
+    return Dataset.from_dict(columns)
+
+
+def is_whole(label: str) -> bool:
+    """Whether a label is written as a whole number."""
+    return re.fullmatch(r"-?\d+", label, re.ASCII) is not None
 
 
 def load_own(
@@ -248,8 +268,9 @@ def classes_of(labels: Sequence[Any], path: Path, given: Sequence[str] | None) -
             f"{path} has decimal numbers for labels, which are no classes, and none with a fraction, as scores "
             "have: write classes as whole numbers or names"
         )
-    whole = all(isinstance(label, int) for label in labels)
-    names = [str(x) for x in sorted(set(labels) if whole else set(map(str, labels)))]
+    found = set(map(str, labels))
+    whole = all(map(is_whole, found))
+    names = sorted(found, key=lambda name: (int(name) if whole else 0, name))
     if given is not None:
         names = list(given)
     if len(set(names)) < max(2, len(names)) or "" in names:

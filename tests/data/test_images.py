@@ -162,9 +162,9 @@ def test_a_broken_archive_names_its_file(tmp_path):
         load_images(data_dir=folder)
 
 
-def parquet(path, column, labels, label="label", size=(8, 8)):
+def parquet(path, column, labels, label="label", size=(8, 8), names=("cat", "dog")):
     images = [PILImage.new("RGB", size, (i, 0, 0)) for i in range(len(labels))]
-    features = Features({column: Image(), label: ClassLabel(names=["cat", "dog"])})
+    features = Features({column: Image(), label: ClassLabel(names=list(names))})
     path.parent.mkdir(exist_ok=True)
     Dataset.from_dict({column: images, label: labels}, features).to_parquet(path)
 
@@ -196,7 +196,29 @@ def test_labels_may_be_words(tmp_path):
     with pytest.raises(ValueError, match=r"\(test\) has classes that train lacks: \['emu'\]"):
         load_images(data_dir=tmp_path)
     write("train", [0.5, 1.5])
-    with pytest.raises(ValueError, match="must be classes, as ids or words, got float64"):
+    with pytest.raises(ValueError, match="all as ids or all as words, got float64, string"):
+        load_images(data_dir=tmp_path)
+    write("train", [0, 3])
+    with pytest.raises(ValueError, match="all as ids or all as words, got int64, string"):
+        load_images(data_dir=tmp_path)
+    write("test", [3, 0, 4])
+    with pytest.raises(ValueError, match=r"\(test\) has classes that train lacks: 4"):
+        load_images(data_dir=tmp_path)
+    write("test", [0, None])
+    with pytest.raises(ValueError, match=r"\(test\): some rows have no label"):
+        load_images(data_dir=tmp_path)
+    write("test", [3, 0])
+    assert load_images(data_dir=tmp_path)["test"]["label"] == [3, 0]
+
+
+def test_files_that_number_their_classes_otherwise_get_the_ids_of_train(tmp_path):
+    parquet(tmp_path / "train.parquet", "image", [0, 1])
+    parquet(tmp_path / "test.parquet", "image", [0, 1, 1], names=["dog", "cat", "emu"])
+    data = load_images(data_dir=tmp_path)
+    assert label_names(data["test"]) == ["cat", "dog"]
+    assert data["test"]["label"] == [1, 0, 0]
+    parquet(tmp_path / "test.parquet", "image", [0, 2], names=["dog", "cat", "emu"])
+    with pytest.raises(ValueError, match=r"\(test\) has classes that train lacks: emu"):
         load_images(data_dir=tmp_path)
 
 

@@ -54,6 +54,13 @@ def test_numbers_are_ordered_by_size(tmp_path, labels, names):
     assert load_own(tmp_path)["train"].features["label"].names == names
 
 
+def test_what_is_written_like_a_number_stays_as_it_is_written(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\n007,01\n1e3,10\n0.50,02\n")
+    rows = load_own(tmp_path)["train"]
+    assert rows["text"][:] == ["007", "1e3", "0.50"]
+    assert rows.features["label"].names == ["01", "02", "10"]
+
+
 @pytest.mark.parametrize("kind", [".csv", ".jsonl"])
 def test_numbers_with_a_fraction_are_scores(tmp_path, kind):
     write(tmp_path / f"train{kind}", [("a text", 3), ("another", 0.5)])
@@ -69,7 +76,9 @@ def test_numbers_with_a_fraction_are_scores(tmp_path, kind):
 def test_scores_are_finite_numbers(tmp_path, wrong):
     write(tmp_path / "train.csv", [("a text", 3), ("another", 0.5)])
     write(tmp_path / "validation.csv", [("a third", 4), ("a fourth", wrong)])
-    with pytest.raises(ValueError, match=r"validation\.csv, row 2: label .* must be a finite number"):
+    with pytest.raises(
+        ValueError, match=r"validation\.csv, row 2: label .* must be a finite number"
+    ):
         load_own(tmp_path)
 
 

@@ -59,7 +59,10 @@ def test_means_deviations_and_paired_tests():
     assert "50.0 / 85.0 ± 1.7 *" in row
     assert "0.100 / 0.050" in row
     runs["sdt"][1]["training"]["seconds"] = None  # a run that was stopped and went on
-    assert all("seconds_per_step" not in measured for measured in compare(runs).values())
+    runs["sdt"][1]["similarity"] = float("nan")  # of one step
+    table = compare(runs)
+    assert all({"seconds_per_step", "similarity"}.isdisjoint(row) for row in table.values())
+    json.dumps(table, allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -153,9 +156,22 @@ def test_the_seed_of_a_run_is_not_that_of_a_comparison(module, tmp_path, monkeyp
         with pytest.raises(SystemExit):
             stubbed(module, tmp_path, monkeypatch, *words)
         assert "--seed is that of one run: give --seeds" in capsys.readouterr().err
-    asked = stubbed(module, tmp_path, monkeypatch, "--seeds", "7", "--out", "x")
+    asked = stubbed(module, tmp_path, monkeypatch, "--seeds", "7", "--data_dir", "x")
     assert asked[0][-1] == 7
-    assert asked[0][-3][:2] == ["--out", "x"], "no abbreviation"
+    assert asked[0][-3][:2] == ["--data_dir", "x"]
+    with pytest.raises(SystemExit):
+        stubbed(module, tmp_path, monkeypatch, "--seeds", "7", "7")
+    assert "--seeds must differ, got 7 7" in capsys.readouterr().err
+
+
+@BOTH
+def test_an_option_has_no_abbreviation(module, tmp_path, monkeypatch):
+    if module is compare_losses:
+        asked = stubbed(module, tmp_path, monkeypatch, "--out", "x")
+        assert asked[0][-3][:2] == ["--out", "x"]
+    else:
+        with pytest.raises(ValueError, match="--out"):
+            stubbed(module, tmp_path, monkeypatch, "--out", "x")
 
 
 def test_a_preset_is_no_shape_for_a_conversion(tmp_path, monkeypatch, capsys):

@@ -293,7 +293,9 @@ def test_scores_train_a_regression(recipe, dense_model, tmp_path):
     results = json.loads((out / "results.json").read_text())
     scores = results["unrolled"]["spiking"] if recipe is distill else results["spiking"]
     assert {"pearson", "spearman", "pearson_t1", "spearman_t2"} <= scores.keys()
-    config = json.loads(((out / "unrolled" if recipe is distill else out) / "config.json").read_text())
+    config = json.loads(
+        ((out / "unrolled" if recipe is distill else out) / "config.json").read_text()
+    )
     assert config["problem_type"] == "regression"
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -400,6 +401,36 @@ def test_a_conversion_keeps_the_shape_of_its_network(tmp_path):
         vision.build_model(model_args, data, training_args, {})
 
 
+def test_a_spiking_network_is_calibrated_anew_for_another_number_of_steps(tmp_path, capsys):
+    fields = {
+        "hidden_sizes": [4],
+        "depths": [1],
+        "image_size": 32,
+        "num_labels": 2,
+        "num_channels": 3,
+    }
+    dense = SpikingVGGForImageClassification(SpikingVGGConfig(**fields, neuron="relu")).eval()
+    data = image_data("--data_dir", images_in(tmp_path / "images", {"train": 40, "test": 4}))
+    data = dataclasses.replace(data, config_fields={})
+    options = ["--use_cpu", "True", "--model_name_or_path"]
+
+    def amplitudes(path, *asked):
+        model_args, _, training_args = arguments("image", *options, tmp_path / path, *asked)
+        model = vision.build_model(model_args, data, training_args, {})
+        return torch.cat([p.flatten() for n, p in model.named_parameters() if "amplitude" in n])
+
+    model_args, _, training_args = arguments(
+        "image", *options, "dense", "--neuron", "rounding", "--num_timesteps", "2"
+    )
+    spiking = vision.convert(dense, model_args, data, training_args)
+    spiking.save_pretrained(tmp_path / "two")
+    model_args.num_timesteps = 6
+    vision.convert(dense, model_args, data, training_args).save_pretrained(tmp_path / "six")
+    assert torch.equal(amplitudes("two", "--num_timesteps", "6"), amplitudes("six"))
+    assert capsys.readouterr().out.count("calibrated anew") == 1
+    assert not torch.equal(amplitudes("two"), amplitudes("six"))
+
+
 @pytest.mark.parametrize(("neuron", "asked"), [("relu", "rounding"), ("lif", "lif")])
 def test_a_model_of_other_labels_is_refused(neuron, asked, tmp_path):
     fields = {"hidden_sizes": [4], "depths": [1], "image_size": 8, "num_labels": 3}
@@ -463,6 +494,25 @@ def test_simulated_events_fill_the_sensor_and_recordings_48_pixels(tmp_path):
     assert data.config_fields["image_size"] == 48
 
 
+def test_grey_values_of_16_bits_keep_their_shades_as_events(tmp_path):
+    def rows(scale, kind, size):
+        shades = np.linspace(0, 255, size * size).reshape(size, size).round()
+        images = [PILImage.fromarray((shades * scale).astype(kind))] * 2
+        return Dataset.from_dict({"image": images, "label": [0, 1]})
+
+    def events(scale, kind):
+        for split in ("train", "test"):
+            rows(scale, kind, 8).to_parquet(tmp_path / f"{split}.parquet")
+        args = arguments("dvs", "--events", "simulated", "--data_dir", tmp_path)[1]
+        return dvs_tmc.simulated(args)[0]["test"][0][0]
+
+    assert np.array_equal(events(257, np.uint16), events(1, np.uint8))
+    both = datasets.concatenate_datasets([rows(1, np.uint8, 8), rows(1, np.uint8, 6)])
+    both.to_parquet(tmp_path / "test.parquet")
+    with pytest.raises(ValueError, match="images of one size, got 6 x 6, 8 x 8"):
+        dvs_tmc.simulated(arguments("dvs", "--events", "simulated", "--data_dir", tmp_path)[1])
+
+
 def test_all_folds_at_once_are_for_the_recipe_alone(tmp_path):
     options = ["--events", "sl_animals", "--data_dir", tmp_path, "--fold", "all"]
     with pytest.raises(ValueError, match=r"--fold all is for dvs_tmc\.py alone"):
@@ -505,6 +555,7 @@ def test_dense_first_then_rounding_neurons_and_the_same_command_again(tmp_path):
     printed = run_here(image_tmc, *options)
     assert printed.count("resuming from") == 2
     again = json.loads((out / "results.json").read_text())
+    assert again["training"] == results["training"], "what is done stays as it was"
     assert again["spiking"]["accuracy"] == results["spiking"]["accuracy"], "the best model again"
     assert again["validation"]["loss"] == pytest.approx(results["validation"]["loss"])
     for checkpoint in out.glob("checkpoint-*"):  # as of a run that was killed in its first phase
@@ -557,6 +608,20 @@ def test_losses_are_compared_on_simulated_events(tmp_path):
     options[options.index("--max_steps") + 1] = "2"
     with pytest.raises(ValueError, match=r"other options.*max_steps 3 -> 2"):
         run_here(compare_vision, *options)
+
+
+def test_a_network_without_dense_twin_is_compared_without_it(tmp_path, monkeypatch):
+    folder = images_in(tmp_path / "images", {"train": 40, "test": 10})
+    options = ["image", "--losses", "sdt", "--seeds", "1", "--data_dir", folder, *TINY]
+    shape = {"patch_embedding": "cifar", "hidden_sizes": [8, 8], "depths": [1, 1]}
+    shape["num_attention_heads"] = 2
+    options += ["--model", "qkformer", "--model_config", json.dumps(shape), "--image_size", "16"]
+    options += ["--num_timesteps", "2", "--output_dir", tmp_path / "out"]
+    with pytest.raises(SystemExit):
+        run_here(compare_vision, *options, "--rounding")
+    assert not (tmp_path / "out").exists()
+    run_here(compare_vision, *options)
+    assert "dense" not in json.loads((tmp_path / "out" / "comparison.json").read_text())
 
 
 @pytest.mark.parametrize("frames", [1, 3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -96,7 +97,7 @@ class FrameDataset(Dataset):
             "classes": self.classes,
             "frames": self.to_frames.settings(),
         }
-        text = json.dumps(settings, indent=1, sort_keys=True)
+        text = json.dumps(settings, indent=1, sort_keys=True, default=operator.index)
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         folder = cache_dir / f"{settings['name']}-{key}"
         folder.mkdir(parents=True, exist_ok=True)

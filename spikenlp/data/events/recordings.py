@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
+import operator
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -73,6 +74,7 @@ class EventRecordings(Sequence):
         return len(self.samples)
 
     def __getitem__(self, index):  # type: ignore[override]
+        index = range(len(self))[operator.index(index)]
         sample = self.samples[index]
         events = _read(sample.path)
         if sample.span == "index":

@@ -15,6 +15,7 @@ thresholds is modelled.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -194,4 +195,5 @@ class SimulatedEvents(Sequence):
         return len(self.images)
 
     def __getitem__(self, index):  # type: ignore[override]
+        index = range(len(self))[operator.index(index)]
         return self.camera(self.images[index], (self.seed, index)), int(self.labels[index])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spikenlp.models.checkpoint import check_fields
 from spikenlp.models.original_checkpoints import (
+    WRAPPERS,
     Names,
     indices,
     load_original,
@@ -49,7 +50,7 @@ def _shape_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     head = weight_of(state, "head")
     if len(stages) == 2:
         preset = QKFormerConfig.presets["dvs-cifar10"]
-    elif "patch_embed1.proj2_conv.weight" in state:
+    elif any(f"patch_embed1.proj2_conv.{wrapper}weight" in state for wrapper in WRAPPERS):
         preset = {"num_attention_heads": max(1, head.shape[1] // 64)}
     else:
         preset = QKFormerConfig.presets["cifar"]

@@ -90,6 +90,13 @@ def test_every_setting_has_its_own_folder(tmp_path):
     )
 
 
+def test_sizes_from_numpy_are_those_of_python(tmp_path):
+    size = tuple(np.array([4, 4]))
+    by_numpy = FrameDataset(SOURCE, ToFrames(2, frame_size=size), cache_dir=tmp_path)
+    by_python = FrameDataset(SOURCE, ToFrames(2, frame_size=(4, 4)), cache_dir=tmp_path)
+    assert by_numpy.folder == by_python.folder
+
+
 def test_a_damaged_file_is_made_again(tmp_path):
     data = FrameDataset(SOURCE, ToFrames(5), cache_dir=tmp_path)
     whole = data[0]["pixel_values"]

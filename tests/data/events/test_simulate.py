@@ -116,6 +116,16 @@ def test_bad_options_and_images_are_refused(make, message):
         make()
 
 
+def test_a_source_counts_from_its_end_as_well_and_takes_no_slice():
+    images = np.random.default_rng(0).integers(0, 255, (2, 8, 8), dtype=np.uint8)
+    source = SimulatedEvents(images, [3, 4], CAMERA)
+    assert np.array_equal(source[-1][0], source[1][0])
+    with pytest.raises(IndexError):
+        source[2]
+    with pytest.raises(TypeError, match="slice"):
+        source[:1]
+
+
 def test_a_source_depends_on_images_seed_and_camera_alone():
     images = np.stack([image(0), image(1)])
     source = SimulatedEvents(images, [3, 4], CAMERA)
