@@ -87,7 +87,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="float, not in int8 yet")
-    parser.add_argument("--formats", nargs="*", default=["torch", "onnx"])
+    parser.add_argument(
+        "--formats", nargs="*", choices=("torch", "onnx"), default=["torch", "onnx"]
+    )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/deploy"))
     add_data_options(parser)

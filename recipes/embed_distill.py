@@ -42,7 +42,7 @@ from corpus import CorpusArguments
 from phases import CollapsedArguments, Job, PhaseArguments, finish
 from student import CALIBRATION_BATCH, StudentArguments, check_tokenizer
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, BertModel, DataCollatorWithPadding
+from transformers import AutoModel, AutoTokenizer, DataCollatorWithPadding, PreTrainedModel
 
 from spikenlp import SpikingBertModel, watchdogs
 from spikenlp.analysis import energy_by_step, microjoules
@@ -56,7 +56,7 @@ from spikenlp.embeddings import (
     tokenize,
 )
 from spikenlp.metrics import accuracy_at, nearest, recall_at, similarity_correlation
-from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
+from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate, load_dense_bert
 from spikenlp.training import EmbeddingDistillationArguments, EmbeddingDistillationTrainer
 
 ENERGY_SAMPLES = 32
@@ -351,8 +351,8 @@ class EncoderDistillation(Job):
     def encoder(self, model: SpikingBertModel) -> SentenceEncoder:
         return SentenceEncoder(model, self.tokenizer, **self.modules)
 
-    def load_teacher(self) -> BertModel:
-        return BertModel.from_pretrained(self.dense, add_pooling_layer=False).eval()
+    def load_teacher(self) -> PreTrainedModel:
+        return load_dense_bert(str(self.dense), SpikingBertModel)[0].eval()
 
     def tokenised(self) -> datasets.Dataset:
         length = self.text_args.max_seq_length

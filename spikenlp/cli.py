@@ -84,8 +84,9 @@ def _bert(
 def _memory(
     args: argparse.Namespace, config: PreTrainedConfig, spiking: PreTrainedConfig
 ) -> list[str]:
+    length = min(128, config.max_position_embeddings) if args.length is None else args.length
     lines = [
-        f"training step as a sequence classifier, batch {args.batch}, {args.length} tokens, AdamW, "
+        f"training step as a sequence classifier, batch {args.batch}, {length} tokens, AdamW, "
         f"{'bfloat16 autocast' if args.bf16 else 'float32'} (estimate, MB)",
         f"{'':12}{'parameters':>12}{'optimizer':>12}{'activations':>12}{'peak':>12}",
     ]
@@ -94,7 +95,7 @@ def _memory(
         rows[f"T = {steps}"] = spiking.__class__(**{**spiking.to_dict(), "num_timesteps": steps})
     for name, row in rows.items():
         found = estimate_memory(
-            row, args.batch, args.length, autocast=torch.bfloat16 if args.bf16 else None
+            row, args.batch, length, autocast=torch.bfloat16 if args.bf16 else None
         )
         sizes = (found.parameters, found.optimizer, found.activations, found.peak)
         lines.append(f"{name:12}" + "".join(f"{size / 1e6:12,.0f}" for size in sizes))
@@ -322,7 +323,8 @@ def export_model(args: argparse.Namespace) -> str:
     from spikenlp.hub.release import load
 
     config = spikenlp.Int8Config() if args.int8 else None
-    model = load(Path(args.checkpoint), quantization_config=config)
+    dtype = "auto" if args.format == "torch" else torch.float32
+    model = load(Path(args.checkpoint), quantization_config=config, dtype=dtype)
     batch = None
     if args.text:
         if model.main_input_name != "input_ids":
@@ -400,7 +402,11 @@ def main(argv: list[str] | None = None) -> None:
     inspect = commands.add_parser("inspect", help="what a model is and the memory training takes")
     inspect.add_argument("model", help="folder or Hub id of a spiking model or a dense BERT")
     inspect.add_argument("--batch", type=int, default=32)
-    inspect.add_argument("--length", type=int, default=128, help="tokens of a sequence")
+    inspect.add_argument(
+        "--length",
+        type=int,
+        help="tokens of a sequence (default: 128, or as many as the model reads)",
+    )
     inspect.add_argument("--num_timesteps", type=int, nargs="+", help="default: the model's own T")
     inspect.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
     inspect.set_defaults(run=inspect_model)
@@ -445,7 +451,11 @@ def main(argv: list[str] | None = None) -> None:
 
     export = commands.add_parser("export", help="the model for other runtimes, checked")
     export.add_argument("checkpoint", help="folder of a spiking model")
-    export.add_argument("--format", required=True, help="torch (.pt2), onnx or nir")
+    export.add_argument(
+        "--format",
+        required=True,
+        help="torch (.pt2, in the weights' own type), onnx or nir (in float32)",
+    )
     export.add_argument("--out", type=Path, required=True, help="the file to write")
     export.add_argument("--int8", action="store_true", help="round the weights to int8 before")
     export.add_argument(

@@ -93,12 +93,7 @@ class SentenceEncoder:
                 f"model must be a SpikingBertModel, got {type(model).__name__}: make one of a dense "
                 "sentence encoder with SentenceEncoder.from_dense(path, calibration=sentences)"
             )
-        positions = model.config.max_position_embeddings
-        if not 2 < max_seq_length <= positions:
-            raise ValueError(
-                f"max_seq_length must be in [3, {positions}], the model's positions, got "
-                f"{max_seq_length}"
-            )
+        _check_length(max_seq_length, model.config.max_position_embeddings)
         self.model, self.tokenizer = model.eval(), tokenizer
         self.max_seq_length, self.normalize = max_seq_length, normalize
 
@@ -128,7 +123,8 @@ class SentenceEncoder:
         """
         found = read_modules(path)
         tokenizer = AutoTokenizer.from_pretrained(path)
-        length = max_seq_length or found["max_seq_length"]
+        length = found["max_seq_length"] if max_seq_length is None else max_seq_length
+        _check_length(length, _positions(path))
         batches = None
         if calibration is not None:
             batches = tokenize(tokenizer, calibration, length, batch_size=32)
@@ -436,11 +432,21 @@ def _max_seq_length(path: str | Path, **hub_options: Any) -> int:
         length = (_read(path, "tokenizer_config.json", **hub_options) or {}).get(
             "model_max_length", MAX_SEQ_LENGTH
         )
-        config = AutoConfig.from_pretrained(path, **hub_options)
-        if config.model_type in FAMILY:
-            config = bert_config(config)
-        length = min(length, config.max_position_embeddings)
+        length = min(length, _positions(path, **hub_options))
     return int(length)
+
+
+def _positions(path: str | Path, **hub_options: Any) -> int:
+    """Tokens that a dense or spiking encoder can read."""
+    config = AutoConfig.from_pretrained(path, **hub_options)
+    return (bert_config(config) if config.model_type in FAMILY else config).max_position_embeddings
+
+
+def _check_length(length: int, positions: int) -> None:
+    if not 2 < length <= positions:
+        raise ValueError(
+            f"max_seq_length must be in [3, {positions}], the model's positions, got {length}"
+        )
 
 
 def _read(path: str | Path, name: str, **hub_options: Any) -> Any:

@@ -19,8 +19,10 @@ from huggingface_hub import get_token
 
 SECRET, USER, HOST = "<secret>", "<user>", "<host>"
 TOKENS = re.compile(
-    r"\b(?:hf_|api_org_|gh[opsur]_|github_pat_|glpat-|sk-|xox[abp]-|AKIA|AIza)[A-Za-z0-9_-]{8,}"
+    r"\b(?:(?:hf_|api_org_|gh[opsur]_)[A-Za-z0-9]{16,}|github_pat_\w{20,}|glpat-[\w-]{20,}"
+    r"|sk-(?=[\w-]*\d)[\w-]{20,}|xox[abp]-[\w-]{10,}|AKIA[A-Z0-9]{16}|AIza[\w-]{10,})"
 )
+"""As they are issued: long enough to be none of the names in code, such as hf_hub_download."""
 CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/\s@]+@")
 POSIX_PATH = re.compile(
     r"""(?<![^\s"'`=:;,(\[{|])(?:file://)?(?:~(?=/)|/[^\s"'<>|:;,()\[\]{}/]+)(?:/[^\s"'<>|:;,()\[\]{}/]*)*"""
@@ -30,7 +32,10 @@ SECRET_NAME = re.compile(
     r"(?:^|_)(?:token|password|passwd|passphrase|secret|(?:api|secret|access|private|wandb)_?key|credentials?|pat)$",
     re.I,
 )
-COMMON_NAMES = {"root", "user", "users", "ubuntu", "admin", "runner", "nobody", "localhost", "home"}
+COMMON_NAMES = {
+    *("root", "user", "users", "ubuntu", "admin", "runner", "nobody", "localhost", "home"),
+    *("test", "train", "dev", "demo", "data", "model"),
+}
 """Names that give nobody away."""
 SMALLEST_SECRET = 8
 TEXT_ENDINGS = {".json", ".yaml", ".yml", ".md", ".txt", ".py", ".jinja", ".svg", ""}
@@ -41,13 +46,16 @@ def scrub(value: Any) -> Any:
 
     An absolute path keeps its last component; a string, or a list of them, under a key such as `hub_token`
     or `password` becomes "<secret>", and so does anything that looks like a token or equals a secret of the
-    environment; names of the user and of the machine become "<user>" and "<host>".
+    environment; names of the user and of the machine become "<user>" and "<host>", but for keys and for the owner in
+    a Hub id or URL.
 
     >>> scrub({"data_dir": "/home/ann/glue", "hub_token": "abc"})
     {'data_dir': 'glue', 'hub_token': '<secret>'}
     """
     if isinstance(value, dict):
-        return {scrub(k): _secret(v) if _is_secret_name(k) else scrub(v) for k, v in value.items()}
+        return {
+            _scrub_key(k): _secret(v) if _is_secret_name(k) else scrub(v) for k, v in value.items()
+        }
     if isinstance(value, list | tuple):
         return [scrub(v) for v in value]
     if isinstance(value, Path):
@@ -94,25 +102,42 @@ def find_leaks(folder: str | Path) -> list[str]:
         text = content.decode(errors="replace")
         if TOKENS.search(text) or CREDENTIALS_IN_URL.search(text):
             found.append(f"{name}: a token")
-        if any(place in text for place in _local_places()):
+        if any(_as_pattern(place).search(text) for place in _local_places()):
             found.append(f"{name}: a path of this machine")
     return found
 
 
+def _scrub_key(key: Any) -> Any:
+    return _without_places(_without_secrets(key)) if isinstance(key, str) else key
+
+
 def _scrub_text(text: str) -> str:
-    for secret in _secrets():
-        text = text.replace(secret, SECRET)
-    text = CREDENTIALS_IN_URL.sub("", TOKENS.sub(SECRET, text))
-    for place in _local_places():  # paths with spaces in them
-        if place in text:
-            text = re.sub(re.escape(place) + r"(?=[/\\])", "~", text)
-            text = text.replace(place, Path(place).name)
-    text = POSIX_PATH.sub(lambda m: _last(m[0].split("/")), text)
-    text = WINDOWS_PATH.sub(lambda m: _last(m[0].split("\\")), text)
+    text = _without_places(_without_secrets(text))
     for names, replacement in ((_users(), USER), (_hosts(), HOST)):
         for name in names:
-            text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", replacement, text)
+            text = re.sub(rf"(?<![\w/-]){re.escape(name)}(?![\w-]|/\w)", replacement, text)
     return text
+
+
+def _without_secrets(text: str) -> str:
+    for secret in _secrets():
+        text = text.replace(secret, SECRET)
+    return CREDENTIALS_IN_URL.sub("", TOKENS.sub(SECRET, text))
+
+
+def _without_places(text: str) -> str:
+    """Each absolute path as its last component."""
+    for place in _local_places():  # paths with spaces in them
+        if (pattern := _as_pattern(place)).search(text):
+            text = re.sub(pattern.pattern + r"(?=[/\\])", "~", text)
+            text = pattern.sub(lambda _, name=Path(place).name: name, text)
+    text = POSIX_PATH.sub(lambda m: _last(m[0].split("/")), text)
+    return WINDOWS_PATH.sub(lambda m: _last(m[0].split("\\")), text)
+
+
+def _as_pattern(place: str) -> re.Pattern[str]:
+    """Matches the folder `place` and what is below it, not one whose name goes on or that lies below another."""
+    return re.compile(rf"(?<![\w.~-]){re.escape(place)}(?![\w-])")
 
 
 def _last(parts: Iterable[str]) -> str:
@@ -127,7 +152,7 @@ def _secret(value: Any) -> Any:
 
 
 def _is_secret_name(key: Any) -> bool:
-    return isinstance(key, str) and SECRET_NAME.search(key) is not None
+    return isinstance(key, str) and SECRET_NAME.search(key.replace("-", "_")) is not None
 
 
 def _secrets() -> list[str]:
@@ -137,9 +162,9 @@ def _secrets() -> list[str]:
 
 
 def _local_places() -> list[str]:
-    """Folders of this user, longest first; "/" and the like are everybody's."""
+    """Folders of this user, longest first; "/" is everybody's."""
     places = {str(Path.home()), os.getcwd(), os.environ.get("HF_HOME", "")}
-    return sorted((p for p in places if p.count(os.sep) > 1), key=len, reverse=True)
+    return sorted((p for p in places if Path(p).name), key=len, reverse=True)
 
 
 def _users() -> list[str]:

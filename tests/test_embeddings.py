@@ -325,6 +325,8 @@ def test_a_roberta_encoder_has_fewer_positions_than_its_table(tmp_path):
     encoder = SentenceEncoder.from_dense(folder, calibration=SENTENCES)
     assert encoder.max_seq_length == 40
     assert encoder.encode(["chess " * 100]).shape == (1, 32)
+    with pytest.raises(ValueError, match=r"max_seq_length must be in \[3, 40\].* got 41"):
+        SentenceEncoder.from_dense(folder, calibration=["chess " * 100], max_seq_length=41)
 
 
 def test_a_dense_encoder_is_not_taken_for_a_spiking_one(dense_folder):

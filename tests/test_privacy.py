@@ -40,6 +40,8 @@ def test_private_things_go(given, expected):
         "path/to/bert, ../x/y and ./z",
         "grad_norm/bert.encoder.layer.0",
         "w/o dropout",
+        "from huggingface_hub import hf_hub_download, hf_transfer_enabled_now",
+        "an sk-learn-pipeline-of-many-parts",
         {"hub_token": None, "num_input_tokens_seen": 5, "pad_token_id": 0, "max_steps": 3},
     ],
 )
@@ -48,11 +50,21 @@ def test_public_things_stay(public):
 
 
 def test_a_command_loses_the_values_of_secret_options_and_paths_with_spaces():
-    command = ["run.py", "--hub_token", "plain", "--password=x y", "--out", "/home/ann/my runs/a"]
+    command = [
+        "run.py",
+        "--hub_token",
+        "plain",
+        "--hub-token",
+        "plain",
+        "--api-key=plain",
+        "--password=x y",
+        "--out",
+        "/home/ann/my runs/a",
+    ]
     command += ["hub_token=abc", "--secret_key", "s3cr3t", "task=sst2"]
     command += ["--data=/mnt/big disk/glue", "--push_to_hub", "--lr", "1e-4", "nyu-mll/glue"]
     assert scrub_command(command) == (
-        "run.py --hub_token <secret> --password=<secret> --out a hub_token=<secret> --secret_key <secret> task=sst2 --data=glue --push_to_hub --lr 1e-4 "
+        "run.py --hub_token <secret> --hub-token <secret> --api-key=<secret> --password=<secret> --out a hub_token=<secret> --secret_key <secret> task=sst2 --data=glue --push_to_hub --lr 1e-4 "
         "nyu-mll/glue"
     )
 
@@ -64,6 +76,30 @@ def test_names_of_the_user_the_machine_and_secrets_of_the_environment_go(monkeyp
     monkeypatch.setattr("socket.gethostname", lambda: "node17.lab")
     found = scrub("annlee on node17.lab with 0123456789abcdef; annleeson stays")
     assert found == "<user> on <host> with <secret>; annleeson stays"
+
+
+def test_keys_and_owners_on_the_hub_keep_the_names_of_the_user(monkeypatch):
+    monkeypatch.setenv("USER", "spike")
+    public = {
+        "spike": 1,
+        "base_model": "spike/bert-sst2",
+        "url": "see https://huggingface.co/spike/x",
+    }
+    assert scrub(public) == public
+    assert scrub({"by": "spike", "spike at": "spike"}) == {"by": "<user>", "spike at": "<user>"}
+    monkeypatch.setenv("USER", "test")
+    assert scrub({"evaluated_on": "test"}) == {"evaluated_on": "test"}
+
+
+def test_a_place_is_found_as_a_whole_however_short(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/lab")
+    for text, found in (
+        ("read /lab/clients/acme", True),
+        ("HOME is /lab", True),
+        ("/laboratory and http://x.org/lab or ../lab", False),
+    ):
+        (tmp_path / "README.md").write_text(text)
+        assert bool(find_leaks(tmp_path)) == found, text
 
 
 def test_a_home_with_a_space_in_its_name_leaves_nothing(monkeypatch):

@@ -59,6 +59,8 @@ def compare(
     expected: Sequence[Tensor],
     found: Sequence[Tensor],
     real: Tensor | None = None,
+    *,
+    several_labels: bool = False,
 ) -> Agreement:
     """Compares what `Steps(neurons=True)` gave with what the exported graph gave.
 
@@ -66,6 +68,7 @@ def compare(
         order: the neurons.
         expected, found: logits [B, T, ...], and current and spikes of each neuron.
         real: positions [B, L] that count, or None.
+        several_labels: the answer is each label by itself, there where its logit is above 0.
 
     Raises:
         ValueError: names the neuron and the step that does not agree; or every sample has a tie, so
@@ -105,10 +108,13 @@ def compare(
             "so that what comes after was not compared: give a larger batch"
         )
     ties = tied.nonzero().flatten().tolist()
-    return compare_logits(expected[0], found[0], Agreement(samples, 0.0, decisions, ties))
+    agreement = Agreement(samples, 0.0, decisions, ties)
+    return compare_logits(expected[0], found[0], agreement, several_labels=several_labels)
 
 
-def compare_logits(expected: Tensor, found: Tensor, agreement: Agreement) -> Agreement:
+def compare_logits(
+    expected: Tensor, found: Tensor, agreement: Agreement, *, several_labels: bool = False
+) -> Agreement:
     """`agreement` on spikes, with what logits [B, T, ...] add to it.
 
     Raises:
@@ -125,7 +131,8 @@ def compare_logits(expected: Tensor, found: Tensor, agreement: Agreement) -> Agr
             f"timestep_logits differ by {difference:g} where all spikes are the same (up to "
             f"{allowed:g} is float rounding): the exported graph is not kept"
         )
-    answers = [x.cumsum(1).argmax(-1).flatten(1) for x in (expected, found)]
+    sums = [x.cumsum(1) for x in (expected, found)]
+    answers = [(x > 0 if several_labels else x.argmax(-1)).flatten(1) for x in sums]
     changed = (answers[0] != answers[1]).any(1) & tied
     return replace(
         agreement,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from spikenlp.data.files import write_whole
 from spikenlp.export.check import Agreement
 from spikenlp.export.nir_graph import write_nir
 from spikenlp.export.onnx_graph import write_onnx
@@ -52,7 +52,7 @@ def export(
         What was compared: see `Agreement`.
 
     Raises:
-        ValueError: another format; a model or part of one that the format cannot express, by name; a
+        ValueError: another format; a folder for a path; a model or part of one that the format cannot express, by name; a
             file that does not agree with the model.
         ImportError: packages of the extra `export` are missing.
 
@@ -61,12 +61,13 @@ def export(
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name the file to write")
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch) / path.name
         with evaluating(model):
             agreement = FORMATS[format](model, written, batch)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        shutil.copyfile(written, unfinished)
-        os.replace(unfinished, path)
+        with written.open("rb") as made:
+            write_whole(path, lambda file: shutil.copyfileobj(made, file))
     return agreement

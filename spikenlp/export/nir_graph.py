@@ -29,7 +29,8 @@ from transformers import PreTrainedModel
 
 from spikenlp.export.check import Agreement, compare
 from spikenlp.export.extra import import_extra
-from spikenlp.export.program import Steps, inputs_of
+from spikenlp.export.program import Steps, check_float32, inputs_of
+from spikenlp.models.modes import has_several_labels
 from spikenlp.models.spiking_vgg import SpikingVGGForImageClassification
 from spikenlp.neurons import IF, LIF, PLIF, RoundingIF
 from spikenlp.neurons.dynamics import floored
@@ -47,6 +48,7 @@ def write_nir(model: PreTrainedModel, path: Path, batch: Mapping[str, Tensor] | 
     """See `spikenlp.export.export`."""
     (nir,) = import_extra("nir")
     refuse(model)
+    check_float32(model, "NIR")
     inputs = inputs_of(model, batch)
     steps = Steps(model, list(inputs), neurons=True).eval()
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
@@ -56,7 +58,8 @@ def write_nir(model: PreTrainedModel, path: Path, batch: Mapping[str, Tensor] | 
     if pixels.dim() == 4:  # an image is the same at each step
         pixels = pixels[:, None].expand(-1, model.config.num_timesteps, -1, -1, -1)
     found = run_nir(nir.read(path), pixels.transpose(0, 1))
-    return compare(steps.order, expected, found)
+    several = has_several_labels(model.config)
+    return compare(steps.order, expected, found, several_labels=several)
 
 
 def refuse(model: nn.Module) -> None:

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from spikenlp.export.check import Agreement, compare, compare_logits
 from spikenlp.export.extra import import_extra
-from spikenlp.export.program import Steps, inputs_of, to_trace
+from spikenlp.export.program import Steps, check_float32, inputs_of, to_trace
+from spikenlp.models.modes import has_several_labels
 
 OUTPUT = "timestep_logits"
 
@@ -25,23 +26,19 @@ OUTPUT = "timestep_logits"
 def write_onnx(model: PreTrainedModel, path: Path, batch: Mapping[str, Tensor] | None) -> Agreement:
     """See `spikenlp.export.export`."""
     import_extra("onnx", "onnxscript", "onnxruntime")
-    if model.dtype != torch.float32:
-        how = "call model.float() before"
-        if getattr(model, "is_quantized", False):
-            how = "load it with from_pretrained(path, dtype=torch.float32)"
-        raise ValueError(
-            f"ONNX is written of a model in float32, this one is in {model.dtype}: {how}"
-        )
+    check_float32(model, "ONNX")
     inputs = inputs_of(model, batch)
     steps = Steps(model, list(inputs), neurons=True).eval()
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         expected = [x.cpu() for x in steps(*inputs.values())]
     graph = make_graph(steps, inputs, path)
     found = run(path, inputs)
-    agreement = compare(steps.order, expected, found, inputs.get("attention_mask"))
+    several = has_several_labels(model.config)
+    mask = inputs.get("attention_mask")
+    agreement = compare(steps.order, expected, found, mask, several_labels=several)
     drop_outputs(graph, path)
     (kept,) = run(path, inputs)
-    return compare_logits(expected[0], kept, agreement)
+    return compare_logits(expected[0], kept, agreement, several_labels=several)
 
 
 def make_graph(steps: Steps, inputs: Mapping[str, Tensor], path: Path) -> Any:

@@ -37,7 +37,7 @@ class Steps(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         named = dict(zip(self.names, inputs, strict=True))
         if not self.neurons:
-            return (self.model(**named).timestep_logits,)
+            return (self.model(**named, return_dict=True).timestep_logits,)
         self.order, tensors = [], []
         read: dict[SpikingNeuron, Tensor] = {}
 
@@ -53,7 +53,7 @@ class Steps(nn.Module):
         handles = [n.register_forward_pre_hook(reads, with_kwargs=True) for n in neurons]
         try:
             with watch_neurons(self.model, fires):
-                logits = self.model(**named).timestep_logits
+                logits = self.model(**named, return_dict=True).timestep_logits
         finally:
             for handle in handles:
                 handle.remove()
@@ -111,7 +111,10 @@ def inputs_of(model: PreTrainedModel, batch: Mapping[str, Tensor] | None) -> dic
             "gradient='implicit' runs until rates settle: set model.config.gradient = 'bptt'"
         )
     if not hasattr(model, "classifier"):
-        raise ValueError(f"{type(model).__name__} gives no timestep_logits by itself")
+        raise ValueError(
+            f"{type(model).__name__} gives no timestep_logits: classifiers of sequences, tokens and images are "
+            "exported"
+        )
     generated = example(model, 4, 9)
     if batch is None:
         return generated
@@ -120,6 +123,17 @@ def inputs_of(model: PreTrainedModel, batch: Mapping[str, Tensor] | None) -> dic
     if others or not names:
         raise ValueError(f"batch must have inputs of {list(generated)}, got {sorted(batch)}")
     return {name: batch[name].to(model.device, generated[name].dtype) for name in names}
+
+
+def check_float32(model: PreTrainedModel, kind: str) -> None:
+    """Raises ValueError where `model` computes in another type than a file of this `kind`."""
+    if model.dtype != torch.float32:
+        how = "call model.float() before"
+        if getattr(model, "is_quantized", False):
+            how = "load it with from_pretrained(path, dtype=torch.float32)"
+        raise ValueError(
+            f"{kind} is written of a model in float32, this one is in {model.dtype}: {how}"
+        )
 
 
 def to_trace(

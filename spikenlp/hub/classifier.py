@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from spikenlp.analysis import energy_by_step, microjoules
 from spikenlp.analysis.watching import Sent, unrolled, watch_neurons
 from spikenlp.hub.results import MEASURED, RIVAL
-from spikenlp.models.modes import exclusive, has_several_labels
+from spikenlp.models.modes import check_chooses_one_label, exclusive
 from spikenlp.models.spiking_bert import SpikingBertForSequenceClassification
 
 
@@ -75,14 +75,12 @@ class SpikingClassifier:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer):
-        config, spiking = model.config, isinstance(model, SpikingBertForSequenceClassification)
-        several = has_several_labels(config)
-        if not spiking or config.num_labels < 2 or several or config.collapsed:
+        if not isinstance(model, SpikingBertForSequenceClassification) or model.config.collapsed:
             raise ValueError(
-                "SpikingClassifier needs a SpikingBertForSequenceClassification that chooses one of two labels "
-                f"or more, got {type(model).__name__} with num_labels={config.num_labels}, "
-                f"problem_type={config.problem_type!r}, collapsed={getattr(config, 'collapsed', None)}"
+                "SpikingClassifier needs a SpikingBertForSequenceClassification with time steps, got "
+                f"{type(model).__name__} with collapsed={getattr(model.config, 'collapsed', None)}"
             )
+        check_chooses_one_label(model.config)
         self.model = model.eval()
         self.tokenizer = tokenizer
 

@@ -74,11 +74,17 @@ def stage(source: str | Path, target: str | Path, also: Sequence[str] = ()) -> l
         also: patterns of further files.
 
     Raises:
-        ValueError: a file that is copied as it is still holds something private.
+        ValueError: no weights among the public files, pickled ones are none; a file that is copied as it is still
+            holds something private.
     """
     source, target = Path(source), Path(target)
     names = sorted(p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file())
     taken = [n for n in names if any(_matches(n, pattern) for pattern in (*PUBLIC, *also))]
+    if not any(name.endswith(".safetensors") for name in taken):
+        raise ValueError(
+            f"{source} has no weights in .safetensors: load the model with from_pretrained and write it with "
+            "save_pretrained"
+        )
     for name in taken:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         if name in RECORDS:

@@ -19,6 +19,7 @@ import spikenlp
 from spikenlp.hub.answer_page import answer_page
 from spikenlp.hub.classifier import SpikingClassifier
 from spikenlp.hub.publish import check_private, stage
+from spikenlp.models.modes import check_chooses_one_label
 
 MODEL = "model"
 APP = '''"""A spiking text classifier, step by step."""
@@ -49,7 +50,8 @@ def write_space(checkpoint: str, out: str | Path) -> Path:
         checkpoint: a folder, whose public files are copied, or a Hub id, which is referred to.
 
     Raises:
-        ValueError: no spiking sequence classifier, or something private in the folder.
+        ValueError: no spiking sequence classifier that chooses one label, or a folder without weights in
+            .safetensors, or with something private.
         FileExistsError: `out` exists.
     """
     config = AutoConfig.from_pretrained(checkpoint)
@@ -58,6 +60,9 @@ def write_space(checkpoint: str, out: str | Path) -> Path:
         raise ValueError(
             f"a Space shows a spiking sequence classifier, but {checkpoint} holds a {kind}"
         )
+    if config.collapsed:
+        raise ValueError(f"a Space shows time steps, but {checkpoint} is collapsed, without them")
+    check_chooses_one_label(config)
     out, local = Path(out), Path(checkpoint).is_dir()
     title = Path(checkpoint).resolve().name if local else checkpoint
     out.mkdir(parents=True)

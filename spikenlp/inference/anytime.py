@@ -20,7 +20,7 @@ from torch import Tensor
 
 from spikenlp.inference.policy import ExitPolicy
 from spikenlp.inference.state import AnytimeState, advance, start
-from spikenlp.models.modes import has_several_labels
+from spikenlp.models.modes import check_chooses_one_label
 
 if TYPE_CHECKING:
     from spikenlp.models.spiking_bert import SpikingBertForSequenceClassification
@@ -81,7 +81,7 @@ def anytime(
             each other; no other thread may run the model meanwhile.
 
     Raises:
-        ValueError: neither or both of inputs and state; a state of another model; a model that has
+        ValueError: neither or both of inputs and state; a state of a model of another shape, or of no rows; a model that has
             no confidence (regression, several labels at once) or does not run step by step
             (collapsed, or another architecture than "default").
 
@@ -91,9 +91,9 @@ def anytime(
     """
     if (inputs is None) == (state is None):
         raise ValueError("give exactly one of inputs and state")
-    _check_confidence(model)
+    check_chooses_one_label(model.config)
     policy = ExitPolicy(temperatures=_sequence(temperature))
-    steps = _steps(model, num_timesteps)
+    steps = steps_of(model, num_timesteps)
     if state is None:
         assert inputs is not None
         state = start(model, inputs, count_energy=energy)
@@ -134,9 +134,9 @@ def early_exit(
     >>> early_exit(model, batch, 0.9).steps  # doctest: +SKIP
     tensor([1, 4, 2, 1])
     """
-    _check_confidence(model)
+    check_chooses_one_label(model.config)
     policy = as_policy(threshold)
-    last = _steps(model, policy.num_timesteps if num_timesteps is None else num_timesteps)
+    last = steps_of(model, policy.num_timesteps if num_timesteps is None else num_timesteps)
     state = start(model, inputs, count_energy=energy)
     left = torch.arange(len(state), device=state.embedding.device)
     found: list[tuple[Tensor, ...]] = []
@@ -190,17 +190,8 @@ def _sequence(value: float | Sequence[float]) -> tuple[float, ...]:
     return tuple(np.atleast_1d(np.asarray(value, dtype=np.float64)).tolist())
 
 
-def _steps(model: SpikingBertForSequenceClassification, num_timesteps: int | None) -> int:
+def steps_of(model: SpikingBertForSequenceClassification, num_timesteps: int | None) -> int:
     steps = num_timesteps if num_timesteps is not None else int(model.config.num_timesteps or 0)
     if steps < 1:
         raise ValueError(f"num_timesteps must be >= 1, got {steps}")
     return steps
-
-
-def _check_confidence(model: SpikingBertForSequenceClassification) -> None:
-    config = model.config
-    if config.num_labels < 2 or config.problem_type == "regression" or has_several_labels(config):
-        raise ValueError(
-            f"a model with num_labels={config.num_labels} and problem_type={config.problem_type!r} has "
-            "no confidence: this is for classifiers that choose one of at least two labels"
-        )

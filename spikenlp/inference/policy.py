@@ -53,7 +53,10 @@ class ExitPolicy:
 
     def __post_init__(self):
         for name in ("thresholds", "temperatures"):
-            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+            given = getattr(self, name)
+            if not isinstance(given, Sequence | np.ndarray):
+                raise ValueError(f"{name} must be a sequence of numbers, such as ({given},)")
+            object.__setattr__(self, name, tuple(map(float, given)))
         if not self.thresholds or not all(0 <= t <= 1 for t in self.thresholds):
             raise ValueError(f"thresholds must lie in [0, 1], at least one, got {self.thresholds}")
         if not self.temperatures or not all(0 < t < math.inf for t in self.temperatures):

@@ -139,7 +139,7 @@ def advance(model: SpikingBertForSequenceClassification, state: AnytimeState) ->
     """One time step more.
 
     Raises:
-        ValueError: a state that another model made, or whose parts are of different batches; a model
+        ValueError: a state of a model of another shape, of no rows, or whose parts are of different batches; a model
             in training mode, or one that does not run step by step (`check_steps`).
     """
     _check_eval(model)
@@ -197,6 +197,8 @@ def _check(
     model: SpikingBertForSequenceClassification, names: set[str], state: AnytimeState
 ) -> None:
     shape, width = tuple(state.embedding.shape), model.config.hidden_size
+    if len(state) == 0:
+        raise ValueError("the state has no rows left: stop when all have their answer")
     if shape[-1] != width:
         raise ValueError(
             f"the state is of a model of hidden_size {shape[-1]}, but this one has {width}: go on with "

@@ -18,10 +18,11 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from spikenlp.inference.anytime import _check_confidence, _steps, confidence_of
+from spikenlp.inference.anytime import confidence_of, steps_of
 from spikenlp.inference.policy import ExitPolicy, exit_point
 from spikenlp.inference.state import advance, start
 from spikenlp.metrics.calibration import negative_log_likelihood
+from spikenlp.models.modes import check_chooses_one_label
 
 if TYPE_CHECKING:
     from spikenlp.models.spiking_bert import SpikingBertForSequenceClassification
@@ -84,8 +85,8 @@ def collect_answers(
     Raises:
         ValueError: no data, a batch without labels, labels that are no classes; see `anytime`.
     """
-    _check_confidence(model)
-    steps = _steps(model, num_timesteps)
+    check_chooses_one_label(model.config)
+    steps = steps_of(model, num_timesteps)
     logits, labels, spent = [], [], []
     for batch in data:
         if "labels" not in batch:

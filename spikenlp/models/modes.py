@@ -50,6 +50,15 @@ def has_several_labels(config: Any) -> bool:
     return getattr(config, "problem_type", None) == "multi_label_classification"
 
 
+def check_chooses_one_label(config: Any) -> None:
+    """Raises ValueError where a classifier of this config does not choose one of two labels or more."""
+    if config.num_labels < 2 or config.problem_type == "regression" or has_several_labels(config):
+        raise ValueError(
+            f"a model with num_labels={config.num_labels} and problem_type={config.problem_type!r} has "
+            "no confidence: this is for classifiers that choose one of at least two labels"
+        )
+
+
 def check_has_twin(config: Any) -> None:
     """Raises ValueError where a model has a time axis and no collapsed twin."""
     if not has_time_axis(config):

@@ -49,6 +49,20 @@ def test_the_same_tensors_agree_on_every_real_decision(traced):
     ]
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_an_answer_that_a_tie_changes_is_told(several):
+    """Of one label the largest sum counts, of several each sum's sign."""
+    expected = torch.tensor([[[2.0, 1.0, -1.0]], [[1.0, 1.0, 1.0]]])
+    found = expected.clone()
+    found[0, 0, 1] = -1.0
+    tie = Agreement(2, 0.0, 1, [0])
+    agreement = compare_logits(expected, found, tie, several_labels=several)
+    assert agreement.changed_answers == ([0] if several else [])
+    found[0, 0, 1] = 3.0
+    agreement = compare_logits(expected, found, tie, several_labels=several)
+    assert agreement.changed_answers == ([] if several else [0])
+
+
 def test_one_other_spike_is_found_and_named(traced):
     order, tensors, real = traced
 

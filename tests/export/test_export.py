@@ -194,6 +194,8 @@ def test_what_cannot_be_exported_is_refused_by_name(text_model, vgg, tmp_path):
     with pytest.raises(ValueError, match=r"config\.gradient = 'bptt'"):
         export(SpikingBertForSequenceClassification(implicit), path, "torch")
     assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="is a folder: name the file to write"):
+        export(vgg, tmp_path, "torch")
 
 
 @pytest.mark.parametrize(("format", "package"), [("onnx", "onnxscript"), ("nir", "nir")])
@@ -231,6 +233,24 @@ def test_the_command_writes_a_checked_file(vgg, tmp_path, capsys):
         main(["export", str(tmp_path / "vgg"), "--format", "tf", "--out", str(out)])
     with pytest.raises(SystemExit, match="--text is for models of text"):
         main(["export", str(tmp_path / "vgg"), "--format", "nir", "--out", str(out), "--text", "a"])
+
+
+def test_the_command_writes_half_precision_in_float32_where_the_format_needs_it(vgg, tmp_path):
+    pytest.importorskip("nir", reason="extra `export` is not installed")
+    folder, out = str(tmp_path / "vgg"), tmp_path / "vgg.nir"
+    copy = SpikingVGGForImageClassification(vgg.config)
+    copy.load_state_dict(vgg.state_dict())
+    copy.bfloat16().save_pretrained(folder)
+    main(["export", folder, "--format", "nir", "--out", str(out)])
+    assert out.is_file()
+
+
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_a_program_is_made_whatever_the_model_returns(return_dict, tmp_path):
+    config = SpikingVGGConfig(hidden_sizes=[4], depths=[1], image_size=8, num_timesteps=2)
+    config.return_dict = return_dict
+    model = SpikingVGGForImageClassification(config).eval()
+    assert export(model, tmp_path / "model.pt2", "torch").samples == 4
 
 
 def test_half_precision_is_exported_as_a_program_and_refused_as_onnx(tmp_path):

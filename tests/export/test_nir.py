@@ -197,6 +197,13 @@ def test_what_nir_cannot_express_is_named_with_its_reason(tmp_path):
     assert "only a chain of layers is written" in refused(resnet, tmp_path)
 
 
+def test_half_precision_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"NIR is written of a model in float32, this one is in torch\.bfloat16"
+    ):
+        export(make().bfloat16(), tmp_path / "model.nir", "nir")
+
+
 def test_weights_in_int8_are_refused():
     model = make()
     model.is_quantized = True

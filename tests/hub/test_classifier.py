@@ -77,6 +77,9 @@ def test_bad_input_is_named(tmp_path):
     make(tmp_path, problem_type="multi_label_classification")
     with pytest.raises(ValueError, match="multi_label_classification"):
         SpikingClassifier.from_pretrained(tmp_path)
+    make(tmp_path, problem_type="regression")
+    with pytest.raises(ValueError, match="problem_type='regression' has no confidence"):
+        SpikingClassifier.from_pretrained(tmp_path)
     BertForSequenceClassification(BertConfig(**TINY_DENSE)).save_pretrained(tmp_path / "dense")
     with pytest.raises(ValueError, match="got BertForSequenceClassification"):
         SpikingClassifier.from_pretrained(tmp_path / "dense")

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 
 from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification
 from spikenlp.data import wordpiece_tokenizer
@@ -93,6 +94,15 @@ def test_an_image_model_is_released_with_its_runs_figures(tmp_path, neuron):
     assert card.data.license == "apache-2.0"
     assert 0.9 in [r.metric_value for r in card.data.eval_results]
     assert not (folder / ".eval_results").exists(), "no benchmark of the Hub's"
+
+
+def test_pickled_weights_are_not_released(checkpoint, tmp_path):
+    weights = load_file(checkpoint / "model.safetensors")
+    torch.save(weights, checkpoint / "pytorch_model.bin")
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"no weights in \.safetensors"):
+        release(checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out" / checkpoint.name).exists()
 
 
 def test_its_records_are_scrubbed(checkpoint, tmp_path):

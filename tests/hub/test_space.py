@@ -92,6 +92,16 @@ def test_another_head_and_an_existing_folder_are_refused(checkpoint, tmp_path):
     SpikingBertModel(model.config).save_pretrained(tmp_path / "headless")
     with pytest.raises(ValueError, match="holds a SpikingBertModel"):
         write_space(str(tmp_path / "headless"), tmp_path / "space")
+    for field, said in (
+        ({"problem_type": "regression"}, "'regression' has no confidence"),
+        ({"problem_type": "multi_label_classification"}, "multi_label"),
+        ({"collapsed": True}, "is collapsed"),
+    ):
+        config = model.config.__class__(**{**model.config.to_dict(), **field})
+        config.architectures = model.config.architectures
+        config.save_pretrained(tmp_path / "other")
+        with pytest.raises(ValueError, match=said):
+            write_space(str(tmp_path / "other"), tmp_path / "space")
     (tmp_path / "space").mkdir()
     with pytest.raises(FileExistsError):
         write_space(str(checkpoint), tmp_path / "space")

@@ -286,6 +286,8 @@ def test_a_state_of_another_model_or_batch_is_refused(batches):
     with pytest.raises(ValueError, match="int64"):
         state.select(torch.ones(8, dtype=torch.bool))
     assert advance(model, fewer).timestep_logits.shape == (4, 2, 2)
+    with pytest.raises(ValueError, match="no rows left"):
+        advance(model, state.select(rows[:0]))
 
 
 def image_model():

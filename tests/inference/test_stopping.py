@@ -212,6 +212,7 @@ def test_the_front_holds_what_nothing_beats():
         (lambda b: calibrate_exit(make(num_labels=1), labelled(b), 0.1), "num_labels=1"),
         (lambda b: ExitPolicy(thresholds=(float("nan"),)), "thresholds"),
         (lambda b: ExitPolicy(temperatures=(0.0,)), "temperatures"),
+        (lambda b: ExitPolicy(thresholds=0.9), r"sequence of numbers, such as \(0\.9,\)"),
         (lambda b: ExitPolicy(num_timesteps=0), "num_timesteps"),
     ],
 )

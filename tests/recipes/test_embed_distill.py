@@ -3,11 +3,12 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from spikenlp.data import demo_question_pairs, wordpiece_tokenizer
 from spikenlp.embeddings import SentenceEncoder
@@ -64,6 +65,29 @@ def options(tmp_path_factory):
     (dense / "1_Pooling").mkdir()
     (dense / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
     return ["--model_name_or_path", str(dense), "--data_dir", str(folder), *SMALL.split()]
+
+
+def test_a_roberta_is_taught_by_the_same_roberta(options, tmp_path):
+    """Its positions count from pad_token_id + 1; a BERT that reads its weights by name alone is another model."""
+    dense = Path(options[1])
+    for name in (
+        "modules.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "1_Pooling/config.json",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((dense / name).read_bytes())
+    torch.manual_seed(0)
+    fields = {**BertConfig.from_pretrained(dense).to_dict(), "initializer_range": 0.5}
+    fields = {k: v for k, v in fields.items() if k not in ("model_type", "architectures")}
+    roberta = RobertaModel(RobertaConfig(**{**fields, "pad_token_id": 1})).eval()
+    roberta.save_pretrained(tmp_path)
+    job = SimpleNamespace(dense=tmp_path)
+    teacher = embed_distill.EncoderDistillation.load_teacher(job)
+    ids = torch.randint(5, 50, (2, 9))
+    expected = roberta(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(teacher(input_ids=ids).last_hidden_state, expected)
 
 
 @pytest.fixture(scope="module")
