@@ -98,7 +98,7 @@ def test_another_head_and_an_existing_folder_are_refused(checkpoint, tmp_path):
         ({"collapsed": True}, "is collapsed"),
     ):
         config = model.config.__class__(**{**model.config.to_dict(), **field})
-        config.architectures = model.config.architectures
+        config.architectures = ["SpikingBertForSequenceClassification"]
         config.save_pretrained(tmp_path / "other")
         with pytest.raises(ValueError, match=said):
             write_space(str(tmp_path / "other"), tmp_path / "space")
