@@ -27,7 +27,7 @@ NOT_SUMMARISED = ("loss", "runtime", "ada_ece", "nll", "brier", "confidence")
 
 DENSE = "dense"
 """Folder, below that of a run, of the dense model that is trained before it is made spiking."""
-NEW_OPTIONS = {"spike_cost": 0.0}
+NEW_OPTIONS = {"spike_cost": 0.0, "burst": None}
 """Options that older runs did not have, and what these did."""
 STEPS = {"max_steps", "num_train_epochs"}
 OF_TRAINING = STEPS | {

@@ -65,6 +65,7 @@ from spikenlp import (
 )
 from spikenlp.losses import few_class_weight
 from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
+from spikenlp.neurons.modules import alphabet
 from spikenlp.provenance import run_record
 from spikenlp.training import check_tokenizer_fits
 from spikenlp.training.publishing import CONFIG_FIELDS
@@ -170,7 +171,7 @@ def describe(inputs: Inputs, model: PreTrainedModel, args: SpikingTrainingArgume
             f"model           {parameters / 1e6:.1f}M parameters, {config.num_hidden_layers} layers "
             f"of {config.hidden_size}, {config.neuron} neurons, nonlinearity {config.nonlinearity}",
             f"time steps      T = {config.num_timesteps}, spikes "
-            f"{'{-1, 0, 1}' if config.ternary else '{0, 1}'}",
+            f"{alphabet(config.ternary, config.burst)}",
             f"temporal loss   {loss}",
             f"processes       {args.world_size} on {args.device.type}, with "
             f"{torch.get_num_threads()} threads each; global batch {batch}",

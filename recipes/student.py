@@ -38,7 +38,7 @@ FROM_SCRATCH: dict[str, Any] = {
 }
 
 OF_TOKENIZER = ("vocab_size", "pad_token_id")
-SPIKES_STAY = ("hidden_dropout_prob", "gradient", "settle_tolerance")
+SPIKES_STAY = ("hidden_dropout_prob", "gradient", "settle_tolerance", "burst")
 """Fields that leave amplitudes what they should be."""
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -91,6 +91,13 @@ class StudentArguments:
     ternary: bool | None = field(
         default=None, metadata={"help": "Spikes {-1, 0, 1} (default), or with False {0, 1}."}
     )
+    burst: int | None = field(
+        default=None,
+        metadata={
+            "help": "The most spikes of a rounding neuron in one time step, 1 to 16 (default: 1, or that of the "
+            "spiking checkpoint). With 2 or more it makes up for spikes that came too late."
+        },
+    )
     hidden_dropout_prob: float = field(
         default=0.0, metadata={"help": "Dropout of the spiking model."}
     )
@@ -136,7 +143,7 @@ class StudentArguments:
 
     def spiking_fields(self) -> dict[str, Any]:
         names = ("architecture", "gradient", "settle_tolerance", "num_timesteps", "nonlinearity")
-        names += ("neuron", "ternary")
+        names += ("neuron", "ternary", "burst")
         chosen = {k: getattr(self, k) for k in names if getattr(self, k) is not None}
         if self.gradient == "bptt":  # which runs all steps, whatever the checkpoint does
             chosen.setdefault("settle_tolerance", None)

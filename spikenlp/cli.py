@@ -41,6 +41,7 @@ from spikenlp.analysis.spikes import Driver
 from spikenlp.models.checkpoint import SpikingConfig
 from spikenlp.models.spiking_bert.conversion_spiking_bert import spiking_config
 from spikenlp.models.vision import SpikingVisionConfig
+from spikenlp.neurons.modules import alphabet
 
 
 def inspect_model(args: argparse.Namespace) -> str:
@@ -76,7 +77,7 @@ def _bert(
         f"{args.model}: {config.model_type}, {config.num_hidden_layers} layers of "
         f"{config.hidden_size}, {config.num_attention_heads} heads",
         f"{'neurons' if config is spiking else 'as a spiking model'}: {spiking.neuron}, spikes "
-        f"{'{-1, 0, 1}' if spiking.ternary else '{0, 1}'}, nonlinearity {spiking.nonlinearity}, "
+        f"{alphabet(spiking.ternary, spiking.burst)}, nonlinearity {spiking.nonlinearity}, "
         f"T = {spiking.num_timesteps}",
     ]
 

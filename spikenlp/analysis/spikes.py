@@ -24,10 +24,12 @@ class SpikeCounts:
     """int64 [T, C]; 0 for binary neurons."""
     sites: int
     """Real positions (tokens, pixels) that each of the C channels was seen at."""
+    burst: int = 1
+    """The most spikes of a neuron in one step."""
 
     @property
     def rate_by_step(self) -> Tensor:
-        """Spikes of either sign per neuron at each step, [T] in [0, 1]."""
+        """Spikes of either sign per neuron at each step, [T] in [0, burst]."""
         return (self.positive + self.negative).double().mean(1) / max(self.sites, 1)
 
     @property
@@ -37,7 +39,7 @@ class SpikeCounts:
 
     @property
     def rate(self) -> float:
-        """Spikes of either sign per neuron and step, in [0, 1]."""
+        """Spikes of either sign per neuron and step, in [0, burst]."""
         return float(self.rate_by_step.mean())
 
     @property
@@ -52,8 +54,8 @@ class SpikeCounts:
 
     @property
     def saturated(self) -> float:
-        """Share of channels that fired at each step of each position."""
-        most = self.sites * len(self.positive)
+        """Share of channels that sent as much as they can, at each step of each position."""
+        most = self.sites * len(self.positive) * self.burst
         return float(((self.positive + self.negative).sum(0) == most).double().mean())
 
     @property
@@ -103,8 +105,8 @@ class SpikeMonitor:
         others = [d for d in range(1, sent.levels.dim()) if d != channel]
         spikes = sent.spikes()
         positive, negative = (
-            (of_sign.sum(others) if others else of_sign.long()).cpu()
-            for of_sign in (spikes > 0, spikes < 0)
+            (of_sign.sum(others, dtype=torch.int64) if others else of_sign.long()).cpu()
+            for of_sign in (spikes.clamp_min(0), -spikes.clamp_max(0))
         )
         sites = int(sent.sites().sum())
         if sent.step is not None:
@@ -125,7 +127,7 @@ class SpikeMonitor:
                 F.pad(x, (0, 0, 0, max(-further, 0))) for x in (positive, negative)
             )
         if seen is None:
-            self.layers[sent.name] = SpikeCounts(positive, negative, sites)
+            self.layers[sent.name] = SpikeCounts(positive, negative, sites, sent.neuron.burst)
             return
         if seen.positive.shape != positive.shape:
             raise ValueError(
@@ -228,7 +230,7 @@ def describe_spikes(
         if source is None:
             drivers.append(Driver(product.name, product.kind, product.driver, "", ""))
             continue
-        alphabet = "-1, 0, 1" if source.neuron.ternary else "0, 1"
+        alphabet = source.neuron.alphabet.strip("{}")
         if product.form != "spikes":
             alphabet = f"{product.form} of {alphabet}"
         drivers.append(Driver(product.name, product.kind, product.driver, alphabet, source.name))
@@ -263,8 +265,9 @@ def assert_spiking(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> None:
             raise AssertionError(f"{name} did not run, and sent nothing")
     for sent in seen.neurons:
         if sent.wrong_values():
-            alphabet = "{-1, 0, 1}" if sent.neuron.ternary else "{0, 1}"
-            raise AssertionError(f"{sent.name} sent values other than its spikes {alphabet}")
+            raise AssertionError(
+                f"{sent.name} sent values other than its spikes {sent.neuron.alphabet}"
+            )
         if not sent.spikes().any():
             raise AssertionError(f"{sent.name} sent no spike at all")
     modules = dict(model.named_modules())

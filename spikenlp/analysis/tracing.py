@@ -76,10 +76,10 @@ class Product:
 
     @property
     def driver(self) -> str:
-        """What drives it: binary, ternary, integer (sums or averages of spikes) or float."""
+        """What drives it: binary, ternary, integer (bursts, sums or averages of spikes) or float."""
         if self.source is None:
             return "float"
-        if self.form != "spikes":
+        if self.form != "spikes" or self.source.neuron.burst > 1:
             return "integer"
         return "ternary" if self.source.neuron.ternary else "binary"
 

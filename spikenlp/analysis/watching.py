@@ -31,7 +31,7 @@ class Sent:
     name: str
     neuron: SpikingNeuron
     levels: Tensor
-    """What each step sent in units of the amplitude, [T, ...] float32; spikes are -1, 0 and 1."""
+    """What each step sent in units of the amplitude, [T, ...] float32: spikes, -1, 0 and 1 or a burst of them."""
     running: bool
     mask: Tensor | None
     """Real positions, bool, to broadcast against a step of `levels`, where the batch has an attention mask
@@ -41,7 +41,7 @@ class Sent:
     from 0. None: `levels` holds all steps."""
 
     def spikes(self) -> Tensor:
-        """{-1, 0, 1} as float32 [T, ...], 0 at padding."""
+        """{-1, 0, 1}, or of a neuron that sends bursts their sum, as float32 [T, ...]; 0 at padding."""
         spikes = self.levels.round()
         return spikes if self.mask is None else spikes * self.mask
 
@@ -58,7 +58,8 @@ class Sent:
 
     def wrong_values(self) -> bool:
         """Whether a real position holds what this neuron cannot send."""
-        allowed = self.levels.round().clamp(-1 if self.neuron.ternary else 0, 1)
+        burst = self.neuron.burst
+        allowed = self.levels.round().clamp(-burst if self.neuron.ternary else 0, burst)
         wrong = ~((self.levels - allowed).abs() <= TOLERANCE)  # NaN is wrong, too
         return bool((wrong if self.mask is None else wrong & self.mask).any())
 
@@ -266,7 +267,8 @@ def _levels(
     elif running and before is not None and before.sent is not None:
         sent = (before.step + 1) * sent - before.sent
     if isinstance(neuron, RoundingIF):
-        amplitude = sent_amplitude(neuron._broadcast(neuron.amplitude, sent[0]), output.dtype)
+        amplitude = neuron._broadcast(neuron.amplitude, sent[0])
+        amplitude = sent_amplitude(amplitude, output.dtype, neuron.burst)
         if neuron.offset is not None:
             sent = sent + neuron._broadcast(neuron.offset, sent[0])
         return sent / amplitude

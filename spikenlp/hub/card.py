@@ -180,7 +180,7 @@ def _neurons(model: PreTrainedModel) -> list[SpikingNeuron]:
 
 
 def _alphabet(model: PreTrainedModel) -> str:
-    return "{-1, 0, 1}" if any(n.ternary for n in _neurons(model)) else "{0, 1}"
+    return max(_neurons(model), key=lambda neuron: (neuron.ternary, neuron.burst)).alphabet
 
 
 def _pipeline(model: PreTrainedModel) -> str | None:
@@ -202,7 +202,7 @@ def _sentence(model: PreTrainedModel, spikes: dict[str, Any] | None) -> str:
     learned = any(isinstance(n.amplitude, nn.Parameter) for n in _neurons(model))
     return (
         f"{driven} of the {spikes['products']} matrix products of a forward pass read spikes"
-        f"{f' ({sums} of them sums or averages of spikes)' if sums else ''}, from the "
+        f"{f' ({sums} of them bursts, sums or averages of spikes)' if sums else ''}, from the "
         f"alphabet {spikes['alphabet']}{' times a learned amplitude' if learned else ''}; "
         "floats drive the others."
     )

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from spikenlp.neurons import SpikingNeuron
-from spikenlp.neurons.collapsed import collapsed_of_state, level_of
+from spikenlp.neurons.collapsed import collapsed_of_state
 from spikenlp.neurons.compilation import run_compiled
-from spikenlp.neurons.dynamics import floored, grad_of_currents, spike_function
+from spikenlp.neurons.dynamics import floored, grad_of_currents, kept_spikes, level_of
 from spikenlp.neurons.first_order import first_order
 from spikenlp.neurons.linear import record_of
 
@@ -34,7 +34,7 @@ def spikes_per_neuron(sent: Tensor, attention_mask: Tensor | None = None) -> Ten
         attention_mask: [B, L] for `sent` [T, B, L, C]: positions where it is 0 are left out.
 
     Returns:
-        float32 scalar in [0, T], differentiable. 0 where nothing is real.
+        float32 scalar in [0, T] (with bursts above), differentiable. 0 where nothing is real.
 
     Raises:
         ValueError: `sent` is not what a neuron returned, no gradient was asked for, or a mask of other
@@ -138,7 +138,7 @@ def _with_gradient(
 def _options(record: Any) -> dict[str, Any]:
     options = {k: v for k, v in record.options.items() if k != "out_dtype"}
     if record.again is collapsed_of_state:
-        return {"running": False, "threshold": None, **options}
+        return {"running": False, "threshold": None, "burst": 1, **options}
     return {
         "steps": 1,
         "threshold": 0.5 if options.pop("rounding") else 1.0,
@@ -146,11 +146,13 @@ def _options(record: Any) -> dict[str, Any]:
     }
 
 
-def _levels(state: Tensor, threshold: float | None, steps: int, ternary: bool) -> list[Tensor]:
+def _levels(
+    state: Tensor, threshold: float | None, steps: int, ternary: bool, burst: int
+) -> list[Tensor]:
     """Spikes of each step; of a collapsed neuron (no threshold) its level."""
     if threshold is None:
         return [level_of(z.float(), steps, ternary) for z in state.unbind(0)]
-    return [spike_function(z.float(), threshold, ternary) for z in state.unbind(0)]
+    return kept_spikes(state, threshold, ternary, burst)
 
 
 def _count_forward(
@@ -160,8 +162,9 @@ def _count_forward(
     threshold: float | None,
     steps: int,
     ternary: bool,
+    burst: int,
 ) -> Tensor:
-    levels = _levels(state, threshold, steps, ternary)
+    levels = _levels(state, threshold, steps, ternary, burst)
     count = sum((level.abs() for level in levels[1:]), levels[0].abs())
     return count if mask is None else count * mask
 
@@ -175,13 +178,14 @@ def _count_backward(
     threshold: float | None,
     steps: int,
     ternary: bool,
+    burst: int,
     running: bool,
     dtype: torch.dtype,
 ) -> Tensor:
     weight = grad * steps / floored(amplitude)
     if mask is not None:
         weight = weight * mask
-    levels = _levels(state, threshold, steps, ternary)
+    levels = _levels(state, threshold, steps, ternary, burst)
     # The count of binary spikes is linear in what is sent: silent steps have a gradient as well.
     signs = [level.sign() if ternary else torch.ones_like(level) for level in levels]
     return grad_of_currents([weight * sign for sign in signs], False, running, dtype)

@@ -19,16 +19,17 @@ import torch
 from torch import Tensor
 
 from spikenlp.neurons.compilation import run_compiled
-from spikenlp.neurons.dynamics import drop_bits, floored, kept_dtype, spike_dtype, sum_to
+from spikenlp.neurons.dynamics import (
+    drop_bits,
+    floored,
+    kept_dtype,
+    level_of,
+    spike_dtype,
+    sum_to,
+)
 from spikenlp.neurons.first_order import first_order
 
 LARGEST_BFLOAT16_STEPS = 126
-
-
-def level_of(r: Tensor, steps: int, ternary: bool) -> Tensor:
-    """The level nearest to r, ties away from zero."""
-    nearest = torch.where(r < 0, -(0.5 - r).floor(), (r + 0.5).floor())
-    return nearest.clamp(-steps if ternary else 0, steps)
 
 
 def pack_state(r: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,14 @@
 `spike` is this op with a surrogate gradient through time (BPTT). `rounding_spike` is the case
 beta = 1, v_th = alpha / 2, reset by alpha, with a straight-through gradient: it sends what it
 subtracts, so its mean output over T steps is its mean input rounded to 2T + 1 levels (binary:
-T + 1), a first-order sigma-delta modulator. Its gradient is local in time.
+T + 1), a first-order sigma-delta modulator. Its gradient is local in time. One spike a step may come too
+late, where the current changes; in bursts of up to b (Li & Zeng, IJCAI 2022) it is made up for:
+
+    n_t = u_t / alpha to the nearest whole number, within [-b, b]; binary [0, b]
+    s_t = n_t as far as S_t = s_1 + ... + s_t stays within [-t, t]; binary [0, t]
+
+With b = 1 this is the neuron above. Without a limit to b the mean of a ternary neuron is at every step t that of
+the sum of its input rounded to 2t + 1 levels.
 
 Both keep one number per neuron and step for the backward pass, u in units of the threshold (or of
 alpha), by default in bfloat16. It stays on its side of the threshold whatever the rounding, so the
@@ -88,6 +95,12 @@ def sum_to(grad: Tensor | None, parameter: Tensor | None, needed: bool) -> Tenso
     return torch.zeros_like(parameter) if grad is None else grad.sum_to_size(parameter.shape)
 
 
+def level_of(r: Tensor, steps: int, ternary: bool) -> Tensor:
+    """The level nearest to r, ties away from zero."""
+    nearest = torch.where(r < 0, -(0.5 - r).floor(), (r + 0.5).floor())
+    return nearest.clamp(-steps if ternary else 0, steps)
+
+
 # --- the border of the loops: currents, or running means of them ----------------------------------
 
 
@@ -140,16 +153,29 @@ def spikes_of_state(
     *,
     rounding: bool,
     ternary: bool,
+    burst: int,
     running: bool,
     out_dtype: torch.dtype,
 ) -> Tensor:
     """What a neuron sent, [T, ...], from the state that it kept."""
-    alpha = sent_amplitude(amplitude, out_dtype) if rounding else floored(amplitude)
-    threshold = 0.5 if rounding else 1.0
-    sent = [alpha * spike_function(state[t].float(), threshold, ternary) for t in range(len(state))]
+    alpha = sent_amplitude(amplitude, out_dtype, burst) if rounding else floored(amplitude)
+    spikes = kept_spikes(state, 0.5 if rounding else 1.0, ternary, burst)
+    sent = [alpha * s for s in spikes]
     if offset is not None:
         sent = [s - offset for s in sent]
     return write_sent(sent, running, out_dtype)
+
+
+def kept_spikes(state: Tensor, threshold: float, ternary: bool, burst: int) -> list[Tensor]:
+    """The spikes of each step, from the state that a neuron kept."""
+    if burst == 1:
+        return [spike_function(state[t].float(), threshold, ternary) for t in range(len(state))]
+    spikes: list[Tensor] = []
+    total = torch.zeros_like(state[0], dtype=torch.float32)
+    for t in range(len(state)):
+        spikes.append(limited(level_of(state[t].float(), burst, ternary), total, t + 1, ternary))
+        total = total + spikes[-1]
+    return spikes
 
 
 # --- classic neurons -----------------------------------------------------------------------------
@@ -332,15 +358,49 @@ def spike(
 
 
 def integrate_and_round(
-    v: Tensor | None, current: Tensor, alpha: Tensor, offset: Tensor | None, ternary: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """u_t, s_t, what is sent and v_t of a rounding neuron (v None: 0)."""
+    v: Tensor | None,
+    current: Tensor,
+    alpha: Tensor,
+    offset: Tensor | None,
+    ternary: bool,
+    burst: int = 1,
+    total: Tensor | None = None,
+    step: float | Tensor = 1,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """u_t, n_t, s_t, what is sent and v_t of a rounding neuron.
+
+    Args:
+        v, total: v_{t-1} and S_{t-1}; None: 0. step: t.
+    """
     u = current if v is None else v + current
     if offset is not None:
         u = u + offset
-    s = spike_function(u, alpha / 2, ternary)
+    if burst == 1:
+        n = s = spike_function(u, alpha / 2, ternary)
+    else:
+        n = torch.where(u.abs() < math.inf, level_of(u / alpha, burst, ternary), math.nan)
+        s = limited(n, total, step, ternary)
     sent = alpha * s
-    return u, s, sent if offset is None else sent - offset, u - sent
+    return u, n, s, sent if offset is None else sent - offset, u - sent
+
+
+def limited(n: Tensor, total: Tensor | None, step: float | Tensor, ternary: bool) -> Tensor:
+    """s_t of n_t and S_{t-1}."""
+    if total is None:
+        total = torch.zeros_like(n)
+    return (total + n).clamp_max(step).clamp_min(-step if ternary else 0) - total
+
+
+def keep_burst(z: Tensor, n: Tensor, burst: int, ternary: bool, dtype: torch.dtype) -> Tensor:
+    """Membrane potential `z`, in amplitudes, in `dtype`, which still rounds to `n`."""
+    size = n.abs()
+    below = (size + 0.5) * (1 - torch.finfo(dtype).eps / 2)  # the number of `dtype` before it
+    below = torch.where(size < burst, below, math.inf)
+    silent = z.clamp_max(below)
+    if ternary:
+        silent = silent.clamp_min(-below)
+    fired = n.sign() * (n.sign() * z).clamp_min(size - 0.5).clamp_max(below)
+    return torch.where(n == 0, silent, fired).to(dtype)
 
 
 def rounding_forward(
@@ -351,18 +411,26 @@ def rounding_forward(
     steps: int,
     running: bool,
     ternary: bool,
+    burst: int,
     state_dtype: torch.dtype | None,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
-    alpha = sent_amplitude(amplitude, out_dtype)
+    alpha = sent_amplitude(amplitude, out_dtype, burst)
     scale = 1 / alpha
     v = torch.zeros_like(x[0], dtype=torch.float32)
+    total = v
     out, state = [], []
-    for current in read_currents(x, steps, running):
-        u, s, sent, v = integrate_and_round(v, current, alpha, offset, ternary)
+    for t, current in enumerate(read_currents(x, steps, running), 1):
+        u, n, s, sent, v = integrate_and_round(v, current, alpha, offset, ternary, burst, total, t)
         out.append(sent)
-        if state_dtype is not None:
+        if burst > 1:
+            total = total + s
+        if state_dtype is None:
+            continue
+        if burst == 1:
             state.append(keep_state(u * scale, s, 0.5, ternary, state_dtype))
+        else:
+            state.append(keep_burst(u / alpha, n, burst, ternary, state_dtype))
     return write_sent(out, running, out_dtype), None if not state else torch.stack(state)
 
 
@@ -375,24 +443,31 @@ def rounding_backward(
     constant: bool,
     running: bool,
     ternary: bool,
+    burst: int,
     needs_parameters: tuple[bool, bool],
     x_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     needs_amplitude, needs_offset = needs_parameters
+    needs_spikes = needs_amplitude or burst > 1
+    spikes = kept_spikes(state, 0.5, ternary, burst) if needs_spikes else []
     grad_sent = grad_of_sent(grad, running)
     grad_currents = []
     grad_amplitude = torch.zeros_like(state[0], dtype=torch.float32)
     grad_offset = torch.zeros_like(grad_amplitude)
     v = torch.zeros_like(grad_amplitude)
+    total = v
     for t in range(state.shape[0]):
         z = state[t].float()
         g = grad_sent[t]
-        window = ((z.abs() if ternary else z - 0.5).abs() < (1.5 if ternary else 1.0)).float()
+        inside = _inside(z, burst, ternary)
+        if burst > 1:
+            inside = inside & _inside(total + z, t + 1, ternary)
+            total = total + spikes[t]
+        window = inside.float()
         grad_currents.append(g * window)
         if needs_amplitude:
-            s = spike_function(z, 0.5, ternary)
-            grad_amplitude = grad_amplitude + g * (s - window * (z - v))
-            v = z - s
+            grad_amplitude = grad_amplitude + g * (spikes[t] - window * (z - v))
+            v = z - spikes[t]
         if needs_offset:
             grad_offset = grad_offset + g * (window - 1)
     return (
@@ -402,10 +477,19 @@ def rounding_backward(
     )
 
 
-def sent_amplitude(amplitude: Tensor, dtype: torch.dtype) -> Tensor:
-    """The amplitude as spikes of `dtype` carry it: what is subtracted must be what was sent."""
+def _inside(z: Tensor, most: int, ternary: bool) -> Tensor:
+    """Whether z rounds to a number within [-most, most] (binary: [0, most]) without a limit."""
+    return (z < most + 0.5) & (z > (-most if ternary else 0) - 0.5)
+
+
+def sent_amplitude(amplitude: Tensor, dtype: torch.dtype, burst: int = 1) -> Tensor:
+    """The amplitude as spikes of `dtype` carry it: what is subtracted must be what was sent, in a burst too."""
     floor = max(SMALLEST_SCALE, torch.finfo(dtype).tiny)
+    largest_odd = (
+        burst - 1
+    ) // 2 * 2 + 1  # of an even number of spikes the mantissa is that of half as many
     dropped_bits = {torch.bfloat16: 16, torch.float16: 13}.get(dtype, 0)
+    dropped_bits += largest_odd.bit_length() if largest_odd > 1 else 0
     return drop_bits(amplitude.float().clamp_min(floor), dropped_bits)
 
 
@@ -455,6 +539,7 @@ def rounding_spike(
     steps: int,
     running: bool = False,
     ternary: bool,
+    burst: int = 1,
     state_dtype: torch.dtype = torch.bfloat16,
 ) -> tuple[Tensor, Tensor | None]:
     """Rounding dynamics: integrates x + c, fires at alpha / 2, sends and subtracts alpha.
@@ -464,15 +549,17 @@ def rounding_spike(
         amplitude: alpha, float32, broadcasts against `x[0]`.
         offset: c of a binary neuron (sends alpha s - c), or None for 0.
         running: `x` holds running means, and so will what is returned.
+        burst: b, the most spikes of a step.
 
     Returns:
         What is sent, [T, ...], in the autocast dtype if autocast is on, else in that of `x`; and the
         state kept for the backward pass, [T, ...], or None where nothing needs a gradient.
 
-    The gradient passes unchanged inside the window |u_t| < 1.5 alpha (binary: -0.5 alpha < u_t <
-    1.5 alpha) and is 0 outside; d out_t / d alpha = s_t - [in window] x_t / alpha.
+    The gradient passes unchanged inside the window |u_t| < (b + 0.5) alpha (binary: -0.5 alpha < u_t <
+    (b + 0.5) alpha), with b > 1 also |S_{t-1} alpha + u_t| < (t + 0.5) alpha (binary: above -0.5 alpha), and is 0
+    outside; d out_t / d alpha = s_t - [in window] x_t / alpha.
     """
-    options = {"steps": steps, "running": running, "ternary": ternary}
+    options = {"steps": steps, "running": running, "ternary": ternary, "burst": burst}
     kept = kept_dtype(state_dtype)
     return _RoundingSpike.apply(x, amplitude, offset, options, kept, spike_dtype(x))
 

@@ -43,6 +43,8 @@ class NeuronState(NamedTuple):
     """X_t, with running means."""
     sent: Tensor | None = None
     """The sum of what steps 1 ... t sent, float32, with running means."""
+    fired: Tensor | None = None
+    """S_t, the spikes of steps 1 ... t with their signs, float32, of a neuron that sends bursts."""
 
     def select(self, rows: Tensor) -> NeuronState:
         """The state of `rows` (indices on dimension 0 of its tensors)."""
@@ -106,9 +108,10 @@ def stream(
     """
     means = running and not state.constant
     step: float | Tensor | None = float(state.step + 1) if running else None
-    before = (state.membrane, state.received if means else None, state.sent)
+    before = (state.membrane, state.received if means else None, state.sent, state.fired)
+    limit: float | Tensor | None = float(state.step + 1) if options.get("burst", 1) > 1 else None
     if x.numel() < MIN_COMPILED_NUMEL:
-        out, membrane, sent = update(x, *before, step, *parameters, **options)
+        out, membrane, sent, fired = update(x, *before, step, limit, *parameters, **options)
     else:
 
         def flat(value: Tensor) -> Tensor:
@@ -116,10 +119,14 @@ def stream(
 
         # A tensor, because a number would be compiled into the loop, once for each step.
         step = None if step is None else torch.tensor(step)
+        limit = None if limit is None else torch.tensor(limit)
         tensors = (value if value is None else flat(value) for value in before)
-        found = run_compiled(update, flat(x), *tensors, step, *parameters, loop_steps=1, **options)
-        out, membrane, sent = (y if y is None else y.view(x.shape) for y in found)
-    return out, NeuronState(state.step + 1, state.constant, membrane, x if means else None, sent)
+        found = run_compiled(
+            update, flat(x), *tensors, step, limit, *parameters, loop_steps=1, **options
+        )
+        out, membrane, sent, fired = (y if y is None else y.view(x.shape) for y in found)
+    received = x if means else None
+    return out, NeuronState(state.step + 1, state.constant, membrane, received, sent, fired)
 
 
 def read_current(x: Tensor, received: Tensor | None, step: float | Tensor | None) -> Tensor:
@@ -144,18 +151,26 @@ def round_once(
     membrane: Tensor | None,
     received: Tensor | None,
     sent: Tensor | None,
+    fired: Tensor | None,
     step: float | Tensor | None,
+    limit: float | Tensor | None,
     amplitude: Tensor,
     offset: Tensor | None,
     *,
     ternary: bool,
+    burst: int,
     out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    alpha = sent_amplitude(amplitude, out_dtype)
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """`limit`: t, of a neuron that sends bursts."""
+    alpha = sent_amplitude(amplitude, out_dtype, burst)
     current = read_current(x, received, step)
-    _, _, now, v = integrate_and_round(membrane, current, alpha, offset, ternary)
+    _, _, s, now, v = integrate_and_round(
+        membrane, current, alpha, offset, ternary, burst, fired, 1 if limit is None else limit
+    )
     out, total = write_sent(now, sent, step, out_dtype)
-    return out, v, total
+    if burst == 1:
+        return out, v, total, None
+    return out, v, total, s if fired is None else fired + s
 
 
 def spike_once(
@@ -163,7 +178,9 @@ def spike_once(
     membrane: Tensor | None,
     received: Tensor | None,
     sent: Tensor | None,
+    fired: None,
     step: float | Tensor | None,
+    limit: None,
     beta: Tensor,
     v_threshold: Tensor,
     amplitude: Tensor,
@@ -172,11 +189,11 @@ def spike_once(
     hard: bool,
     v_reset: float,
     out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None, None]:
     threshold = floored(v_threshold)
     current = read_current(x, received, step)
     u = current if membrane is None else beta * membrane + current
     s = spike_function(u, threshold, ternary)
     v = reset_membrane(u, s, threshold, hard, v_reset)
     out, total = write_sent(floored(amplitude) * s, sent, step, out_dtype)
-    return out, v, total
+    return out, v, total, None

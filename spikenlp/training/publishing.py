@@ -15,7 +15,7 @@ from transformers.utils.hub import PushInProgress
 from spikenlp.hub.card import write_card
 from spikenlp.hub.publish import RESUMABLE, hub_errors, stage, upload
 
-CONFIG_FIELDS = ("num_timesteps", "neuron", "ternary", "nonlinearity")
+CONFIG_FIELDS = ("num_timesteps", "neuron", "ternary", "burst", "nonlinearity")
 """Of the model's config, what a run's results record."""
 
 

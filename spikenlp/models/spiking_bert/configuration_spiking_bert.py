@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 
 from spikenlp.models.checkpoint import SpikingConfig
+from spikenlp.neurons.modules import LARGEST_BURST
 
 ARCHITECTURE_DEFAULTS: dict[str, dict[str, Any]] = {
     "default": {"num_timesteps": 4, "neuron": "rounding", "ternary": True, "gradient": "bptt"},
@@ -38,6 +39,9 @@ class SpikingBertConfig(SpikingConfig):
         neuron: "rounding" (`RoundingIF`), or the classic "if", "lif", "plif"; "if" alone for
             "spikingbert".
         ternary: spikes {-1, 0, 1}, else {0, 1}; True, and False for "spikingbert".
+        burst: the most spikes of a rounding neuron in one time step, in [1, 16]: with more than one it makes up for
+            spikes that came too late, and the model over time approaches its collapsed twin. Amplitudes do
+            not depend on it: a checkpoint may be loaded with another.
         nonlinearity: "running": softmax attention, GELU, LayerNorm and tanh act on the running mean
             of their input; "step": on each step. See `spikenlp.models.over_time`.
         gradient: "bptt": through the unrolled time steps. "implicit" ("spikingbert" alone, and its
@@ -92,6 +96,7 @@ class SpikingBertConfig(SpikingConfig):
     architecture: Literal["default", "spikingbert"] = "default"
     neuron: Literal["rounding", "if", "lif", "plif"] | None = None
     ternary: bool | None = None
+    burst: int = 1
     gradient: Literal["bptt", "implicit"] | None = None
     settle_tolerance: float | int | None = None
     nonlinearity: Literal["running", "step"] = "running"
@@ -122,6 +127,10 @@ class SpikingBertConfig(SpikingConfig):
                 f"collapsed=True replaces rounding neurons, but neuron={self.neuron!r}: set "
                 "neuron='rounding' or collapsed=False"
             )
+        if not 1 <= self.burst <= LARGEST_BURST:
+            raise ValueError(f"burst must be in [1, {LARGEST_BURST}], got {self.burst}")
+        if self.burst > 1 and self.neuron != "rounding":
+            raise ValueError(f"burst={self.burst} is for rounding neurons, not {self.neuron!r}")
         if self.nonlinearity == "running" and self.attention_probs_dropout_prob:
             raise ValueError(
                 "attention_probs_dropout_prob must be 0 with nonlinearity='running' (got "

@@ -109,7 +109,7 @@ class SpikingBlock(nn.Module):
     def make_neuron(self, channels: int) -> SpikingNeuron:
         config = self.config
         if config.neuron == "rounding":
-            return RoundingIF(channels, ternary=config.ternary)
+            return RoundingIF(channels, ternary=config.ternary, burst=config.burst)
         classic: dict[str, Any] = {
             "ternary": config.ternary,
             "surrogate": config.surrogate,
