@@ -68,6 +68,7 @@ def parse_arguments(argv: list[str], kinds: tuple[type, ...], **defaults: Any) -
         "save_total_limit": 2,
         "train_sampling_strategy": "group_by_length",
         "dataloader_pin_memory": torch.accelerator.is_available(),
+        "use_cpu": not torch.accelerator.is_available(),  # else Trainer refuses bf16
         "logging_steps": 50,
         "per_device_train_batch_size": 32,
         "per_device_eval_batch_size": 64,

@@ -85,7 +85,7 @@ def run_one(options: list[str], out: Path, seed: int) -> dict[str, Any]:
     path = arguments[0].model_name_or_path
     start_weights = None if path is None else weights_digest(path)
     if done.exists():
-        check_same_options(out, arguments, ignored={"output_dir", "disable_tqdm"})
+        check_same_options(out, arguments, ignored={"output_dir", "disable_tqdm", "use_cpu"})
         found = json.loads(done.read_text())
         if found.get("start_weights", start_weights) != start_weights:
             raise ValueError(

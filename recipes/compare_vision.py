@@ -67,7 +67,7 @@ def run_one(kind: str, options: list[str], out: Path, seed: int) -> dict[str, An
     done = out / "run.json"
     arguments, load_data = arguments_of(kind, options, out, seed), KINDS[kind][1]
     if done.exists():
-        check_same_options(out, arguments, ignored={"output_dir", "disable_tqdm"})
+        check_same_options(out, arguments, ignored={"output_dir", "disable_tqdm", "use_cpu"})
         return json.loads(done.read_text())
     found = vision.run(*arguments, load_data=load_data)
     if found["config"]["neuron"] != "relu":

@@ -337,6 +337,10 @@ class Job:
         further: Sequence[Any] = (),
     ):
         assert args.output_dir is not None  # TrainingArguments fills it in
+        if args.collapsed:
+            raise ValueError(
+                "--collapsed does nothing here: --phases says whether the phase collapsed is run"
+            )
         self.options, self.args, self.further = options, args, further
         self.root = Path(args.output_dir)
         self.own = options.by_phase(type(args))

@@ -183,6 +183,14 @@ class StudentArguments:
 class ConversionArguments(StudentArguments):
     """Options of a student that is made of a dense BERT or of a spiking one, with a teacher beside it."""
 
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Dense BERT that the teacher comes from: a path or a Hub id. Required."},
+    )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={"help": "Tokenizer, as a path or a Hub id (default: that of the dense BERT)."},
+    )
     student: str | None = field(
         default=None,
         metadata={
@@ -320,7 +328,7 @@ def check_labels(path: str | Path, config: PreTrainedConfig, task: TextTask) -> 
     if made.endswith(head) and found != wanted:
         raise ValueError(
             f"{path} has {found} labels, {task.name} {wanted}: give a model of this task, or fine-tune "
-            "that one on it"
+            "that one on it first (glue_tmc.py --dense_first, or distill.py, which does)"
         )
 
 

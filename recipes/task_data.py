@@ -330,15 +330,16 @@ def evaluation_data(args: argparse.Namespace) -> DataArguments:
 def labelled_batches(checkpoint: Path, data_args: DataArguments, size: int) -> list[dict[str, Any]]:
     """The task's first dev split, sorted by length, as the checkpoint's tokenizer reads it. Own data have the
     checkpoint's classes."""
-    config = AutoConfig.from_pretrained(checkpoint)
-    if data_args.task_name == OWN_DATA and config.num_labels > 1:
+    if data_args.task_name == OWN_DATA:
+        config = AutoConfig.from_pretrained(checkpoint)
         names = [name for _, name in sorted(config.id2label.items())]
+        names = names if config.num_labels > 1 else None
         data_args = dataclasses.replace(data_args, class_names=names)
     model_args = StudentArguments(model_name_or_path=str(checkpoint))
     inputs = load_inputs(model_args, data_args, *load_pairs(data_args))
     if inputs.task.labels is None:
         raise ValueError(f"{inputs.task.name} is a regression, which has no confidence to stop at")
-    check_label_order(checkpoint, config, inputs.task)
+    check_label_order(checkpoint, AutoConfig.from_pretrained(checkpoint), inputs.task)
     split = next(iter(inputs.evaluation.values()))
     return model_inputs(inputs, split, size, labels=True)
 

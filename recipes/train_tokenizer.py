@@ -37,7 +37,8 @@ class TokenizerArguments(CorpusArguments):
         default=8192, metadata={"help": "At most so many tokens, special ones included."}
     )
     lowercase: bool = field(
-        default=True, metadata={"help": "False keeps the case (sentencepiece)."}
+        default=True,
+        metadata={"help": "Small letters; --no_lowercase keeps the case (sentencepiece)."},
     )
     model_max_length: int = field(
         default=512, metadata={"help": "Longest input that the tokenizer truncates to."}

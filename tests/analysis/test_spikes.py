@@ -58,6 +58,27 @@ def test_counts_by_step_channel_and_sign():
     assert counts.sign_balance == pytest.approx(float((sent.sign().sum()) / total))
 
 
+@pytest.mark.parametrize("ternary", [True, False])
+def test_each_spike_of_a_burst_counts(ternary):
+    torch.manual_seed(0)
+    neuron, layer = RoundingIF(6, ternary, burst=3), SpikingLinear(6, 2, bias=False)
+    model, x = nn.Sequential(neuron, layer), 2 * torch.randn(4, 7, 5, 6)
+    sent = neuron(x).detach()
+    assert sent.max() > 1
+    counts = watch(model, x)["0"]
+    assert torch.equal(counts.positive, sent.clamp_min(0).sum((1, 2)).long())
+    assert torch.equal(counts.negative, -sent.clamp_max(0).sum((1, 2)).long())
+    assert torch.equal(spike_trains(model, x)["0"].float(), sent)
+    report = energy_report(model, x)
+    assert report.spikes_per_neuron == pytest.approx(float(sent.abs().sum() / (7 * 5 * 6)))
+    (cost,) = report.layers
+    assert cost.sops == pytest.approx(float(sent.abs().sum() * 2 / 7))
+    (driver,) = describe_spikes(model, x)
+    assert driver.driver == "integer"
+    assert driver.alphabet == ("-3, ..., 3" if ternary else "0, ..., 3")
+    assert_spiking(model, x)
+
+
 def test_the_channels_of_a_convolution():
     neuron = LIF(channels=3, channel_dim=2)
     counts = watch(neuron, 3 * torch.rand(4, 2, 3, 5, 5))[""]

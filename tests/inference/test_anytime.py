@@ -22,6 +22,8 @@ KINDS = [
     {"nonlinearity": "step"},
     {"ternary": False},
     {"ternary": False, "nonlinearity": "step"},
+    {"burst": 3},
+    {"burst": 2, "ternary": False, "nonlinearity": "step"},
     {"neuron": "if"},
     {"neuron": "lif", "nonlinearity": "step"},
     {"neuron": "plif"},

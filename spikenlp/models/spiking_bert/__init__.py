@@ -12,6 +12,7 @@ from transformers import (
 
 from spikenlp.models.checkpoint import register
 from spikenlp.models.spiking_bert.configuration_spiking_bert import SpikingBertConfig
+from spikenlp.models.spiking_bert.conversion_spiking_bert import calibrate
 from spikenlp.models.spiking_bert.modeling_spiking_bert import (
     SpikingBertForMaskedLM,
     SpikingBertForQuestionAnswering,
@@ -20,6 +21,7 @@ from spikenlp.models.spiking_bert.modeling_spiking_bert import (
     SpikingBertModel,
     SpikingBertPreTrainedModel,
 )
+from spikenlp.models.spiking_bert.reconstruction import reconstruct
 from spikenlp.models.spiking_bert.roberta import as_bert
 
 register(
@@ -43,4 +45,6 @@ __all__ = [
     "SpikingBertModel",
     "SpikingBertPreTrainedModel",
     "as_bert",
+    "calibrate",
+    "reconstruct",
 ]

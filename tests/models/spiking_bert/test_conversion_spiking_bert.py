@@ -109,6 +109,27 @@ def test_unrolled_is_collapsed_where_no_neuron_saturates(dense, batches):
 
 
 @torch.no_grad()
+def test_with_bursts_every_step_is_that_of_the_collapsed_twin(dense, batches, tmp_path):
+    """The mean answer of t steps is that of the twin at T = t, amplitudes being the same; neurons saturate all
+    the same, in the one as in the other."""
+    batch, plain = batches[0], convert(dense, batches, num_timesteps=4)
+    plain.save_pretrained(tmp_path)
+    model = SpikingBertForSequenceClassification.from_pretrained(tmp_path, burst=16)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True)
+    )
+    found = model(**batch).timestep_logits
+    model.config.collapsed = True
+    for t in range(1, 5):
+        model.config.num_timesteps = t
+        expected = model(**batch).logits
+        assert (found[:, :t].mean(1) - expected).abs().max() < 1e-4
+    assert (plain(**batch).logits - expected).abs().max() > 0.01, (
+        "which they do not with one spike a step"
+    )
+
+
+@torch.no_grad()
 def test_a_dense_model_becomes_one_of_rates(dense, batches):
     """Ternary populations of spikingbert hold what binary ones lose, the negative half."""
     model = convert(dense, batches, architecture="spikingbert", ternary=True, num_timesteps=64)

@@ -366,6 +366,8 @@ def test_on_cpu_attention_is_trained_in_float32_whatever_the_precision(
         ({"attention_probs_dropout_prob": 0.1}, "attention_probs_dropout_prob"),
         ({"beta": 0.0}, "beta"),
         ({"neuron": "izhikevich"}, "neuron"),
+        ({"burst": 0}, r"burst must be in \[1, 16\], got 0"),
+        ({"burst": 2, "neuron": "lif"}, "burst=2 is for rounding neurons, not 'lif'"),
     ],
 )
 def test_bad_configs_say_what_is_wrong(fields, message):
