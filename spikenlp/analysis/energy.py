@@ -53,7 +53,7 @@ class LayerCost:
     name: str
     kind: str
     driver: str
-    """binary, ternary, integer (sums or averages of spikes) or float."""
+    """binary, ternary, integer (bursts, sums or averages of spikes) or float."""
     dense_macs: float
     """Of one pass, as a dense model makes it."""
     steps: int

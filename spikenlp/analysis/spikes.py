@@ -201,7 +201,7 @@ class Driver:
     name: str
     kind: str
     driver: str
-    """binary, ternary, integer (sums or averages of spikes) or float."""
+    """binary, ternary, integer (bursts, sums or averages of spikes) or float."""
     alphabet: str
     """The values that it reads, in amplitudes of the neuron; "" for float."""
     neuron: str

@@ -36,6 +36,7 @@ from spikenlp import SpikingBertConfig, SpikingBertForSequenceClassification
 from spikenlp.analysis.plots import plot_energy_front
 from spikenlp.data import demo_question_pairs, get_task, wordpiece_tokenizer
 from spikenlp.hub.release import release
+from spikenlp.models.amplitudes import neurons_of
 from spikenlp.models.quantization import Int8Config
 from spikenlp.models.spiking_bert.reconstruction import reconstruct
 
@@ -276,6 +277,22 @@ def test_students_are_calibrated_at_the_spike_cost(tmp_path, batches):
     for source in ("dense", "spiking"):
         make = partial(options.make_student, *kinds, tmp_path / source, batches)
         assert spike_cost_of(make) == 0.3
+
+
+def test_bursts_leave_the_amplitudes_of_a_spiking_student_as_they_are(tmp_path, batches):
+    torch.manual_seed(0)
+    source = SpikingBertForSequenceClassification(SpikingBertConfig(**TINY_DENSE))
+    source.save_pretrained(tmp_path)
+    kinds = (SpikingBertForSequenceClassification, BertForSequenceClassification)
+    options = distill.PipelineArguments(burst=3, hidden_dropout_prob=0.1)
+    model, created, _ = options.make_student(*kinds, tmp_path, batches)
+    assert model.config.burst == 3
+    assert {neuron.burst for _, neuron in neurons_of(model)} == {3}
+    assert not created
+    same = zip(model.parameters(), source.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in same)
+    with pytest.raises(ValueError, match="converted with burst 1, not 3"):
+        options.check_converted(tmp_path, source.config)
 
 
 def test_what_came_from_weights_that_are_no_more_is_refused(tmp_path):
