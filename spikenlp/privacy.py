@@ -136,8 +136,10 @@ def _without_places(text: str) -> str:
 
 
 def _as_pattern(place: str) -> re.Pattern[str]:
-    """Matches the folder `place` and what is below it, not one whose name goes on or that lies below another."""
-    return re.compile(rf"(?<![\w.~-]){re.escape(place)}(?![\w-])")
+    """Matches the folder `place` and what is below it, not one whose name goes on; of a short one, /app, not the end of
+    another path or of a URL, but what follows an escape, as in a string of JSON."""
+    before = "" if place.count(os.sep) > 1 else r"(?:(?<![\w.~-])|(?<=\\[nrt]))"
+    return re.compile(rf"{before}{re.escape(place)}(?![\w-])")
 
 
 def _last(parts: Iterable[str]) -> str:

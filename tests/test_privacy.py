@@ -93,9 +93,16 @@ def test_keys_and_owners_on_the_hub_keep_the_names_of_the_user(monkeypatch):
 
 def test_a_place_is_found_as_a_whole_however_short(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", "/lab")
+    (tmp_path / "config.json").write_text(json.dumps({"e": "a\n/home/ann/x.py"}))
+    assert not find_leaks(tmp_path)
+    with monkeypatch.context() as other:
+        other.setenv("HOME", "/home/ann")
+        assert find_leaks(tmp_path)
+        assert scrub("-I/home/ann/include") == "-I~/include"
     for text, found in (
         ("read /lab/clients/acme", True),
         ("HOME is /lab", True),
+        (r'{"e": "Traceback\n/lab/x.py"}', True),
         ("/laboratory and http://x.org/lab or ../lab", False),
     ):
         (tmp_path / "README.md").write_text(text)

@@ -54,9 +54,11 @@ class SpikeCounts:
 
     @property
     def saturated(self) -> float:
-        """Share of channels that sent as much as they can, at each step of each position."""
-        most = self.sites * len(self.positive) * self.burst
-        return float(((self.positive + self.negative).sum(0) == most).double().mean())
+        """Share of channels that fired at each step of each position; with bursts, whose sum is one spike a step at
+        most, of those that all of theirs add up to that."""
+        sent = self.positive + self.negative if self.burst == 1 else self.positive - self.negative
+        most = self.sites * len(self.positive)
+        return float((sent.sum(0).abs() == most).double().mean())
 
     @property
     def sign_balance(self) -> float:

@@ -268,7 +268,7 @@ def _levels(
         sent = (before.step + 1) * sent - before.sent
     if isinstance(neuron, RoundingIF):
         amplitude = neuron._broadcast(neuron.amplitude, sent[0])
-        amplitude = sent_amplitude(amplitude, output.dtype, neuron.burst)
+        amplitude = sent_amplitude(amplitude, output.dtype)
         if neuron.offset is not None:
             sent = sent + neuron._broadcast(neuron.offset, sent[0])
         return sent / amplitude

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import math
 import re
+import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_dataset
 from datasets.exceptions import DatasetsError
@@ -24,6 +25,8 @@ SEPARATED: dict[str, dict[str, Any]] = {
 }
 """Ending of a file -> how pandas reads it. As in GLUE's files, quotation marks of a .tsv are text."""
 READERS = (*SEPARATED, ".json", ".jsonl")
+WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 SPLITS = {"train": "train", "validation": "validation", "dev": "validation", "test": "test"}
 """Name of a file -> split."""
 OWN_DATA = "own_data"
@@ -87,7 +90,7 @@ def read_table(path: Path, text_columns: Sequence[str], label_column: str) -> Da
             rows = read_separated(path, label_column)
         else:
             rows = load_dataset("json", data_files=str(path), split="train")
-    except (DatasetsError, ValueError) as error:
+    except (DatasetsError, ValueError, pandas.errors.ParserWarning) as error:
         raise ValueError(f"{path} cannot be read: {error.__cause__ or error}") from error
     columns = [*text_columns, label_column]
     if missing := [column for column in columns if column not in rows.column_names]:
@@ -103,19 +106,18 @@ def read_table(path: Path, text_columns: Sequence[str], label_column: str) -> Da
 
 
 def read_separated(path: Path, label_column: str) -> Dataset:
-    """Values as they stand there, 007 and NA as well, but for labels that are all numbers and not all whole."""
-    table = pandas.read_csv(path, dtype=str, keep_default_na=False, **SEPARATED[path.suffix])
+    """Values as they stand there, 007 and NA as well, but for spaces around a label."""
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "error", pandas.errors.ParserWarning
+        )  # a row of more values than the first
+        table = pandas.read_csv(
+            path, dtype=str, keep_default_na=False, index_col=False, **SEPARATED[path.suffix]
+        )
     columns: dict[str, list[Any]] = {name: table[name].tolist() for name in table.columns}
-    labels = columns.get(label_column, [])
-    if not all(map(is_whole, labels)):
-        with suppress(ValueError):
-            columns[label_column] = [float(label) for label in labels]
+    if label_column in columns:
+        columns[label_column] = [label.strip() for label in columns[label_column]]
     return Dataset.from_dict(columns)
-
-
-def is_whole(label: str) -> bool:
-    """Whether a label is written as a whole number."""
-    return re.fullmatch(r"-?\d+", label, re.ASCII) is not None
 
 
 def load_own(
@@ -127,7 +129,7 @@ def load_own(
 ) -> DatasetDict:
     """Loads train, validation (or dev) and test, so far as they are there, from a folder of tables.
 
-    Labels are classes; numbers of which one has a fraction are scores, to be predicted as such. A row of .json or
+    Labels are classes; where a label of train is a number with a fraction and no `class_names` are given, scores, to be predicted as such. A row of .json or
     .jsonl may have a list of labels, or a list of words (one text column) and as many labels.
 
     Args:
@@ -140,7 +142,7 @@ def load_own(
 
     Raises:
         ValueError: as `read_table`; no train, or a split in two files; labels that are neither classes nor scores,
-            or that the classes do not hold; scores that are not finite, or with `class_names`; lists in one split and none in another, of unlike lengths, of something
+            or that the classes do not hold; scores that are not finite; lists in one split and none in another, of unlike lengths, of something
             else than words and labels, or with a label twice.
         FileNotFoundError: no folder.
     """
@@ -166,9 +168,7 @@ def load_own(
     found = tables["train"][label_column]
     flat = [label for labels in found for label in labels] if lists[label_column] else found
     label: Any
-    if are_scores(flat) and not lists[label_column]:
-        if class_names is not None:
-            raise ValueError(f"{paths['train']} has scores for labels, and no classes to name")
+    if class_names is None and not lists[label_column] and any(map(has_fraction, flat)):
         label, labels = Value("float32"), scores
     else:
         names = classes_of(flat, paths["train"], class_names)
@@ -236,40 +236,33 @@ def check_lists(
             )
 
 
-def are_scores(labels: Sequence[Any]) -> bool:
-    """Whether all are numbers and one has a fraction."""
-    numbers = all(isinstance(label, int | float) for label in labels)
-    return numbers and any(label != label // 1 for label in labels)
+def has_fraction(label: Any) -> bool:
+    """Whether a label is a number with a fraction, or written as one."""
+    return NUMBER.fullmatch(str(label)) is not None and not float(label).is_integer()
 
 
 def scores(labels: Sequence[Any], path: Path) -> list[float]:
     """Raises ValueError where one is no finite number."""
-
-    def score_of(label: Any, row: int) -> float:
-        try:
-            score = float(label)
-        except ValueError:
-            score = math.nan
-        if not math.isfinite(score):
+    for row, label in enumerate(labels, 1):
+        if not NUMBER.fullmatch(str(label)) or math.isinf(np.float32(label)):
             raise ValueError(
-                f"{path}, row {row}: label {label!r} must be a finite number, as the scores of train are"
+                f"{path}, row {row}: label {label!r} must be a finite number, as scores are, which labels of train "
+                "with a fraction stand for; classes of such names need --class_names"
             )
-        return score
-
-    return [score_of(label, row) for row, label in enumerate(labels, 1)]
+    return [float(label) for label in labels]
 
 
 def classes_of(labels: Sequence[Any], path: Path, given: Sequence[str] | None) -> list[str]:
     """`given`, or the different labels, sorted; whole numbers by size."""
     if any(isinstance(label, list) for label in labels):
         raise ValueError(f"{path} has lists in some rows of its labels and none in others")
-    if any(isinstance(label, float) for label in labels):
+    found = set(map(str, labels))
+    whole = all(map(WHOLE.fullmatch, found))
+    if given is None and not whole and all(map(NUMBER.fullmatch, found)):
         raise ValueError(
             f"{path} has decimal numbers for labels, which are no classes, and none with a fraction, as scores "
             "have: write classes as whole numbers or names"
         )
-    found = set(map(str, labels))
-    whole = all(map(is_whole, found))
     names = sorted(found, key=lambda name: (int(name) if whole else 0, name))
     if given is not None:
         names = list(given)

@@ -217,6 +217,7 @@ def _check(
             "model: go on with the model that made it"
         )
     running = NONLINEARITIES[model.config.nonlinearity].running
+    bursts = {k: m.burst for k, m in model.named_modules() if isinstance(m, SpikingNeuron)}
     of_first_token = (shape[0], 1)  # in the last layer, behind its keys and values
     for name, neuron in state.neurons.items():
         if neuron.membrane is None or neuron.membrane.shape[:2] not in (shape[:2], of_first_token):
@@ -225,10 +226,11 @@ def _check(
                 f"the state of {name} must be [{shape[0]}, {shape[1]}, ...], as its embedding, got "
                 f"{found}: take rows of a state with its `select`"
             )
-        if (neuron.sent is not None) != running or neuron.step != state.step:
+        of_bursts = (neuron.fired is not None) == (bursts[name] > 1)
+        if (neuron.sent is not None) != running or neuron.step != state.step or not of_bursts:
             raise ValueError(
                 f"the state of {name} is not of {state.step} steps with nonlinearity="
-                f"{model.config.nonlinearity!r}: go on with the model that made it"
+                f"{model.config.nonlinearity!r} and burst={bursts[name]}: go on with the model that made it"
             )
 
 

@@ -29,13 +29,22 @@ from spikenlp.models.amplitudes import neurons_of
 
 HUB_OPTIONS = ("revision", "subfolder", "cache_dir", "local_files_only", "force_download")
 """Options of `from_pretrained` that say where a model's files come from."""
-FORMAT = 1
+FORMAT = 2
 """Version of the checkpoints that this release writes. Raise it, and add the step from the version
 before to `MIGRATIONS`, whenever older weights or configs would be read wrongly."""
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {0: lambda config: config}
+
+
+def _without_bursts(config: dict[str, Any]) -> dict[str, Any]:
+    return {"burst": 1, **config} if config.get("model_type") == "spiking_bert" else config
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    0: lambda config: config,
+    1: _without_bursts,
+}
 """From version k to k + 1: takes the config as a dict and returns it, or raises ValueError saying why
 such a checkpoint cannot be loaded any more. Version 0 is a config without `spikenlp_format`, which
-differs from version 1 in nothing else."""
+differs from version 1 in nothing else; version 1 has no bursts."""
 REMOTE_MODULE = "spikenlp_remote"
 DEPTHS = ("num_hidden_layers", "depths")
 """Fields of configs that say how many layers there are."""

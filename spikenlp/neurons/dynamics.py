@@ -158,9 +158,9 @@ def spikes_of_state(
     out_dtype: torch.dtype,
 ) -> Tensor:
     """What a neuron sent, [T, ...], from the state that it kept."""
-    alpha = sent_amplitude(amplitude, out_dtype, burst) if rounding else floored(amplitude)
+    alpha = sent_amplitude(amplitude, out_dtype) if rounding else floored(amplitude)
     spikes = kept_spikes(state, 0.5 if rounding else 1.0, ternary, burst)
-    sent = [alpha * s for s in spikes]
+    sent = [sent_spikes(alpha, s, burst, out_dtype) for s in spikes]
     if offset is not None:
         sent = [s - offset for s in sent]
     return write_sent(sent, running, out_dtype)
@@ -363,6 +363,7 @@ def integrate_and_round(
     alpha: Tensor,
     offset: Tensor | None,
     ternary: bool,
+    dtype: torch.dtype,
     burst: int = 1,
     total: Tensor | None = None,
     step: float | Tensor = 1,
@@ -370,7 +371,7 @@ def integrate_and_round(
     """u_t, n_t, s_t, what is sent and v_t of a rounding neuron.
 
     Args:
-        v, total: v_{t-1} and S_{t-1}; None: 0. step: t.
+        v, total: v_{t-1} and S_{t-1}; None: 0. step: t. dtype: of what is sent.
     """
     u = current if v is None else v + current
     if offset is not None:
@@ -380,7 +381,7 @@ def integrate_and_round(
     else:
         n = torch.where(u.abs() < math.inf, level_of(u / alpha, burst, ternary), math.nan)
         s = limited(n, total, step, ternary)
-    sent = alpha * s
+    sent = sent_spikes(alpha, s, burst, dtype)
     return u, n, s, sent if offset is None else sent - offset, u - sent
 
 
@@ -415,13 +416,15 @@ def rounding_forward(
     state_dtype: torch.dtype | None,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
-    alpha = sent_amplitude(amplitude, out_dtype, burst)
+    alpha = sent_amplitude(amplitude, out_dtype)
     scale = 1 / alpha
     v = torch.zeros_like(x[0], dtype=torch.float32)
     total = v
     out, state = [], []
     for t, current in enumerate(read_currents(x, steps, running), 1):
-        u, n, s, sent, v = integrate_and_round(v, current, alpha, offset, ternary, burst, total, t)
+        u, n, s, sent, v = integrate_and_round(
+            v, current, alpha, offset, ternary, out_dtype, burst, total, t
+        )
         out.append(sent)
         if burst > 1:
             total = total + s
@@ -448,28 +451,12 @@ def rounding_backward(
     x_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     needs_amplitude, needs_offset = needs_parameters
-    needs_spikes = needs_amplitude or burst > 1
-    spikes = kept_spikes(state, 0.5, ternary, burst) if needs_spikes else []
     grad_sent = grad_of_sent(grad, running)
-    grad_currents = []
-    grad_amplitude = torch.zeros_like(state[0], dtype=torch.float32)
+    backward = step_gradients if burst == 1 else sum_gradients
+    grad_currents, grad_amplitude = backward(state, grad_sent, ternary, burst)
     grad_offset = torch.zeros_like(grad_amplitude)
-    v = torch.zeros_like(grad_amplitude)
-    total = v
-    for t in range(state.shape[0]):
-        z = state[t].float()
-        g = grad_sent[t]
-        inside = _inside(z, burst, ternary)
-        if burst > 1:
-            inside = inside & _inside(total + z, t + 1, ternary)
-            total = total + spikes[t]
-        window = inside.float()
-        grad_currents.append(g * window)
-        if needs_amplitude:
-            grad_amplitude = grad_amplitude + g * (spikes[t] - window * (z - v))
-            v = z - spikes[t]
-        if needs_offset:
-            grad_offset = grad_offset + g * (window - 1)
+    for of_current, of_sent in zip(grad_currents, grad_sent, strict=True):
+        grad_offset = grad_offset + of_current - of_sent
     return (
         grad_of_currents(grad_currents, constant, running, x_dtype),
         grad_amplitude if needs_amplitude else None,
@@ -477,20 +464,67 @@ def rounding_backward(
     )
 
 
+def step_gradients(
+    state: Tensor, grad_sent: list[Tensor], ternary: bool, burst: int
+) -> tuple[list[Tensor], Tensor]:
+    """Of the currents, and of alpha before it is summed: with one spike a step, local in time."""
+    grad_currents = []
+    grad_amplitude = torch.zeros_like(state[0], dtype=torch.float32)
+    v = torch.zeros_like(grad_amplitude)
+    for t, g in enumerate(grad_sent):
+        z = state[t].float()
+        s = spike_function(z, 0.5, ternary)
+        window = _inside(z, 1, ternary).float()
+        grad_currents.append(g * window)
+        grad_amplitude = grad_amplitude + g * (s - window * (z - v))
+        v = z - s
+    return grad_currents, grad_amplitude
+
+
+def sum_gradients(
+    state: Tensor, grad_sent: list[Tensor], ternary: bool, burst: int
+) -> tuple[list[Tensor], Tensor]:
+    """The same with bursts, where S_t follows the sum of the currents: straight through while it is rounded, that of
+    S_{t-1} where it takes more than a burst, 0 at its bound."""
+    spikes = kept_spikes(state, 0.5, ternary, burst)
+    totals = [torch.zeros_like(spikes[0])]
+    for s in spikes:
+        totals.append(totals[-1] + s)
+    grad_current = later = torch.zeros_like(totals[0])
+    carried = grad_amplitude = later
+    grad_currents = []
+    for t in range(len(spikes) - 1, -1, -1):
+        z, s = state[t].float(), spikes[t]
+        of_total = grad_sent[t] - later + carried  # of alpha S_t
+        bounded = level_of(z, burst, ternary) != s
+        rounded = _inside(z, burst, ternary) & ~bounded
+        grad_current = grad_current + of_total * rounded
+        passed = torch.where(rounded, s - z, torch.where(bounded, totals[t + 1], s))
+        grad_amplitude = grad_amplitude + of_total * passed
+        carried = of_total * ~(rounded | bounded)
+        later = grad_sent[t]
+        grad_currents.append(grad_current)
+    return grad_currents[::-1], grad_amplitude
+
+
 def _inside(z: Tensor, most: int, ternary: bool) -> Tensor:
     """Whether z rounds to a number within [-most, most] (binary: [0, most]) without a limit."""
     return (z < most + 0.5) & (z > (-most if ternary else 0) - 0.5)
 
 
-def sent_amplitude(amplitude: Tensor, dtype: torch.dtype, burst: int = 1) -> Tensor:
-    """The amplitude as spikes of `dtype` carry it: what is subtracted must be what was sent, in a burst too."""
+DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
+"""Of a float32, which these cannot hold."""
+
+
+def sent_amplitude(amplitude: Tensor, dtype: torch.dtype) -> Tensor:
+    """The amplitude as spikes of `dtype` carry it: what is subtracted must be what was sent."""
     floor = max(SMALLEST_SCALE, torch.finfo(dtype).tiny)
-    largest_odd = (
-        burst - 1
-    ) // 2 * 2 + 1  # of an even number of spikes the mantissa is that of half as many
-    dropped_bits = {torch.bfloat16: 16, torch.float16: 13}.get(dtype, 0)
-    dropped_bits += largest_odd.bit_length() if largest_odd > 1 else 0
-    return drop_bits(amplitude.float().clamp_min(floor), dropped_bits)
+    return drop_bits(amplitude.float().clamp_min(floor), DROPPED_BITS.get(dtype, 0))
+
+
+def sent_spikes(alpha: Tensor, s: Tensor, burst: int, dtype: torch.dtype) -> Tensor:
+    """alpha s as `dtype` carries it."""
+    return alpha * s if burst == 1 else drop_bits(alpha * s, DROPPED_BITS.get(dtype, 0))
 
 
 class _RoundingSpike(torch.autograd.Function):
@@ -555,9 +589,9 @@ def rounding_spike(
         What is sent, [T, ...], in the autocast dtype if autocast is on, else in that of `x`; and the
         state kept for the backward pass, [T, ...], or None where nothing needs a gradient.
 
-    The gradient passes unchanged inside the window |u_t| < (b + 0.5) alpha (binary: -0.5 alpha < u_t <
-    (b + 0.5) alpha), with b > 1 also |S_{t-1} alpha + u_t| < (t + 0.5) alpha (binary: above -0.5 alpha), and is 0
-    outside; d out_t / d alpha = s_t - [in window] x_t / alpha.
+    The gradient passes unchanged inside the window |u_t| < 1.5 alpha (binary: -0.5 alpha < u_t <
+    1.5 alpha) and is 0 outside; d out_t / d alpha = s_t - [in window] x_t / alpha. With bursts it is that of the sums,
+    which equals the collapsed twin's where no burst is too small (`sum_gradients`).
     """
     options = {"steps": steps, "running": running, "ternary": ternary, "burst": burst}
     kept = kept_dtype(state_dtype)

@@ -495,7 +495,7 @@ class RoundingIF(SpikingNeuron):
         amplitude, offset = self._parameters_for(x)
         dtype = spike_dtype(x)
         alpha = sent_amplitude(amplitude, dtype)
-        _, _, _, sent, v = integrate_and_round(v, x.float(), alpha, offset, self.ternary)
+        _, _, _, sent, v = integrate_and_round(v, x.float(), alpha, offset, self.ternary, dtype)
         return sent.to(dtype), v
 
     def extra_repr(self) -> str:

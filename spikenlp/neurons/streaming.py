@@ -107,40 +107,47 @@ def stream(
     joined into one, whose size then never is a case of its own for the compiler.
     """
     means = running and not state.constant
-    step: float | Tensor | None = float(state.step + 1) if running else None
+    step: float | Tensor = float(state.step + 1)
     before = (state.membrane, state.received if means else None, state.sent, state.fired)
-    limit: float | Tensor | None = float(state.step + 1) if options.get("burst", 1) > 1 else None
     if x.numel() < MIN_COMPILED_NUMEL:
-        out, membrane, sent, fired = update(x, *before, step, limit, *parameters, **options)
+        out, membrane, sent, fired = update(
+            x, *before, step, *parameters, running=running, **options
+        )
     else:
 
         def flat(value: Tensor) -> Tensor:
             return value.flatten(0, -2) if last_dim_only and value.dim() > 1 else value
 
         # A tensor, because a number would be compiled into the loop, once for each step.
-        step = None if step is None else torch.tensor(step)
-        limit = None if limit is None else torch.tensor(limit)
+        step = torch.tensor(step)
         tensors = (value if value is None else flat(value) for value in before)
         found = run_compiled(
-            update, flat(x), *tensors, step, limit, *parameters, loop_steps=1, **options
+            update,
+            flat(x),
+            *tensors,
+            step,
+            *parameters,
+            loop_steps=1,
+            running=running,
+            **options,
         )
         out, membrane, sent, fired = (y if y is None else y.view(x.shape) for y in found)
     received = x if means else None
     return out, NeuronState(state.step + 1, state.constant, membrane, received, sent, fired)
 
 
-def read_current(x: Tensor, received: Tensor | None, step: float | Tensor | None) -> Tensor:
+def read_current(x: Tensor, received: Tensor | None, step: float | Tensor) -> Tensor:
     """x_t in float32 of a current, or of its running means."""
-    if received is None or step is None:
+    if received is None:
         return x.float()
     return step * x.float() - (step - 1) * received.float()
 
 
 def write_sent(
-    now: Tensor, before: Tensor | None, step: float | Tensor | None, dtype: torch.dtype
+    now: Tensor, before: Tensor | None, step: float | Tensor, running: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
-    """The output, and the sum of what was sent where `step` asks for running means."""
-    if step is None:
+    """The output, and the sum of what was sent where that is a running mean."""
+    if not running:
         return now.to(dtype), None
     total = now if before is None else before + now
     return (now if before is None else total / step).to(dtype), total
@@ -152,22 +159,21 @@ def round_once(
     received: Tensor | None,
     sent: Tensor | None,
     fired: Tensor | None,
-    step: float | Tensor | None,
-    limit: float | Tensor | None,
+    step: float | Tensor,
     amplitude: Tensor,
     offset: Tensor | None,
     *,
+    running: bool,
     ternary: bool,
     burst: int,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """`limit`: t, of a neuron that sends bursts."""
-    alpha = sent_amplitude(amplitude, out_dtype, burst)
+    alpha = sent_amplitude(amplitude, out_dtype)
     current = read_current(x, received, step)
     _, _, s, now, v = integrate_and_round(
-        membrane, current, alpha, offset, ternary, burst, fired, 1 if limit is None else limit
+        membrane, current, alpha, offset, ternary, out_dtype, burst, fired, step
     )
-    out, total = write_sent(now, sent, step, out_dtype)
+    out, total = write_sent(now, sent, step, running, out_dtype)
     if burst == 1:
         return out, v, total, None
     return out, v, total, s if fired is None else fired + s
@@ -179,12 +185,12 @@ def spike_once(
     received: Tensor | None,
     sent: Tensor | None,
     fired: None,
-    step: float | Tensor | None,
-    limit: None,
+    step: float | Tensor,
     beta: Tensor,
     v_threshold: Tensor,
     amplitude: Tensor,
     *,
+    running: bool,
     ternary: bool,
     hard: bool,
     v_reset: float,
@@ -195,5 +201,5 @@ def spike_once(
     u = current if membrane is None else beta * membrane + current
     s = spike_function(u, threshold, ternary)
     v = reset_membrane(u, s, threshold, hard, v_reset)
-    out, total = write_sent(floored(amplitude) * s, sent, step, out_dtype)
+    out, total = write_sent(floored(amplitude) * s, sent, step, running, out_dtype)
     return out, v, total, None

@@ -337,7 +337,8 @@ class FiringRateWatchdog(Watchdog):
 
     Args:
         every: optimizer steps from one look to the next, the first being at step 1.
-        dead, saturated: bounds of the rate (spikes of either sign per neuron and step), in [0, 1].
+        dead, saturated: bounds of the rate (spikes of either sign per neuron and step), in [0, 1]. Neurons that send
+            bursts are not looked at for the second: theirs may exceed 1.
 
     Raises:
         ValueError: an argument outside the above; in training, a model without spiking neurons.
@@ -381,7 +382,11 @@ class FiringRateWatchdog(Watchdog):
         self.rates = {k: c.spikes_per_neuron / min(ran, len(c.positive)) for k, c in layers.items()}
         self._monitor = None
         dead = {(name, False) for name, rate in self.rates.items() if rate < self.dead}
-        saturated = {(name, True) for name, rate in self.rates.items() if rate > self.saturated}
+        saturated = {
+            (name, True)
+            for name, rate in self.rates.items()
+            if rate > self.saturated and layers[name].burst == 1
+        }
         new = (dead | saturated) - self._known
         self._known = dead | saturated
         if not state.is_local_process_zero:

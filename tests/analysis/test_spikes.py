@@ -77,6 +77,8 @@ def test_each_spike_of_a_burst_counts(ternary):
     assert driver.driver == "integer"
     assert driver.alphabet == ("-3, ..., 3" if ternary else "0, ..., 3")
     assert_spiking(model, x)
+    assert counts.saturated == 0
+    assert watch(neuron, torch.full((4, 2, 6), 50.0))[""].saturated == 1
 
 
 def test_the_channels_of_a_convolution():

@@ -54,6 +54,33 @@ def test_numbers_are_ordered_by_size(tmp_path, labels, names):
     assert load_own(tmp_path)["train"].features["label"].names == names
 
 
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (("1_0", "2_5"), ["1_0", "2_5"]),
+        (("+1", "-1"), ["-1", "+1"]),
+        ((" 1", "1", "0 "), ["0", "1"]),
+        (("nan", "infinity"), ["infinity", "nan"]),
+    ],
+)
+def test_what_only_python_takes_for_a_number_is_a_name(tmp_path, labels, names):
+    rows = "".join(f"a text,{label}\n" for label in labels)
+    (tmp_path / "train.csv").write_text("text,label\n" + rows)
+    assert load_own(tmp_path)["train"].features["label"].names == names
+
+
+def test_classes_may_be_called_by_decimal_numbers_if_they_are_named(tmp_path):
+    write(tmp_path / "train.csv", [("a", "0.5"), ("b", "1.5"), ("c", "0.5")])
+    data = load_own(tmp_path, class_names=["1.5", "0.5"])
+    assert data["train"]["label"][:] == [1, 0, 1]
+
+
+def test_a_row_of_more_values_than_there_are_columns_is_refused(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\na,1,7\nb,0,7\n")
+    with pytest.raises(ValueError, match=r"train\.csv cannot be read"):
+        load_own(tmp_path)
+
+
 def test_what_is_written_like_a_number_stays_as_it_is_written(tmp_path):
     (tmp_path / "train.csv").write_text("text,label\n007,01\n1e3,10\n0.50,02\n")
     rows = load_own(tmp_path)["train"]
@@ -93,7 +120,12 @@ def test_scores_are_finite_numbers(tmp_path, wrong):
         (ROWS[:1], {}, r"two classes or more.*got \['low'\]"),
         ([("a", "good"), ("b", "")], {}, "each with a name of its own"),
         ([("a", 0.0), ("b", 1.0)], {}, "write classes as whole numbers or names"),
-        ([("a", 0.5), ("b", 1.0)], {"class_names": ["bad", "good"]}, "no classes to name"),
+        (
+            [("a", 0.5), ("b", "NA")],
+            {},
+            r"row 2: label 'NA' must be a finite number.*--class_names",
+        ),
+        ([("a", 0.5), ("b", 1e39)], {}, "row 2: label .* must be a finite number"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, train, options, message):

@@ -276,6 +276,7 @@ def test_a_state_of_another_model_or_batch_is_refused(batches):
         (make(hidden_size=16), "hidden_size 32, but this one has 16"),
         (make(num_hidden_layers=3), "12 neurons, which are not the 18"),
         (make(nonlinearity="step"), "nonlinearity='step'"),
+        (make(burst=2), "burst=2"),
         (make(num_labels=3), r"timestep_logits must be \[8, 1, 3\], got \(8, 1, 2\)"),
     ):
         with pytest.raises(ValueError, match=message):

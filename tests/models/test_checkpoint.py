@@ -45,7 +45,7 @@ def test_a_newer_format_is_refused_with_advice_even_if_its_fields_are_unknown(mo
     model.save_pretrained(tmp_path)
     edit(tmp_path, spikenlp_format=checkpoint.FORMAT + 1, neuron="one of tomorrow")
     for load in (SpikingBertModel, AutoModelForSequenceClassification):
-        with pytest.raises(ValueError, match=r"format 2.*up to format 1.*pip install --upgrade"):
+        with pytest.raises(ValueError, match=r"format 3.*up to format 2.*pip install --upgrade"):
             load.from_pretrained(tmp_path)
 
 
@@ -56,6 +56,17 @@ def test_a_checkpoint_from_before_versions_loads_as_it_is(model, batches, tmp_pa
     loaded = SpikingBertForSequenceClassification.from_pretrained(tmp_path)
     assert loaded.config.spikenlp_format == checkpoint.FORMAT
     assert torch.equal(loaded(**batches[0]).logits, model(**batches[0]).logits)
+
+
+def test_a_checkpoint_from_before_bursts_has_none(model, batches, tmp_path):
+    model.save_pretrained(tmp_path)
+    edit(tmp_path, spikenlp_format=1, burst=None)
+    loaded = SpikingBertForSequenceClassification.from_pretrained(tmp_path)
+    assert loaded.config.burst == 1
+    assert SpikingBertConfig.from_pretrained(tmp_path, burst=2).burst == 2
+    edit(tmp_path, spikenlp_format=2)
+    with pytest.raises(ValueError, match="config has no burst"):
+        SpikingBertConfig.from_pretrained(tmp_path)
 
 
 def test_older_formats_migrate_step_by_step_or_say_why_not(model, tmp_path, monkeypatch):
@@ -69,7 +80,7 @@ def test_older_formats_migrate_step_by_step_or_say_why_not(model, tmp_path, monk
     monkeypatch.setattr(checkpoint, "FORMAT", 3)
     migrations = {0: lambda config: config, 1: rename, 2: lambda config: {**config, "beta": 0.25}}
     monkeypatch.setattr(checkpoint, "MIGRATIONS", migrations)
-    edit(tmp_path, num_timesteps=None, steps=7)
+    edit(tmp_path, spikenlp_format=1, num_timesteps=None, steps=7)
     config = SpikingBertConfig.from_pretrained(tmp_path)
     assert (config.num_timesteps, config.beta, config.spikenlp_format) == (7, 0.25, 3)
     monkeypatch.setitem(migrations, 2, give_up)
