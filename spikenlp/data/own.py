@@ -114,6 +114,8 @@ def read_separated(path: Path, label_column: str) -> Dataset:
         table = pandas.read_csv(
             path, dtype=str, keep_default_na=False, index_col=False, **SEPARATED[path.suffix]
         )
+    if table.empty:
+        raise ValueError("it has no rows")
     columns: dict[str, list[Any]] = {name: table[name].tolist() for name in table.columns}
     if label_column in columns:
         columns[label_column] = [label.strip() for label in columns[label_column]]

@@ -150,9 +150,7 @@ class PublishingTrainer(Trainer):
         copy = tempfile.mkdtemp()
         job = None
         try:
-            names = stage(folder, copy, also)
-            if not any(name.endswith(".safetensors") for name in names):
-                raise ValueError(f"{folder} has no weights to push (*.safetensors)")
+            stage(folder, copy, also)
             job = upload(
                 copy,
                 self.hub_model_id,

@@ -403,7 +403,7 @@ def test_classes_whose_names_are_numbers_are_read_one_way(given, expected):
             [],
             "row 2: label 'good' is none of .*'dull', 'fine'",
         ),
-        ("a.csv", "text,label\na,2\n", [], "row 1: label 2 is none of"),
+        ("a.csv", "text,label\na,2\n", [], "row 1: label '2' is none of"),
         ("a.jsonl", '{"text": null, "label": 1}\n', [], "row 1 has no 'text'"),
         ("a.csv", "text,label\na,0\n", ["--data_dir", "x"], "belong to --task_name"),
         ("a.csv", "text,label\na,0\n", ["--text_columns", "a", "b", "c"], "takes one or two"),

@@ -65,7 +65,7 @@ def test_a_folder_without_weights_is_not_pushed(tmp_path):
     trainer = train(tmp_path / "run", make_model())
     trainer.hub_model_id = "who/what"
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="has no weights to push"):
+    with pytest.raises(ValueError, match=r"has no weights in \.safetensors"):
         trainer._upload(tmp_path / "empty", None, True)
 
 
