@@ -394,14 +394,10 @@ def limited(n: Tensor, total: Tensor | None, step: float | Tensor, ternary: bool
 
 def keep_burst(z: Tensor, n: Tensor, burst: int, ternary: bool, dtype: torch.dtype) -> Tensor:
     """Membrane potential `z`, in amplitudes, in `dtype`, which still rounds to `n`."""
-    size = n.abs()
-    below = (size + 0.5) * (1 - torch.finfo(dtype).eps / 2)  # the number of `dtype` before it
-    below = torch.where(size < burst, below, math.inf)
-    silent = z.clamp_max(below)
-    if ternary:
-        silent = silent.clamp_min(-below)
-    fired = n.sign() * (n.sign() * z).clamp_min(size - 0.5).clamp_max(below)
-    return torch.where(n == 0, silent, fired).to(dtype)
+    below = (n.abs() + 0.5) * (1 - torch.finfo(dtype).eps / 2)  # the number of `dtype` before it
+    below = torch.where(n.abs() < burst, below, math.inf)
+    z = z.clamp_max(below)
+    return (z.clamp_min(-below) if ternary else z).to(dtype)
 
 
 def rounding_forward(

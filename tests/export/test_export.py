@@ -253,6 +253,16 @@ def test_a_program_is_made_whatever_the_model_returns(return_dict, tmp_path):
     assert export(model, tmp_path / "model.pt2", "torch").samples == 4
 
 
+@pytest.mark.parametrize(("burst", "ternary"), [(3, True), (2, False)])
+def test_bursts_are_exported(burst, ternary, tmp_path):
+    pytest.importorskip("onnxscript", reason="extra `export` is not installed")
+    pytest.importorskip("onnxruntime", reason="extra `export` is not installed")
+    torch.manual_seed(0)
+    fields = {**ONE_LAYER, "burst": burst, "ternary": ternary, "num_timesteps": 3}
+    model = SpikingBertForSequenceClassification(SpikingBertConfig(**fields)).eval()
+    assert export(model, tmp_path / "model.onnx", "onnx").samples == 4
+
+
 def test_half_precision_is_exported_as_a_program_and_refused_as_onnx(tmp_path):
     torch.manual_seed(0)
     config = SpikingVGGConfig(hidden_sizes=[4], depths=[1], image_size=8, num_timesteps=2)

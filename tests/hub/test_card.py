@@ -242,6 +242,9 @@ def test_results_of_another_model_are_refused(model):
     other = changed(config={"num_timesteps": 4})
     with pytest.raises(ValueError, match="num_timesteps=4, this one has 2"):
         model_card(model, other, name="x")
+    model.config.burst = 3
+    with pytest.raises(ValueError, match="burst=1, this one has 3"):
+        model_card(model, changed(config={"num_timesteps": 2}), name="x")
     with pytest.raises(ValueError, match=r"accuracy at steps \[1, 3\]"):
         by_step({"accuracy_t1": 0.1, "accuracy_t3": 0.2})
 
