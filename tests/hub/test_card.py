@@ -238,11 +238,11 @@ def test_the_licence_is_ours_only_for_what_started_from_scratch(model):
     assert licence(RESULTS, licence="mit") == "mit"
 
 
-def test_results_of_another_model_are_refused(model):
+def test_results_of_another_model_are_refused(model, monkeypatch):
     other = changed(config={"num_timesteps": 4})
     with pytest.raises(ValueError, match="num_timesteps=4, this one has 2"):
         model_card(model, other, name="x")
-    model.config.burst = 3
+    monkeypatch.setattr(model.config, "burst", 3)
     with pytest.raises(ValueError, match="burst=1, this one has 3"):
         model_card(model, changed(config={"num_timesteps": 2}), name="x")
     with pytest.raises(ValueError, match=r"accuracy at steps \[1, 3\]"):
