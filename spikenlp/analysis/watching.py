@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from spikenlp.models.over_time import increments
 from spikenlp.models.spiking_bert import SpikingBertForSequenceClassification
 from spikenlp.neurons import NeuronState, RoundingIF
-from spikenlp.neurons.dynamics import floored, sent_amplitude
+from spikenlp.neurons.dynamics import floored
 from spikenlp.neurons.modules import SpikingNeuron
+from spikenlp.neurons.rounding import sent_amplitude
 from spikenlp.neurons.streaming import carrier_of
 
 TOLERANCE = 0.1

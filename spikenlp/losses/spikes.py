@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from spikenlp.neurons import SpikingNeuron
 from spikenlp.neurons.collapsed import collapsed_of_state
 from spikenlp.neurons.compilation import run_compiled
-from spikenlp.neurons.dynamics import floored, grad_of_currents, kept_spikes, level_of
+from spikenlp.neurons.dynamics import floored, grad_of_currents, spike_function
 from spikenlp.neurons.first_order import first_order
 from spikenlp.neurons.linear import record_of
+from spikenlp.neurons.rounding import kept_spikes, level_of, rounding_of_state
 
 
 def spikes_per_neuron(sent: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -139,11 +140,8 @@ def _options(record: Any) -> dict[str, Any]:
     options = {k: v for k, v in record.options.items() if k != "out_dtype"}
     if record.again is collapsed_of_state:
         return {"running": False, "threshold": None, "burst": 1, **options}
-    return {
-        "steps": 1,
-        "threshold": 0.5 if options.pop("rounding") else 1.0,
-        **options,
-    }
+    threshold = 0.5 if record.again is rounding_of_state else 1.0
+    return {"steps": 1, "threshold": threshold, "burst": 1, **options}
 
 
 def _levels(
@@ -152,7 +150,9 @@ def _levels(
     """Spikes of each step; of a collapsed neuron (no threshold) its level."""
     if threshold is None:
         return [level_of(z.float(), steps, ternary) for z in state.unbind(0)]
-    return kept_spikes(state, threshold, ternary, burst)
+    if threshold == 0.5:
+        return kept_spikes(state, ternary, burst)
+    return [spike_function(z.float(), threshold, ternary) for z in state.unbind(0)]
 
 
 def _count_forward(

@@ -19,15 +19,9 @@ import torch
 from torch import Tensor
 
 from spikenlp.neurons.compilation import run_compiled
-from spikenlp.neurons.dynamics import (
-    drop_bits,
-    floored,
-    kept_dtype,
-    level_of,
-    spike_dtype,
-    sum_to,
-)
+from spikenlp.neurons.dynamics import drop_bits, floored, kept_dtype, spike_dtype, sum_to
 from spikenlp.neurons.first_order import first_order
+from spikenlp.neurons.rounding import level_of
 
 LARGEST_BFLOAT16_STEPS = 126
 

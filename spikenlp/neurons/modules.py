@@ -19,16 +19,19 @@ from torch import Tensor, nn
 from spikenlp.neurons.collapsed import collapsed_of_state, collapsed_spike
 from spikenlp.neurons.dynamics import (
     floored,
-    integrate_and_round,
     reset_membrane,
-    rounding_spike,
-    sent_amplitude,
     spike,
     spike_dtype,
     spike_function,
     spikes_of_state,
 )
 from spikenlp.neurons.linear import remember
+from spikenlp.neurons.rounding import (
+    integrate_and_round,
+    rounding_of_state,
+    rounding_spike,
+    sent_amplitude,
+)
 from spikenlp.neurons.streaming import (
     NeuronState,
     carrier_of,
@@ -157,26 +160,6 @@ class SpikingNeuron(nn.Module):
         )
         return sent[None], state
 
-    def _remember(
-        self,
-        sent: Tensor,
-        state: Tensor | None,
-        amplitude: Tensor,
-        offset: Tensor | None,
-        running: bool,
-        *,
-        rounding: bool,
-    ) -> Tensor:
-        """`sent`, with the record from which a `SpikingLinear` after it makes it again."""
-        options = {
-            "rounding": rounding,
-            "ternary": self.ternary,
-            "burst": self.burst,
-            "running": running,
-            "out_dtype": sent.dtype,
-        }
-        return remember(sent, state, spikes_of_state, amplitude, offset, options)
-
     @property
     def alphabet(self) -> str:
         return alphabet(self.ternary, self.burst)
@@ -290,7 +273,8 @@ class IF(SpikingNeuron):
             state_dtype=self.state_dtype,
             out_dtype=spike_dtype(x),
         )
-        return self._remember(sent, kept, amplitude, None, running, rounding=False)
+        options = {"ternary": self.ternary, "running": running, "out_dtype": sent.dtype}
+        return remember(sent, kept, spikes_of_state, amplitude, None, options)
 
     def advance(
         self, x: Tensor, state: NeuronState, *, running: bool = False
@@ -396,7 +380,7 @@ class RoundingIF(SpikingNeuron):
         channels: one amplitude per channel (size of `channel_dim` of x, [T, ...]), or None.
         ternary: spikes {-1, 0, 1}; otherwise {0, 1}.
         burst: the most spikes of one time step, in [1, 16]. With more than one, what came too late is made up for at
-            once, and the total by step t stays what one a step could have sent (`spikenlp.neurons.dynamics`):
+            once, and the total by step t stays what one a step could have sent (`spikenlp.neurons.rounding`):
             the answer of a model of running means approaches that of its collapsed twin, at somewhat more
             spikes.
 
@@ -461,7 +445,13 @@ class RoundingIF(SpikingNeuron):
             burst=self.burst,
             state_dtype=self.state_dtype,
         )
-        return self._remember(sent, kept, amplitude, offset, running, rounding=True)
+        options = {
+            "ternary": self.ternary,
+            "burst": self.burst,
+            "running": running,
+            "out_dtype": sent.dtype,
+        }
+        return remember(sent, kept, rounding_of_state, amplitude, offset, options)
 
     def _collapsed(self, x: Tensor, amplitude: Tensor, offset: Tensor | None, steps: int) -> Tensor:
         if x.shape[0] != 1:

@@ -2,7 +2,7 @@
 
     x_t = input                                  a current
     x_t = t X_t - (t-1) X_{t-1}                  of running means X_t
-    u_t, s_t, v_t                                as in `spikenlp.neurons.dynamics`
+    u_t, s_t, v_t                                as in `spikenlp.neurons.dynamics` and `rounding`
     output = alpha s_t, or the mean of those of steps 1 ... t
 
 The arithmetic is that of the multi-step loops, operation by operation: T steps one at a time give
@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from spikenlp.neurons.compilation import MIN_COMPILED_NUMEL, run_compiled
 from spikenlp.neurons.dynamics import (
     floored,
-    integrate_and_round,
     reset_membrane,
-    sent_amplitude,
     spike_function,
 )
+from spikenlp.neurons.rounding import integrate_and_round, sent_amplitude
 
 
 class NeuronState(NamedTuple):
