@@ -301,7 +301,7 @@ def _memory(counted: EnergyReport) -> dict[str, float]:
 
 
 def _spikes_per_neuron(sent: Sequence[Sent]) -> float:
-    spikes = sum(int(s.spikes().abs().sum(dtype=torch.float64)) for s in sent)
+    spikes = sum(int(s.spikes().nan_to_num().abs().sum(dtype=torch.float64)) for s in sent)
     return spikes / max(sum(int(s.sites().sum()) * s.channels() for s in sent), 1)
 
 

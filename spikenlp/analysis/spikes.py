@@ -105,7 +105,7 @@ class SpikeMonitor:
     def _count(self, sent: Sent) -> None:
         channel = sent.neuron.channel_dim % sent.levels.dim()
         others = [d for d in range(1, sent.levels.dim()) if d != channel]
-        spikes = sent.spikes()
+        spikes = sent.spikes().nan_to_num()  # of a NaN no whole number can be made
         positive, negative = (
             (of_sign.sum(others, dtype=torch.int64) if others else of_sign.long()).cpu()
             for of_sign in (spikes.clamp_min(0), -spikes.clamp_max(0))

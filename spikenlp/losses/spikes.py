@@ -139,32 +139,30 @@ def _with_gradient(
 def _options(record: Any) -> dict[str, Any]:
     options = {k: v for k, v in record.options.items() if k != "out_dtype"}
     if record.again is collapsed_of_state:
-        return {"running": False, "threshold": None, "burst": 1, **options}
-    threshold = 0.5 if record.again is rounding_of_state else 1.0
-    return {"steps": 1, "threshold": threshold, "burst": 1, **options}
+        return {"kind": "collapsed", "running": False, "burst": 1, **options}
+    kind = "rounding" if record.again is rounding_of_state else "classic"
+    return {"kind": kind, "steps": 1, "burst": 1, **options}
 
 
-def _levels(
-    state: Tensor, threshold: float | None, steps: int, ternary: bool, burst: int
-) -> list[Tensor]:
-    """Spikes of each step; of a collapsed neuron (no threshold) its level."""
-    if threshold is None:
+def _levels(state: Tensor, kind: str, steps: int, ternary: bool, burst: int) -> list[Tensor]:
+    """Spikes of each step; of a collapsed neuron its level."""
+    if kind == "collapsed":
         return [level_of(z.float(), steps, ternary) for z in state.unbind(0)]
-    if threshold == 0.5:
+    if kind == "rounding":
         return kept_spikes(state, ternary, burst)
-    return [spike_function(z.float(), threshold, ternary) for z in state.unbind(0)]
+    return [spike_function(z.float(), 1.0, ternary) for z in state.unbind(0)]
 
 
 def _count_forward(
     state: Tensor,
     mask: Tensor | None,
     *,
-    threshold: float | None,
+    kind: str,
     steps: int,
     ternary: bool,
     burst: int,
 ) -> Tensor:
-    levels = _levels(state, threshold, steps, ternary, burst)
+    levels = _levels(state, kind, steps, ternary, burst)
     count = sum((level.abs() for level in levels[1:]), levels[0].abs())
     return count if mask is None else count * mask
 
@@ -175,7 +173,7 @@ def _count_backward(
     mask: Tensor | None,
     amplitude: Tensor,
     *,
-    threshold: float | None,
+    kind: str,
     steps: int,
     ternary: bool,
     burst: int,
@@ -185,7 +183,7 @@ def _count_backward(
     weight = grad * steps / floored(amplitude)
     if mask is not None:
         weight = weight * mask
-    levels = _levels(state, threshold, steps, ternary, burst)
+    levels = _levels(state, kind, steps, ternary, burst)
     # The count of binary spikes is linear in what is sent: silent steps have a gradient as well.
     signs = [level.sign() if ternary else torch.ones_like(level) for level in levels]
     return grad_of_currents([weight * sign for sign in signs], False, running, dtype)

@@ -2,8 +2,9 @@
 
 The case beta = 1, v_th = alpha / 2, reset by alpha of `spikenlp.neurons.dynamics`, with a straight-through
 gradient. It sends what it subtracts, so its mean output over T steps is its mean input rounded to 2T + 1
-levels (binary: T + 1), a first-order sigma-delta modulator. Its gradient is local in time. One spike a step may
-come too late, where the current changes; in bursts of up to b (Li & Zeng, IJCAI 2022) it is made up for:
+levels (binary: T + 1), a first-order sigma-delta modulator. With one spike a step its gradient is local in time. One
+spike a step may come too late, where the current changes; in bursts of up to b (Li & Zeng, IJCAI 2022) it is made
+up for:
 
     n_t = u_t / alpha to the nearest whole number, within [-b, b]; binary [0, b]
     s_t = n_t as far as S_t = s_1 + ... + s_t stays within [-t, t]; binary [0, t]
@@ -170,7 +171,7 @@ def rounding_backward(
     grad_currents, grad_amplitude = backward(state, grad_sent, ternary, burst)
     grad_offset = torch.zeros_like(grad_amplitude)
     for of_current, of_sent in zip(grad_currents, grad_sent, strict=True):
-        grad_offset = grad_offset + of_current - of_sent
+        grad_offset = grad_offset + (of_current - of_sent)
     return (
         grad_of_currents(grad_currents, constant, running, x_dtype),
         grad_amplitude if needs_amplitude else None,

@@ -81,6 +81,15 @@ def test_each_spike_of_a_burst_counts(ternary):
     assert watch(neuron, torch.full((4, 2, 6), 50.0))[""].saturated == 1
 
 
+def test_nan_is_no_spike():
+    model, x = (
+        nn.Sequential(RoundingIF(4), SpikingLinear(4, 2)),
+        torch.full((4, 3, 4), float("nan")),
+    )
+    assert watch(model, x)["0"].rate == 0
+    assert energy_report(model, x).spikes_per_neuron == 0
+
+
 def test_the_channels_of_a_convolution():
     neuron = LIF(channels=3, channel_dim=2)
     counts = watch(neuron, 3 * torch.rand(4, 2, 3, 5, 5))[""]

@@ -358,6 +358,18 @@ def test_dead_and_saturated_layers_are_reported_once_with_advice(tmp_path, caplo
     assert dead in caplog.text
 
 
+def test_bursts_are_not_taken_for_saturation(tmp_path):
+    model = make_model()
+    for neuron in (m for m in model.modules() if isinstance(m, SpikingNeuron)):
+        neuron.burst = 2
+        torch.nn.init.constant_(neuron.amplitude, 1e-6)
+    watchdog = FiringRateWatchdog(every=1)
+    options = {"neuron_learning_rate": 0.0, "learning_rate": 0.0, "max_steps": 1}
+    trainer_of(tmp_path, model, [watchdog], **options).train()
+    assert max(watchdog.rates.values()) > 0.99
+    assert not any("saturated" in report for report in watchdog.reports)
+
+
 def test_steps_that_settled_samples_do_not_run_make_no_layer_dead(tmp_path):
     options = {"neuron_learning_rate": 0.0, "learning_rate": 0.0, "max_steps": 1}
     model = make_model(

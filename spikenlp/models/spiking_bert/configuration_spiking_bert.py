@@ -41,7 +41,8 @@ class SpikingBertConfig(SpikingConfig):
         ternary: spikes {-1, 0, 1}, else {0, 1}; True, and False for "spikingbert".
         burst: the most spikes of a rounding neuron in one time step, in [1, 16]: with more than one it makes up for
             spikes that came too late, and with ternary spikes and running means the model over time approaches its
-            collapsed twin. Amplitudes do not depend on it: a checkpoint may be loaded with another.
+            collapsed twin. Amplitudes do not depend on it: a checkpoint may be loaded with another
+            (`from_pretrained(path, burst=3)`); of a loaded model it stays what it is.
         nonlinearity: "running": softmax attention, GELU, LayerNorm and tanh act on the running mean
             of their input; "step": on each step. See `spikenlp.models.over_time`.
         gradient: "bptt": through the unrolled time steps. "implicit" ("spikingbert" alone, and its
